@@ -1,0 +1,35 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests. Each installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= runs
+
+.PHONY: demo test lint unit integration table clean
+
+demo: $(INSTALLED)
+	$(BIN)/segbench run +experiment=demo out=$(OUT)
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(INSTALLED)
+	$(BIN)/python -m pytest tests/integration
+
+# the folder is made and filled in one go: a broken install is begun again
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; give one with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build

@@ -1,0 +1,47 @@
+"""Round to nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from segquant.core import (
+    Bits,
+    Calibration,
+    LayerRecipe,
+    QuantizationReport,
+    StatisticsNeeds,
+    quantize_layers,
+)
+
+
+@dataclass(kw_only=True)
+class RoundToNearest:
+    """Scales from the largest magnitude, codes to nearest; nothing else.
+
+    The row that the SegQuant paper's tables call Q-Diffusion is this, on a calibration set of
+    uniformly spaced timesteps, with per-tensor scales.
+    """
+
+    sample_rows: int = 256  # rows per layer on which the reported error is measured
+
+    def needs(self) -> StatisticsNeeds:
+        return StatisticsNeeds(rows=self.sample_rows)
+
+    def unsupported(self, bits: Bits) -> str | None:
+        return None
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        return quantize_layers(
+            denoiser,
+            calibration=calibration,
+            bits=bits,
+            recipe=LayerRecipe(),
+            elements=["range from the largest magnitude", "rounding to nearest"],
+        )
+
+    def corrector(self, *, calibration: Calibration) -> None:
+        return None

@@ -1,0 +1,65 @@
+"""SmoothQuant with alpha searched for each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from segquant.core import (
+    Bits,
+    Calibration,
+    LayerRecipe,
+    QuantizationReport,
+    SmoothingMode,
+    SmoothingSettings,
+    StatisticsNeeds,
+    quantize_layers,
+)
+
+
+@dataclass(kw_only=True)
+class SmoothSearch:
+    """SmoothQuant whose alpha minimises each layer's output error, from the statistics alone.
+
+    `alpha = argmin ||X W^T - Q(X / s) Q(W s)^T||^2` over a grid with both its ends, and "no
+    smoothing". Source: SmoothQuant (arXiv 2211.10438) for the factors; the search is what the
+    SegQuant paper (arXiv 2507.14811) calls Smooth+. What exactly is minimised:
+    `segquant.core.smoothing`.
+    """
+
+    alpha_min: float = 0.0
+    alpha_max: float = 1.0
+    alpha_step: float = 0.1
+    include_none: bool = True  # "no smoothing" among the candidates; the authors' code has none
+    use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
+    sample_rows: int = 256  # rows per layer on which the candidates are compared
+
+    def needs(self) -> StatisticsNeeds:
+        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram)
+
+    def unsupported(self, bits: Bits) -> str | None:
+        return None
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        smoothing = SmoothingSettings(
+            mode=SmoothingMode.search,
+            alpha_min=self.alpha_min,
+            alpha_max=self.alpha_max,
+            alpha_step=self.alpha_step,
+            include_none=self.include_none,
+            use_gram=self.use_gram,
+        )
+        return quantize_layers(
+            denoiser,
+            calibration=calibration,
+            bits=bits,
+            recipe=LayerRecipe(smoothing=smoothing),
+            elements=["smoothing of every Linear, alpha searched", "rounding to nearest"],
+            left_out=["factors folded into the previous operation: they are applied at run time"],
+        )
+
+    def corrector(self, *, calibration: Calibration) -> None:
+        return None

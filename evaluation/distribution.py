@@ -1,0 +1,263 @@
+"""Frechet and kernel distances between two sets of images.
+
+Images are read and resized by clean-fid's own code (`mode="clean"`: PIL bicubic with antialias to
+299x299). The features come from an extractor that the caller names; metric names carry that name,
+since distances from different extractors or resizers cannot be compared.
+
+Shapes: N images of one set, M of the other, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.clip import Evaluator, normalize_batch
+from evaluation.images import check_ids
+from evaluation.records import Metric, MetricUnavailable
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Extractor = Callable[[torch.Tensor], torch.Tensor]
+
+INCEPTION_NAME = "inception-2015-12-05.pt"
+KID_SUBSETS = 100
+KID_MAX_SUBSET_SIZE = 1000
+SPREAD_RESAMPLES = 200
+WIDEST_RESAMPLED_FEATURES = 256  # beyond this a Frechet distance is too dear to repeat
+SPREAD_KIND = "sd"
+_BATCH = 32
+_MODE = "clean"
+
+
+def evaluator_extractor(evaluator: Evaluator) -> Extractor:
+    """The evaluator's image tower as clean-fid wants it: float [0, 255] (N, 3, 299, 299) in."""
+
+    def extract(batch: torch.Tensor) -> torch.Tensor:
+        images = normalize_batch(evaluator, batch.to(evaluator.device) / 255)
+        features: torch.Tensor = evaluator.model.encode_image(images)  # not unit length, as usual
+        return features.float()
+
+    return extract
+
+
+def inception_extractor(folder: Path | str, *, sha256: str | None = None) -> Extractor:
+    """The Inception network of StyleGAN2-ADA, as clean-fid uses it, from a folder on disk.
+
+    Raises:
+        MetricUnavailable: the file is not there; no download is tried.
+        ValueError: the file's sha256 is not the configured one.
+    """
+    path = Path(folder) / INCEPTION_NAME
+    if not path.is_file():
+        raise MetricUnavailable(f"the Inception features need {path}; put the file there")
+    if sha256 is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256.lower():
+            raise ValueError(f"{path}: sha256 is {found}, expected {sha256}; fetch the file again")
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    network = InceptionV3W(str(folder), download=False).eval()
+
+    def extract(batch: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = network(batch)
+        return features
+
+    return extract
+
+
+def folder_features(folder: Path | str, *, ids: Sequence[str], extractor: Extractor) -> Array:
+    """Features of the images of `ids`, row i for ids[i], float64 (N, D).
+
+    clean-fid reads the list of files in the order given; the folder must hold these and no others.
+    """
+    from cleanfid import fid
+
+    check_ids(folder, ids)
+    files = [str(Path(folder) / f"{name}.png") for name in ids]
+    features = fid.get_files_features(
+        files,
+        extractor,
+        num_workers=0,
+        batch_size=_BATCH,
+        device=torch.device("cpu"),
+        mode=_MODE,
+        verbose=False,
+    )
+    array: Array = np.asarray(features, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{folder}: the extractor gave NaN or infinite features")
+    return array
+
+
+def frechet_distance(a_ND: Array, b_MD: Array) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features; 0 or more.
+
+    With centred A/sqrt(N-1) and B/sqrt(M-1), Tr sqrt(Ca Cb) is the sum of the singular values of
+    A B^T: exact, without a square root of a singular matrix. QR keeps it D x D when N exceeds D.
+
+    Source: Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+    """
+    _check_features(a_ND, b_MD)
+    if np.array_equal(a_ND, b_MD):
+        return 0.0
+    root_a, root_b = _covariance_root(a_ND), _covariance_root(b_MD)
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    shift = a_ND.mean(axis=0) - b_MD.mean(axis=0)
+    distance = shift @ shift + (root_a**2).sum() + (root_b**2).sum() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def frechet_distance_gaussians(
+    mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array
+) -> float:
+    """Frechet distance of two Gaussians given by their moments; 0 or more.
+
+    Source: Dowson and Landau 1982; Tr sqrt(Ca Cb) = Tr sqrt(Ca^1/2 Cb Ca^1/2).
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    middle = np.linalg.eigvalsh(root @ covariance_b @ root)
+    shift = mean_a - mean_b
+    cross = np.sqrt(middle.clip(min=0)).sum()
+    distance = shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    return max(0.0, float(distance))
+
+
+def kernel_distance(
+    a_ND: Array,
+    b_MD: Array,
+    *,
+    seed: int,
+    subsets: int = KID_SUBSETS,
+    max_subset_size: int = KID_MAX_SUBSET_SIZE,
+) -> float:
+    """Kernel distance with k(x, y) = (x.y / D + 1)^3, as clean-fid defines it, seeded.
+
+    The estimator is unbiased, so near 0 it may be negative, and for identical sets it is.
+    Subsets are drawn as clean-fid does after `numpy.random.seed(seed)`.
+
+    Source: Binkowski et al. 2018 (arXiv:1801.01401), eq. 4.
+    """
+    _check_features(a_ND, b_MD)
+    size = min(len(a_ND), len(b_MD), max_subset_size)
+    if size == len(a_ND) == len(b_MD):  # every subset is the whole: one is enough
+        return _squared_mmd(a_ND, b_MD)
+    generator = np.random.RandomState(seed)
+    total = 0.0
+    for _ in range(subsets):
+        b = b_MD[generator.choice(len(b_MD), size, replace=False)]
+        a = a_ND[generator.choice(len(a_ND), size, replace=False)]
+        total += _squared_mmd(a, b)
+    return total / subsets
+
+
+def spread(
+    distance: Callable[[Array, Array], float],
+    a_ND: Array,
+    b_MD: Array,
+    *,
+    seed: int,
+    paired: bool,
+    resamples: int = SPREAD_RESAMPLES,
+) -> float:
+    """Standard deviation of a distance over random halves of both sets.
+
+    Halves are drawn without replacement: the variance of a mean over a half, given the data, is
+    that of the mean over the whole, and no image meets its own copy, which would bias a kernel
+    distance. `paired` takes the same rows of both sets (same prompts).
+    """
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        rows_a = generator.permutation(len(a_ND))[: max(2, len(a_ND) // 2)]
+        rows_b = rows_a if paired else generator.permutation(len(b_MD))[: max(2, len(b_MD) // 2)]
+        values.append(distance(a_ND[rows_a], b_MD[rows_b]))
+    return float(np.std(values, ddof=1))
+
+
+def distribution_metrics(
+    a_ND: Array,
+    b_MD: Array,
+    *,
+    prefix: str,
+    against: str,
+    paired: bool,
+    seed: int,
+    resamples: int = SPREAD_RESAMPLES,
+) -> dict[str, Metric]:
+    """`fid_{prefix}_{against}` and `kid_{prefix}_{against}` with their spread as sd.
+
+    Args:
+        prefix: the name of the feature extractor, such as "shapes" or "inception".
+        against: "dataset" or "reference".
+    """
+    check_prefix(prefix)
+    if against not in ("dataset", "reference"):
+        raise ValueError(f"against={against!r}; allowed are 'dataset' and 'reference'")
+    size = f"n={len(a_ND)} against {len(b_MD)}"
+    fid_resamples = resamples if a_ND.shape[1] <= WIDEST_RESAMPLED_FEATURES else 0
+    distances: tuple[tuple[str, Callable[[Array, Array], float], int, str], ...] = (
+        ("fid", frechet_distance, fid_resamples, f"biased upwards at small n; {size}"),
+        (
+            "kid",
+            lambda a, b: kernel_distance(a, b, seed=seed),
+            resamples,
+            f"unbiased: may be below 0, and is for identical sets; {size}",
+        ),
+    )
+    metrics = {}
+    for name, distance, repeats, note in distances:
+        value = distance(a_ND, b_MD)
+        sd = None
+        if repeats > 1 and min(len(a_ND), len(b_MD)) >= 4:
+            sd = spread(distance, a_ND, b_MD, seed=seed, paired=paired, resamples=repeats)
+        metrics[f"{name}_{prefix}_{against}"] = Metric(
+            value=value,
+            higher_is_better=False,
+            n=len(a_ND),
+            against=against,
+            standard_error=sd,
+            interval=None if sd is None else [value - sd, value + sd],
+            interval_kind="" if sd is None else SPREAD_KIND,
+            note=f"features: {prefix}; {note}",
+        )
+    return metrics
+
+
+def check_prefix(prefix: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*", prefix):
+        raise ValueError(
+            f"prefix={prefix!r}: name the feature extractor in lower-case letters and digits, such "
+            "as 'shapes' or 'inception'; a bare FID is never reported"
+        )
+
+
+def _covariance_root(features: Array) -> Array:
+    """R with R^T R = covariance, at most D rows."""
+    root = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    if root.shape[0] > root.shape[1]:
+        return np.asarray(np.linalg.qr(root, mode="r"), dtype=np.float64)
+    return np.asarray(root, dtype=np.float64)
+
+
+def _squared_mmd(a: Array, b: Array) -> float:
+    size, width = a.shape
+    within = (a @ a.T / width + 1) ** 3 + (b @ b.T / width + 1) ** 3
+    across = (a @ b.T / width + 1) ** 3
+    off_diagonal = (within.sum() - np.trace(within)) / (size * (size - 1))
+    return float(off_diagonal - 2 * across.sum() / size**2)
+
+
+def _check_features(a: Array, b: Array) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"features of shape {a.shape} and {b.shape}; give (N, D) and (M, D) with at least "
+            "2 images each"
+        )

@@ -1,0 +1,274 @@
+"""Pictures to look at: the same prompts under each method, and a chart of one metric."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFont
+
+from evaluation.images import write_png
+from evaluation.records import Metric, Record
+
+DIFFERENCE_GAIN = 8
+CELL_SIDE = 128  # smaller images are enlarged by a whole factor to about this many pixels
+_GAP = 6
+_FONT_SIZE = 14
+_LINE_HEIGHT = 18
+_CAPTION_LINES = 5
+_LABEL_WIDTH_MAX = 260
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (110, 110, 110)
+_POINT_SIZE_INCHES = 0.35
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(kw_only=True)
+class _Layout:
+    label_width: int
+    caption_height: int
+    cell_width: int
+    cell_height: int
+    columns: int
+
+    def origin(self, row: int, column: int) -> tuple[int, int]:
+        x = _GAP + self.label_width + _GAP + column * (self.cell_width + _GAP)
+        y = _GAP + self.caption_height + _GAP + row * (self.cell_height + _GAP)
+        return x, y
+
+    def size(self, rows: int) -> tuple[int, int]:
+        return self.origin(rows, self.columns)
+
+
+def contact_sheet(
+    rows: Mapping[str, Path | str],
+    ids: Sequence[str],
+    prompts: Mapping[str, str],
+    reference_label: str,
+    out_path: Path | str,
+    *,
+    gain: int = DIFFERENCE_GAIN,
+    cell_side: int = CELL_SIDE,
+) -> tuple[int, int]:
+    """One column a prompt, one row a method, then each method's difference to the reference.
+
+    Args:
+        rows: label to folder of `{id}.png`, in the order in which they are drawn; labels are wrapped.
+        ids: the prompts to show; folders may hold more.
+        reference_label: the row that the differences are taken against.
+        gain: |image - reference| is multiplied by this, so that small differences can be seen.
+
+    Returns:
+        Width and height in pixels of the PNG written to `out_path`.
+    """
+    _check_request(rows, ids=ids, prompts=prompts, reference_label=reference_label)
+    pictures = {
+        label: [_read(Path(folder) / f"{name}.png") for name in ids]
+        for label, folder in rows.items()
+    }
+    reference = pictures[reference_label]
+    lines = dict(pictures)
+    for label, images in pictures.items():
+        if label != reference_label:
+            title = f"|{label} - {reference_label}| x {gain}"
+            lines[title] = [
+                _difference(image, other, gain=gain)
+                for image, other in zip(images, reference, strict=True)
+            ]
+    font = ImageFont.load_default(_FONT_SIZE)
+    layout = _plan(lines, reference=reference, cell_side=cell_side, font=font)
+    sheet = Image.new("RGB", layout.size(len(lines)), _WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(ids):
+        x, _ = layout.origin(0, column)
+        text = _wrap(prompts[name], font=font, width=layout.cell_width, lines=_CAPTION_LINES)
+        _write_bottom(draw, text, x=x, bottom=_GAP + layout.caption_height, font=font)
+    for row, (label, images) in enumerate(lines.items()):
+        _draw_row(sheet, draw, label=label, images=images, row=row, layout=layout, font=font)
+    write_png(out_path, sheet)
+    return sheet.size
+
+
+def _check_request(
+    rows: Mapping[str, Path | str],
+    *,
+    ids: Sequence[str],
+    prompts: Mapping[str, str],
+    reference_label: str,
+) -> None:
+    if not ids:
+        raise ValueError("a contact sheet needs at least one prompt id")
+    if reference_label not in rows:
+        raise ValueError(
+            f"reference_label={reference_label!r} is no row; the rows are {', '.join(rows)}"
+        )
+    unknown = [name for name in ids if name not in prompts]
+    if unknown:
+        raise ValueError(f"no prompt for the ids {', '.join(unknown[:5])}")
+
+
+def _read(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such image; the contact sheet shows every id in every row")
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _difference(image: Image.Image, reference: Image.Image, *, gain: int) -> Image.Image:
+    if image.size != reference.size:
+        raise ValueError(f"images of {image.size} and {reference.size} pixels; sizes must be equal")
+    difference = np.asarray(ImageChops.difference(image, reference), dtype=np.int64)
+    return Image.fromarray((difference * gain).clip(0, 255).astype(np.uint8))
+
+
+def _plan(
+    lines: Mapping[str, Sequence[Image.Image]],
+    *,
+    reference: Sequence[Image.Image],
+    cell_side: int,
+    font: Font,
+) -> _Layout:
+    width, height = reference[0].size
+    scale = _scale(max(width, height), cell_side=cell_side)
+    widest = max(font.getlength(label) for label in lines)
+    return _Layout(
+        label_width=min(_LABEL_WIDTH_MAX, math.ceil(widest)),
+        caption_height=_CAPTION_LINES * _LINE_HEIGHT,
+        cell_width=max(1, round(width * scale)),
+        cell_height=max(1, round(height * scale)),
+        columns=len(reference),
+    )
+
+
+def _scale(side: int, *, cell_side: int) -> float:
+    """A whole factor for small images, so that pixels stay square; large ones are reduced."""
+    return max(1, round(cell_side / side)) if side <= cell_side else cell_side / side
+
+
+def _draw_row(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    *,
+    label: str,
+    images: Sequence[Image.Image],
+    row: int,
+    layout: _Layout,
+    font: Font,
+) -> None:
+    _, y = layout.origin(row, 0)
+    most = max(1, layout.cell_height // _LINE_HEIGHT)
+    text = _wrap(label, font=font, width=layout.label_width, lines=most)
+    top = y + (layout.cell_height - len(text) * _LINE_HEIGHT) // 2
+    for index, line in enumerate(text):
+        draw.text((_GAP, top + index * _LINE_HEIGHT), line, fill=_BLACK, font=font)
+    size = (layout.cell_width, layout.cell_height)
+    for column, image in enumerate(images):
+        filter_ = Image.Resampling.NEAREST if image.width <= size[0] else Image.Resampling.LANCZOS
+        sheet.paste(image.resize(size, filter_), layout.origin(row, column))
+
+
+def _write_bottom(
+    draw: ImageDraw.ImageDraw, text: Sequence[str], *, x: int, bottom: int, font: Font
+) -> None:
+    for index, line in enumerate(text):
+        y = bottom - (len(text) - index) * _LINE_HEIGHT
+        draw.text((x, y), line, fill=_GREY, font=font)
+
+
+def _wrap(text: str, *, font: Font, width: int, lines: int) -> list[str]:
+    """Break at spaces, inside words that are too long; "..." where more than `lines` remain."""
+    wrapped: list[str] = []
+    current = ""
+    for word in text.split():
+        candidate = f"{current} {word}" if current else word
+        if font.getlength(candidate) <= width:
+            current = candidate
+            continue
+        if current:
+            wrapped.append(current)
+        while font.getlength(word) > width and len(word) > 1:
+            cut = next(
+                size
+                for size in range(len(word) - 1, 0, -1)
+                if size == 1 or font.getlength(word[:size]) <= width
+            )
+            wrapped.append(word[:cut])
+            word = word[cut:]
+        current = word
+    if current:
+        wrapped.append(current)
+    if len(wrapped) > lines:
+        last = wrapped[lines - 1]
+        while last and font.getlength(f"{last}...") > width:
+            last = last[:-1]
+        wrapped = [*wrapped[: lines - 1], f"{last}..."]
+    return wrapped
+
+
+def metric_chart(
+    records: Sequence[Record],
+    *,
+    metric: str,
+    out_path: Path | str,
+    label: str = "",
+    log_scale: bool = False,
+) -> None:
+    """A dot with its interval for each record that has the metric, as PNG.
+
+    Infinite values cannot be drawn and are named in the title.
+    """
+    shown: list[tuple[str, Metric]] = []
+    left_out: list[tuple[str, Metric]] = []
+    for record in records:
+        found = record.metrics.get(metric)
+        if found is None or found.value is None:
+            continue
+        name = f"{record.method} {record.bits}"
+        (shown if math.isfinite(found.value) else left_out).append((name, found))
+    if not shown:
+        raise ValueError(f"no record has a finite {metric!r}; nothing can be drawn")
+    figure = _dots(shown, label=label or metric, log_scale=log_scale)
+    if left_out:
+        names = ", ".join(name for name, _ in left_out)
+        figure.axes[0].set_title(f"infinite, not drawn: {names}", fontsize=9)
+    _save_figure(figure, Path(out_path))
+
+
+def _dots(shown: Sequence[tuple[str, Metric]], *, label: str, log_scale: bool) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + _POINT_SIZE_INCHES * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for position, (_, metric) in enumerate(shown):
+        assert metric.value is not None
+        if metric.interval is not None:
+            axes.plot(metric.interval, [position, position], color="tab:blue", linewidth=2)
+        axes.plot([metric.value], [position], "o", color="tab:blue")
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+    axes.invert_yaxis()
+    kinds = sorted({metric.interval_kind or "no interval" for _, metric in shown})
+    axes.set_xlabel(f"{label} (bars: {', '.join(kinds)})")
+    if log_scale:
+        axes.set_xscale("log")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

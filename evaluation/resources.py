@@ -1,0 +1,181 @@
+"""What a run cost and where it ran: wall-clock seconds, peak memory, environment, UTC times."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "torchmetrics",
+    "clean-fid",
+    "open_clip_torch",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pillow",
+)
+_GIT_TIMEOUT_SECONDS = 10
+_RESET_PEAK_RSS = "5"  # what /proc/self/clear_refs wants in order to reset VmHWM
+
+
+@contextmanager
+def measure_seconds(seconds: MutableMapping[str, float], *, name: str) -> Iterator[None]:
+    """Add the wall-clock time of the block to `seconds[name]`, also when the block raises.
+
+    CUDA work that the block has only queued is waited for.
+    """
+    _synchronize()
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _synchronize()
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def reset_peak_memory() -> bool:
+    """Start the peak afresh; False where the kernel does not allow it (the peak is then of the
+    whole process).
+    """
+    torch = _torch_with_cuda()
+    if torch is not None:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK_RSS, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process since its start or the last reset."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_cuda_bytes() -> dict[str, int] | None:
+    """`allocated` and `reserved` peaks on the current device since the last reset; None without."""
+    torch = _torch_with_cuda()
+    if torch is None:
+        return None
+    return {
+        "allocated": int(torch.cuda.max_memory_allocated()),
+        "reserved": int(torch.cuda.max_memory_reserved()),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The peak that matters: allocated on the GPU where there is one, otherwise resident."""
+    cuda = peak_cuda_bytes()
+    return cuda["allocated"] if cuda is not None else peak_rss_bytes()
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_environment(
+    *, repository: Path | str | None = None, packages: Sequence[str] = PACKAGES
+) -> dict[str, Any]:
+    """Python, platform, processor, package versions, git commit of `repository`, device, threads.
+
+    A package that is not installed has the version None. Nothing here is part of a run's identity.
+    """
+    environment: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in packages},
+        "git": git_state(repository) if repository is not None else None,
+    }
+    return environment | _device()
+
+
+def git_state(repository: Path | str) -> dict[str, Any] | None:
+    """Commit and whether tracked or new files differ from it; None outside a git work tree."""
+    commit = _git(repository, "rev-parse", "HEAD")
+    status = _git(repository, "status", "--porcelain")
+    if commit is None or status is None:
+        return None
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def _git(repository: Path | str, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(repository), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device() -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = {"device": "cpu", "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found["device"] = properties.name
+        found["device_memory_bytes"] = properties.total_memory
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _torch_with_cuda() -> Any | None:
+    """torch, if it is imported and has a GPU in use: asking must not start CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch
+    return None
+
+
+def _synchronize() -> None:
+    torch = _torch_with_cuda()
+    if torch is not None:
+        torch.cuda.synchronize()

@@ -1,0 +1,205 @@
+"""Uncertainty: paired bootstrap over prompts, differences, Holm's correction, the noise floor.
+
+Every method sees the same prompts and the same noise, so the prompt is the unit that is resampled.
+Where a prompt has several seeds, average over its seeds first: the prompt is then the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.records import Metric
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+BOOTSTRAP95 = "bootstrap95"
+_CHUNK = 500  # resamples drawn at once: bounds the memory of the index matrix
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(kw_only=True)
+class Estimate:
+    """A mean over prompts with its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+
+
+@dataclass(kw_only=True)
+class Difference(Estimate):
+    """Mean of a minus b over prompts; `p_value` is two-sided, from the same resamples."""
+
+    p_value: float
+
+
+@dataclass(kw_only=True)
+class HolmResult:
+    p_value: float
+    adjusted: float
+    rejected: bool
+
+
+def bootstrap_mean(values: Any, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """Mean with a 95 % percentile interval over resampled prompts.
+
+    Infinities stay: a resample that holds one has an infinite mean, and a limit of the interval
+    is infinite when enough resamples are. Order statistics are used without interpolation, so that
+    no infinity turns into NaN. With infinities the standard error is NaN.
+
+    Source: Efron 1979, the percentile method.
+    """
+    values_N = _as_vector(values)
+    means = _resampled_means(values_N, seed=seed, resamples=resamples)
+    low, high = _percentile_interval(means)
+    finite = bool(np.isfinite(means).all())
+    return Estimate(
+        value=float(values_N.mean()),
+        low=low,
+        high=high,
+        standard_error=float(means.std(ddof=1)) if finite else float("nan"),
+        n=len(values_N),
+    )
+
+
+def paired_difference(a: Any, b: Any, *, seed: int, resamples: int = RESAMPLES) -> Difference:
+    """Mean of a - b over prompts, with interval and two-sided bootstrap p-value.
+
+    Two equal values differ by 0, also when both are infinite (two images identical to the
+    reference); a finite value against an infinite one differs infinitely, and the mean with it.
+    """
+    a_N, b_N = _as_vector(a), _as_vector(b)
+    if len(a_N) != len(b_N):
+        raise ValueError(
+            f"{len(a_N)} values against {len(b_N)}: a paired difference needs the same prompts "
+            "in the same order"
+        )
+    equal = a_N == b_N
+    differences = np.where(equal, 0.0, np.where(equal, 0.0, a_N) - np.where(equal, 0.0, b_N))
+    means = _resampled_means(differences, seed=seed, resamples=resamples)
+    low, high = _percentile_interval(means)
+    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    finite = bool(np.isfinite(means).all())
+    return Difference(
+        value=_mean(differences),
+        low=low,
+        high=high,
+        standard_error=float(means.std(ddof=1)) if finite else float("nan"),
+        n=len(a_N),
+        p_value=min(1.0, 2 * (tail + 1) / (resamples + 1)),
+    )
+
+
+def holm(p_values: Mapping[str, float], *, alpha: float = 1 - CONFIDENCE) -> dict[str, HolmResult]:
+    """Step-down correction: the chance of one or more false findings stays at or below `alpha`.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    for name, p_value in p_values.items():
+        if not 0 <= p_value <= 1:
+            raise ValueError(f"{name}: p={p_value} is no probability; give a number in [0, 1]")
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    results: dict[str, HolmResult] = {}
+    running = 0.0
+    for rank, (name, p_value) in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - rank) * p_value))
+        results[name] = HolmResult(p_value=p_value, adjusted=running, rejected=running <= alpha)
+    return {name: results[name] for name in p_values}
+
+
+def metric_from_values(
+    values: Any,
+    *,
+    higher_is_better: bool | None,
+    against: str,
+    seed: int,
+    resamples: int = RESAMPLES,
+    note: str = "",
+    unit: str = "",
+) -> Metric:
+    """A metric that is a mean over prompts, with its bootstrap interval."""
+    estimate = bootstrap_mean(values, seed=seed, resamples=resamples)
+    return metric_from_estimate(
+        estimate, higher_is_better=higher_is_better, against=against, note=note, unit=unit
+    )
+
+
+def metric_from_estimate(
+    estimate: Estimate, *, higher_is_better: bool | None, against: str, note: str, unit: str
+) -> Metric:
+    several = estimate.n > 1
+    known = several and np.isfinite(estimate.standard_error)
+    return Metric(
+        value=estimate.value,
+        higher_is_better=higher_is_better,
+        n=estimate.n,
+        against=against,
+        standard_error=estimate.standard_error if known else None,
+        interval=[estimate.low, estimate.high] if several else None,
+        interval_kind=BOOTSTRAP95 if several else "",
+        note=note,
+        unit=unit,
+    )
+
+
+def separable_from_floor(metric: Metric, *, floor: Metric) -> bool | None:
+    """Whether `metric` differs from the noise floor by more than both intervals allow.
+
+    A distance to the reference (`against == "reference"`) must also be on the worse side of the
+    floor: what lies nearer to the reference than the same model run twice is no difference.
+    None when either has no value.
+    """
+    if metric.value is None or floor.value is None:
+        return None
+    low, high = metric.interval or [metric.value, metric.value]
+    floor_low, floor_high = floor.interval or [floor.value, floor.value]
+    above, below = bool(low > floor_high), bool(high < floor_low)
+    if metric.against == "reference" and metric.higher_is_better is not None:
+        return below if metric.higher_is_better else above
+    return above or below
+
+
+def _as_vector(values: Any) -> Array:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or len(vector) == 0:
+        raise ValueError(f"values of shape {vector.shape}; give one number a prompt, at least one")
+    if np.isnan(vector).any():
+        raise ValueError(
+            f"{int(np.isnan(vector).sum())} of {len(vector)} values are NaN; find the damaged "
+            "images first, a mean over the rest would hide them"
+        )
+    return vector
+
+
+def _resampled_means(values_N: Array, *, seed: int, resamples: int) -> Array:
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}; give at least 1 (the default is {RESAMPLES})")
+    generator = np.random.default_rng(seed)
+    count = len(values_N)
+    parts = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        index_RN = generator.integers(0, count, size=(rows, count))
+        with np.errstate(invalid="ignore"):
+            parts.append(values_N[index_RN].mean(axis=1))
+    return np.concatenate(parts)
+
+
+def _percentile_interval(means: Array) -> tuple[float, float]:
+    tail = 100 * (1 - CONFIDENCE) / 2
+    if np.isnan(means).any():  # +inf and -inf met in one resample: nothing can be said
+        return float("-inf"), float("inf")
+    low, high = np.percentile(means, [tail, 100 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _mean(values: Array) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(values.mean())

@@ -1,0 +1,281 @@
+"""The columns of a table: what each takes from a record, and how a number is printed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.records import Metric, Record
+
+NOT_APPLICABLE = "n/a"
+NO_VALUE = "-"  # the record does not hold it
+_BYTES_PER_MB = 1e6
+_LARGEST_DECIMALS = 6
+_ROUNDING = 1e-9  # a half-width of 0.1 in floating point is still one of 0.1
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """One cell: `text` for people, the rest in full precision; `marks` and `note` go under it."""
+
+    text: str
+    value: float | str | None = None
+    low: float | None = None
+    high: float | None = None
+    marks: list[str] = field(default_factory=list)
+    note: str = ""
+    bold: bool = False
+
+
+@dataclass(kw_only=True)
+class Column:
+    """`metric` names the metric that the cells show, where they show one."""
+
+    key: str
+    title: str
+    legend: str
+    cell: Callable[[Record], Cell]
+    numeric: bool = True
+    metric: str | None = None
+
+
+def text_column(key: str, *, title: str, legend: str, text: Callable[[Record], str]) -> Column:
+    def cell(record: Record) -> Cell:
+        shown = text(record)
+        return Cell(text=shown or NO_VALUE, value=shown)
+
+    return Column(key=key, title=title, legend=legend, cell=cell, numeric=False)
+
+
+def metric_column(
+    name: str, *, title: str, legend: str, scale: float = 1.0, digits: int = 2
+) -> Column:
+    """A column that shows `record.metrics[name]`; `scale` multiplies what is printed only."""
+
+    def cell(record: Record) -> Cell:
+        metric = record.metrics.get(name)
+        if metric is None:
+            return Cell(text=NO_VALUE)
+        return metric_cell(metric, scale=scale, digits=digits)
+
+    return Column(key=name, title=title, legend=legend, cell=cell, metric=name)
+
+
+def number_column(
+    key: str,
+    *,
+    title: str,
+    legend: str,
+    number: Callable[[Record], float | None],
+    digits: int = 2,
+) -> Column:
+    def cell(record: Record) -> Cell:
+        value = number(record)
+        if value is None:
+            return Cell(text=NO_VALUE)
+        return Cell(text=format_number(value, decimals=digits), value=value)
+
+    return Column(key=key, title=title, legend=legend, cell=cell)
+
+
+def metric_cell(metric: Metric, *, scale: float = 1.0, digits: int = 2) -> Cell:
+    """`value ± sd`, or `value [low, high]`, to two digits of the uncertainty."""
+    if metric.value is None:
+        return Cell(text=NOT_APPLICABLE, note=metric.note)
+    if metric.interval is None:
+        text = format_number(metric.value * scale, decimals=digits)
+        return Cell(text=text, value=metric.value)
+    low, high = metric.interval
+    half_width = (high - low) / 2 * scale
+    decimals = _decimals(half_width, default=digits)
+
+    def show(number: float) -> str:
+        return format_number(number * scale, decimals=decimals)
+
+    if metric.interval_kind == "sd":
+        text = f"{show(metric.value)} ± {format_number(half_width, decimals=decimals)}"
+    elif low == high == metric.value:
+        text = show(metric.value)
+    else:
+        text = f"{show(metric.value)} [{show(low)}, {show(high)}]"
+    return Cell(text=text, value=metric.value, low=low, high=high)
+
+
+def format_number(value: float, *, decimals: int) -> str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = f"{value:.{decimals}f}"
+    if value != 0 and float(text) == 0 and decimals >= _LARGEST_DECIMALS:
+        return f"{value:.1e}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _decimals(half_width: float, *, default: int) -> int:
+    if not math.isfinite(half_width) or half_width <= 0:
+        return default
+    return min(_LARGEST_DECIMALS, max(0, 1 - math.floor(math.log10(half_width) + _ROUNDING)))
+
+
+def granularity(record: Record) -> str:
+    """`weights / activations`, from the record's protocol."""
+    parts = [
+        str(record.protocol.get(f"{side}_granularity", "")) for side in ("weight", "activation")
+    ]
+    if not any(parts):
+        return str(record.protocol.get("granularity", ""))
+    if "activation_dynamic" in record.protocol and parts[1]:
+        parts[1] += " dynamic" if record.protocol["activation_dynamic"] else " static"
+    return " / ".join(part or NO_VALUE for part in parts)
+
+
+def default_columns(records: Sequence[Record]) -> list[Column]:
+    """The columns of a comparison; a metric that no record knows gets none."""
+    present = {name for record in records for name in record.metrics}
+    columns = _identity_columns(several_seeds=len({record.seed for record in records}) > 1)
+    for extractor in _extractors(present):
+        columns += _distance_columns(extractor)
+    columns += _image_columns()
+    columns = [item for item in columns if item.metric is None or item.metric in present]
+    return columns + _cost_columns()
+
+
+def _extractors(names: set[str]) -> list[str]:
+    found = {
+        match[1]
+        for name in names
+        if (match := re.fullmatch(r"fid_(.+)_(?:dataset|reference)", name))
+    }
+    return sorted(found)
+
+
+def _identity_columns(*, several_seeds: bool) -> list[Column]:
+    columns = [
+        text_column("model", title="Model", legend="model, by its key", text=lambda r: r.model),
+        text_column("method", title="Method", legend="method, by its key", text=lambda r: r.method),
+        text_column("bits", title="Bits", legend="bit-width setting", text=lambda r: r.bits),
+        text_column(
+            "granularity",
+            title="W / A granularity",
+            legend="one scale per what, for weights / activations",
+            text=granularity,
+        ),
+    ]
+    if several_seeds:
+        columns.append(
+            text_column("seed", title="Seed", legend="the cell's seed", text=lambda r: str(r.seed))
+        )
+    return columns
+
+
+def _distance_columns(extractor: str) -> list[Column]:
+    return [
+        metric_column(
+            f"fid_{extractor}_dataset",
+            title=f"FID {extractor}, dataset",
+            legend=f"Frechet distance of {extractor} features to the dataset's images; lower is "
+            "better; biased upwards at small n, so compare at equal n only; ± is one standard "
+            "deviation over random halves, no confidence interval",
+        ),
+        metric_column(
+            f"fid_{extractor}_reference",
+            title=f"FID {extractor}, reference",
+            legend="the same to the unquantized model's images of the same prompts: fidelity, not "
+            "quality; lower is better; ± as before",
+        ),
+        metric_column(
+            f"kid_{extractor}_dataset",
+            title=f"KID {extractor} x1000, dataset",
+            legend=f"kernel distance of {extractor} features to the dataset's images, times 1000; "
+            "lower is better; unbiased, so it may be negative; ± as before",
+            scale=1000,
+        ),
+    ]
+
+
+def _image_columns() -> list[Column]:
+    return [
+        metric_column(
+            "clip_score",
+            title="CLIP score",
+            legend="100 max(cosine(image, prompt), 0), mean over images; higher is better; "
+            "[95 % bootstrap interval over prompts]",
+        ),
+        metric_column(
+            "psnr",
+            title="PSNR dB",
+            legend="to the reference's image of the same prompt, data range 1, mean of per-image "
+            "dB; higher is better; [95 % interval]",
+        ),
+        metric_column(
+            "ssim",
+            title="SSIM",
+            legend="to the reference's image, RGB, 11x11 Gaussian; higher is better; "
+            "[95 % interval]",
+            digits=3,
+        ),
+        metric_column(
+            "lpips",
+            title="LPIPS",
+            legend="AlexNet, to the reference's image; lower is better; [95 % interval]",
+            digits=3,
+        ),
+        metric_column(
+            "step_error",
+            title="Step error %",
+            legend="100 ||q-r||^2/||r||^2 of the denoiser's output on the reference's trajectory, "
+            "mean over steps and prompts; lower is better; [95 % interval]",
+            scale=100,
+        ),
+    ]
+
+
+def _cost_columns() -> list[Column]:
+    return [
+        number_column(
+            "effective_bits_per_weight",
+            title="Bits/weight",
+            legend="effective bits per weight of the denoiser, scales and low-rank factors counted",
+            number=lambda r: r.effective_bits_per_weight,
+        ),
+        number_column(
+            "weight_bytes",
+            title="Weights MB",
+            legend="denoiser weights as stored, in 10^6 bytes",
+            number=lambda r: None if r.weight_bytes is None else r.weight_bytes / _BYTES_PER_MB,
+        ),
+        Column(
+            key="seconds_per_image",
+            title="s/image",
+            legend="seconds per image; n/a where quantization is simulated: its speed says nothing",
+            cell=_speed_cell,
+        ),
+        Column(
+            key="status",
+            title="Status",
+            legend="ok, skipped, failed or missing, with the reason below",
+            cell=_status_cell,
+            numeric=False,
+        ),
+    ]
+
+
+def _speed_cell(record: Record) -> Cell:
+    if record.execution == "simulated":
+        return Cell(text=NOT_APPLICABLE)
+    metric = record.metrics.get("seconds_per_image")
+    if metric is not None:
+        return metric_cell(metric, digits=3)
+    value: Any = record.seconds.get("seconds_per_image")
+    if value is None:
+        return Cell(text=NO_VALUE)
+    return Cell(text=format_number(value, decimals=3), value=value)
+
+
+def _status_cell(record: Record) -> Cell:
+    note = record.reason if record.status != "ok" else ""
+    return Cell(text=record.status, value=record.status, note=note)

@@ -1,0 +1,212 @@
+"""The verbs: `segbench VERB [key=value ...]`, also `python -m experiments VERB ...`.
+
+Exit status: 0 done, 1 a cell failed (it is in the records), 2 the request was wrong.
+Answers go to stdout, progress and logs to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+
+log = logging.getLogger("segbench")
+
+EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    _quiet(verbose=options.verbose)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        return verb(options)
+    except UserError as error:
+        sys.stderr.write(f"segbench: {error}\n")
+        return EXIT_WRONG
+    except KeyboardInterrupt:
+        sys.stderr.write("\nsegbench: stopped; the same command goes on where it was\n")
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segbench",
+        description="What post-training quantization does to diffusion models, measured.",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    run = _verb(verbs, "run", _run, "run one cell, or a sweep with -m or +experiment=NAME")
+    run.add_argument("-m", "--multirun", action="store_true", help="key=a,b means both")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    table = _verb(verbs, "table", _table, "the table of an experiment from its records")
+    table.add_argument("experiment", help="a name in conf/experiment")
+    table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
+    inspect = _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
+    inspect.add_argument("--all", action="store_true", help="every layer, not one of each kind")
+    _verb(verbs, "methods", _methods, "the methods, what each does and needs")
+    _verb(verbs, "models", _models, "the models that conf/model names")
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(verb=function)
+    parser.add_argument("--json", action="store_true", help="a machine-readable answer on stdout")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    return parser
+
+
+def _quiet(*, verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "info" if verbose else "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
+
+
+def _answer(options: argparse.Namespace, *, data: Any, text: str) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n" if options.json else text.rstrip() + "\n")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from evaluation.records import encode_record
+    from experiments.progress import Progress, duration
+    from experiments.report import log_cell, write_report
+    from experiments.store import Store
+    from experiments.sweep import (
+        check_request,
+        make_benches,
+        make_plan,
+        read_request,
+        run_request,
+    )
+
+    begun = time.perf_counter()
+    request = read_request(options.overrides, multirun=options.multirun)
+    store = Store(Path(request.cells[0].out))
+    progress = Progress(cells=len(request.cells), prompts=0)
+    benches = make_benches(request, store, progress)
+    check_request(request, benches, store)
+    plan = make_plan(request, benches)
+    progress.expect(plan.prompts)
+    if options.dry_run:
+        return _print_plan(options, request, plan)
+
+    def finished(config: Any, record: Any, bench: Any, fresh: bool) -> None:
+        label = f"{record.model} {record.method} {record.bits}"
+        state = record.status if fresh else f"{record.status} (found)"
+        progress.note(f"{label}: {state}{': ' + record.reason if record.reason else ''}")
+        if fresh:
+            reason = log_cell(config, record, bench)
+            if reason:
+                progress.note(f"{label}: {reason}")
+
+    records = run_request(
+        request, store=store, progress=progress, benches=benches, finished=finished
+    )
+    folder = store.root / "reports" / request.name
+    report = write_report(request, records, benches, folder=folder)
+    progress.note(f"{len(records)} cells in {duration(time.perf_counter() - begun)}")
+    for path in report.files:
+        progress.note(f"wrote {path}")
+    _answer(options, data=[encode_record(record) for record in records], text=report.markdown)
+    return EXIT_FAILED if any(record.status == "failed" for record in records) else EXIT_OK
+
+
+def _print_plan(options: argparse.Namespace, request: Any, plan: Any) -> int:
+    rows = [
+        {"state": state, "model": c.model.name, "method": c.method_name, "bits": c.bits.name}
+        for c, state in zip(request.cells, plan.states, strict=True)
+    ]
+    steps = max(cell.model.num_inference_steps for cell in request.cells)
+    lines = [" ".join(f"{row[key]:<18}" for key in row).rstrip() for row in rows]
+    cost = f"{plan.prompts} prompts to sample, {plan.prompts * steps} denoiser steps"
+    data = {"cells": rows, "prompts": plan.prompts, "denoiser_steps": plan.prompts * steps}
+    _answer(options, data=data, text="\n".join([*lines, cost]))
+    return EXIT_OK
+
+
+def _table(options: argparse.Namespace) -> int:
+    from evaluation.records import encode_record
+    from experiments.progress import Progress
+    from experiments.report import FORMATS, write_report
+    from experiments.run import find_record
+    from experiments.store import Store
+    from experiments.sweep import make_benches, read_request
+
+    overrides = [f"+experiment={options.experiment}", *options.overrides]
+    request = read_request(overrides, multirun=True)
+    store = Store(Path(request.cells[0].out))
+    benches = make_benches(request, store, Progress(cells=0, prompts=0))
+    found = [find_record(benches[i], cell) for i, cell in enumerate(request.cells)]
+    records = [record for record in found if record is not None]
+    folder = store.root / "reports" / request.name
+    report = write_report(request, records, benches, folder=folder)
+    assert options.format in FORMATS
+    text = (folder / f"table.{options.format}").read_text()
+    _answer(options, data=[encode_record(record) for record in records], text=text)
+    sys.stderr.write("".join(f"wrote {path}\n" for path in report.files))
+    return EXIT_OK
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from experiments.config import options as choices
+    from experiments.inspect import inspect_denoiser, render_table, to_json
+    from experiments.pipelines import resolve_path
+    from omegaconf import OmegaConf
+
+    given = dict(item.partition("=")[::2] for item in options.overrides)
+    unknown = set(given) - {"model", "model.path"}
+    if unknown or len(given) != 1:
+        raise UserError("inspect takes one of model=NAME or model.path=FOLDER_OR_CONFIG")
+    target = given.get("model.path", given.get("model", ""))
+    if target in choices("model") and target != "folder":
+        from experiments.config import CONF
+
+        path = OmegaConf.load(CONF / "model" / f"{target}.yaml").path
+        target = str(resolve_path(str(path)))
+    graph = inspect_denoiser(target)
+    if options.json:
+        sys.stdout.write(to_json(graph) + "\n")
+    else:
+        sys.stdout.write(render_table(graph) + "\n")
+    return EXIT_OK
+
+
+def _methods(options: argparse.Namespace) -> int:
+    from experiments.catalogue import describe_methods, render_methods
+
+    methods = describe_methods()
+    _answer(options, data=methods, text=render_methods(methods))
+    return EXIT_OK
+
+
+def _models(options: argparse.Namespace) -> int:
+    from experiments.catalogue import describe_models, render_models
+
+    models = describe_models()
+    _answer(options, data=models, text=render_models(models))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

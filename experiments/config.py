@@ -1,0 +1,261 @@
+"""The configs of a run, and how a command line becomes one.
+
+Every config is a dataclass; a yaml lists every field of its dataclass. Hydra composes the yaml
+files, then `build` pushes the result through the dataclasses once more, which checks types and
+closes the hole that `+key=value` leaves in composed configs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import UserError
+from segquant.core.schemes import Bits
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("model", "method", "bits", "dataset", "metrics", "cluster", "logger")
+_REQUIRED = "???"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A diffusers pipeline and how it is sampled. Its name is the last part of `path`."""
+
+    path: str  # folder in diffusers' format (relative to the project or absolute) or a hub id
+    revision: str | None
+    dtype: str  # float32, bfloat16 or float16
+    height: int | None  # pixels; null is the pipeline's own
+    width: int | None
+    num_inference_steps: int
+    guidance_scale: float | None  # null is the pipeline's own
+    batch_size: int  # prompts in one call of the pipeline; part of the protocol, as it moves bits
+    call: dict[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """Prompts to calibrate with and to evaluate on, and the true images if there are any."""
+
+    name: str
+    kind: str  # shapes (procedural) or prompts (a JSON-lines file of id and prompt)
+    path: str | None  # the file, for kind=prompts
+    images: str | None  # folder of true images named by prompt id, for kind=prompts
+    evaluation_prompts: int
+    calibration_prompts: int
+    seed: int
+
+
+@dataclass(kw_only=True)
+class MetricsConfig:
+    """What is measured on the images."""
+
+    evaluator: str  # folder of an open_clip model: CLIP score, and the features of FID and KID
+    prefix: str  # names the features in fid_<prefix>_...; never a bare FID
+    lpips: bool
+    teacher_forced_prompts: int
+    bootstrap_resamples: int
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Where cells run."""
+
+    name: str
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """Weights & Biases: a mirror of the records, never read back."""
+
+    mode: str  # offline, online or disabled
+    project: str
+    entity: str | None
+    images: int  # rows of the image table
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One cell."""
+
+    model: ModelConfig
+    method: Any
+    method_name: str
+    bits: Bits
+    dataset: DatasetConfig
+    metrics: MetricsConfig
+    cluster: ClusterConfig
+    logger: LoggerConfig
+    seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
+    device: str  # auto, cpu, cuda or cuda:N
+    num_threads: int | None  # CPU threads; null is all cores
+    out: str
+    group: str  # name under which W&B groups the cells
+
+
+_SCHEMAS: dict[str, type] = {
+    "model": ModelConfig,
+    "dataset": DatasetConfig,
+    "metrics": MetricsConfig,
+    "cluster": ClusterConfig,
+    "logger": LoggerConfig,
+    "bits": Bits,
+}
+_TOP_LEVEL = ("seed", "device", "num_threads", "out", "group", "sweep")
+
+
+def options(group: str) -> list[str]:
+    """The names that `group=` takes, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def parse_overrides(arguments: list[str]) -> list[Override]:
+    """Hydra's grammar, with an error that says what was wrong with which argument."""
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in arguments:
+        try:
+            parsed.append(parser.parse_override(argument))
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot read {argument!r} ({reason}); write key=value") from error
+    return parsed
+
+
+def check_override(override: Override) -> None:
+    """Names the nearest valid key, or the group's options, when an override names nothing."""
+    key = override.key_or_group
+    if key in GROUPS or key == "experiment":
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        chosen = list(values) if values is not None else [override.value()]
+        for value in chosen:
+            _check_option(key, str(value))
+        return
+    head = key.split(".")[0]
+    if key in _TOP_LEVEL or (head in (*GROUPS, "hydra") and "." in key) or "@" in key:
+        return
+    near = difflib.get_close_matches(head, [*GROUPS, "experiment", *_TOP_LEVEL], n=1)
+    hint = f"; did you mean {near[0]!r}" if near else ""
+    allowed = ", ".join([*GROUPS, "+experiment", *(k for k in _TOP_LEVEL if k != "sweep")])
+    raise UserError(f"unknown key {key!r}{hint}? Keys are {allowed}, and group.field=value")
+
+
+def _check_option(group: str, value: str) -> None:
+    allowed = options(group)
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(value, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown {group} {value!r}; {hint}choose one of {', '.join(allowed)}")
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The composed, unchecked config of one cell (or of an experiment, with its `sweep`)."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        try:
+            return compose(config_name="config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_plain(error)) from error
+
+
+def _plain(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _locate(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_={target!r} cannot be imported: {error}") from error
+    assert isinstance(found, type)
+    return found
+
+
+def _structured(kind: type, node: Any, *, where: str) -> Any:
+    """The dataclass of a node; unknown keys, wrong types and bad values name the key."""
+    plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    plain.pop("_target_", None)
+    allowed = [item.name for item in fields(kind)]
+    for key in plain:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {where}.{near[0]}? " if near else ""
+            raise UserError(f"unknown key {where}.{key}; {hint}fields are {', '.join(allowed)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), plain)
+        built = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {_plain(error)}") from error
+    assert is_dataclass(built)
+    return built
+
+
+def build(node: DictConfig, *, method_name: str) -> RunConfig:
+    """Checks a composed config and builds its dataclasses.
+
+    Raises:
+        UserError: a key that does not exist, a value of the wrong type or out of range.
+    """
+    parts: dict[str, Any] = {
+        group: _structured(kind, node[group], where=group) for group, kind in _SCHEMAS.items()
+    }
+    method_class = _locate(str(node.method._target_))
+    parts["method"] = _structured(method_class, node.method, where="method")
+    config = RunConfig(
+        **parts,
+        method_name=method_name,
+        seed=_integer(node, "seed"),
+        device=str(node.device),
+        num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
+        out=str(node.out),
+        group=str(node.group),
+    )
+    _check_values(config)
+    return config
+
+
+def _integer(node: DictConfig, key: str) -> int:
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{key}={value!r} is not an integer")
+    return value
+
+
+def _check_values(config: RunConfig) -> None:
+    model, dataset, metrics = config.model, config.dataset, config.metrics
+    _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
+    _one_of("dataset.kind", dataset.kind, ("shapes", "prompts"))
+    _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))
+    for name, value, least in (
+        ("model.num_inference_steps", model.num_inference_steps, 1),
+        ("model.batch_size", model.batch_size, 1),
+        ("dataset.evaluation_prompts", dataset.evaluation_prompts, 2),
+        ("dataset.calibration_prompts", dataset.calibration_prompts, 1),
+        ("metrics.teacher_forced_prompts", metrics.teacher_forced_prompts, 0),
+        ("metrics.bootstrap_resamples", metrics.bootstrap_resamples, 100),
+        ("num_threads", config.num_threads if config.num_threads is not None else 1, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value}; it must be at least {least}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}={value!r}; choose one of {', '.join(allowed)}")

@@ -1,0 +1,120 @@
+"""What a row must say of itself to be compared: the protocol fields of a record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from experiments.config import RunConfig
+from experiments.data import prompts_hash
+from experiments.pipelines import check_folder
+from segquant.core.linear import QuantLinear
+from segquant.core.protocol import QuantizationReport
+
+if TYPE_CHECKING:
+    from experiments.run import Bench
+
+SEED_RULE = "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt"
+
+
+def plain(value: Any) -> Any:
+    """JSON's types only: enums by member name, tuples as lists, paths as text."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def method_fields(method: Any) -> dict[str, Any]:
+    """A method's class and settings."""
+    kind = type(method)
+    fields = plain(asdict(method))
+    assert isinstance(fields, dict)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **fields}
+
+
+def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
+    """Everything about the run that is known before it starts."""
+    model, dataset, bits = config.model, bench.dataset, config.bits
+    folder = check_folder(model)
+    index = json.loads((folder / "model_index.json").read_text())
+    return {
+        "model_weights": bench.weights,
+        "model_revision": model.revision,
+        "pipeline": index.get("_class_name"),
+        "scheduler": _scheduler(folder),
+        "num_inference_steps": model.num_inference_steps,
+        "guidance_scale": model.guidance_scale,
+        "resolution": [model.height, model.width],
+        "batch_size": model.batch_size,
+        "dtype": model.dtype,
+        "attention": "native (scaled_dot_product_attention), not quantized",
+        "prompts_hash": prompts_hash(dataset.evaluation),
+        "calibration_prompts_hash": prompts_hash(dataset.calibration),
+        "n": len(dataset.evaluation),
+        "calibration_prompts": len(dataset.calibration),
+        "seed_rule": SEED_RULE,
+        "image_format": "PNG, 8 bit RGB",
+        "weight_bits": bits.weight.num_bits,
+        "weight_granularity": _granularity(bits.weight),
+        "activation_bits": bits.activation.num_bits,
+        "activation_granularity": _granularity(bits.activation),
+        "activation_dynamic": bits.activation.dynamic,
+        "symmetric": {"weight": bits.weight.symmetric, "activation": bits.activation.symmetric},
+        "keep_patterns": list(bits.keep),
+        "method": method_fields(config.method),
+        "evaluator": bench.evaluator.key,
+        "device": bench.sampler()["device"],
+        "num_threads": bench.num_threads,
+        "versions": bench.sampler()["versions"],
+        "text_encoder_quantized": False,
+        "vae_quantized": False,
+    }
+
+
+def _granularity(scheme: Any) -> str:
+    if not scheme.quantized:
+        return ""
+    group = "" if scheme.group_size is None else f" {scheme.group_size}"
+    return f"{scheme.granularity.name}{group}"
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    path = folder / "scheduler" / "scheduler_config.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def coverage(denoiser: nn.Module, report: QuantizationReport) -> dict[str, Any]:
+    """How much of the denoiser was quantized, by number of weights."""
+    linear = sum(
+        module.in_features * module.out_features
+        for module in denoiser.modules()
+        if isinstance(module, nn.Linear | QuantLinear)
+    )
+    quantized = sum(
+        module.in_features * module.out_features
+        for module in denoiser.modules()
+        if isinstance(module, QuantLinear)
+    )
+    other = sum(
+        parameter.numel()
+        for module in denoiser.modules()
+        if not isinstance(module, nn.Linear | QuantLinear)
+        for parameter in module.parameters(recurse=False)
+    )
+    return {
+        "linear_weights_quantized_fraction": quantized / linear if linear else 0.0,
+        "denoiser_weights_quantized_fraction": quantized / (linear + other) if linear else 0.0,
+        "linears_quantized": len(report.layers_quantized),
+        "linears_kept": len(report.layers_kept),
+    }

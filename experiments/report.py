@@ -1,0 +1,113 @@
+"""What a sweep leaves to look at: the table in three formats and the contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation.figures import contact_sheet
+from evaluation.records import Record
+from evaluation.table_render import to_csv, to_latex, to_markdown
+from evaluation.tables import make_table
+from evaluation.tracking import ImageRow, TrackingSettings, log_record
+from experiments.config import RunConfig
+from experiments.protocol import plain
+from experiments.run import Bench, image_folder
+from experiments.store import write_text
+from experiments.sweep import Request
+
+FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+_SHEET_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """Files written and the table to print."""
+
+    markdown: str
+    files: tuple[Path, ...]
+
+
+def write_report(
+    request: Request, records: Sequence[Record], benches: dict[int, Bench], *, folder: Path
+) -> Report:
+    """Writes `table.md`, `table.csv`, `table.tex` and one contact sheet a model to `folder`.
+
+    `records` may lack cells that were asked for: they get a row that says so.
+    """
+    expected = [(c.model.name, c.method_name, c.bits.name) for c in request.cells]
+    table = make_table(records, expected=expected, title=request.name)
+    files = []
+    for suffix, render in FORMATS.items():
+        path = folder / f"table.{suffix}"
+        write_text(path, render(table))
+        files.append(path)
+    files += _contact_sheets(request, records, benches, folder=folder)
+    return Report(markdown=to_markdown(table), files=tuple(files))
+
+
+def _contact_sheets(
+    request: Request, records: Sequence[Record], benches: dict[int, Bench], *, folder: Path
+) -> list[Path]:
+    done = {(r.model, r.method, r.bits, r.dataset) for r in records if r.status == "ok"}
+    rows: dict[str, dict[str, Path]] = {}
+    first: dict[str, Bench] = {}
+    for index, cell in enumerate(request.cells):
+        bench, model = benches[index], cell.model.name
+        key = (model, cell.method_name, cell.bits.name, cell.dataset.name)
+        images = image_folder(bench, cell) if key in done else None
+        reference = bench.store.folder("images", bench.images_key("float"))
+        if images is None or not reference.is_dir():
+            continue
+        first.setdefault(model, bench)
+        rows.setdefault(model, {"reference (fp)": reference})
+        if images != reference:
+            rows[model][f"{cell.method_name} {cell.bits.name}"] = images
+    written = []
+    for model, shown in rows.items():
+        prompts = first[model].dataset.evaluation[:_SHEET_PROMPTS]
+        path = folder / f"contact_sheet_{model}.png"
+        contact_sheet(
+            shown,
+            [prompt.id for prompt in prompts],
+            {prompt.id: prompt.text for prompt in prompts},
+            "reference (fp)",
+            path,
+        )
+        written.append(path)
+    return written
+
+
+def log_cell(config: RunConfig, record: Record, bench: Bench) -> str:
+    """Mirrors a cell to W&B; the reason if that failed, else an empty string."""
+    if record.status != "ok":
+        rows: list[ImageRow] = []
+    else:
+        images = image_folder(bench, config)
+        reference = bench.store.folder("images", bench.images_key("float"))
+        rows = [
+            ImageRow(
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                reference=reference / f"{prompt.id}.png",
+                image=images / f"{prompt.id}.png",
+            )
+            for prompt in bench.dataset.evaluation[: config.logger.images]
+        ]
+    settings = TrackingSettings(
+        mode=config.logger.mode,
+        project=config.logger.project,
+        entity=config.logger.entity,
+        max_images=config.logger.images,
+    )
+    described = plain(asdict(config))
+    assert isinstance(described, dict)
+    return log_record(
+        record,
+        settings=settings,
+        config=described,
+        image_paths=rows,
+        group=config.group,
+        run_dir=bench.store.root / "cells" / record.run_id,
+    )

@@ -1,0 +1,235 @@
+"""From a command line to cells, and through them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from evaluation.records import Record
+from experiments.config import (
+    CONF,
+    GROUPS,
+    RunConfig,
+    build,
+    check_override,
+    compose_config,
+    parse_overrides,
+)
+from experiments.errors import UserError
+from experiments.progress import Progress
+from experiments.run import Bench, find_record, run_cell
+from experiments.store import Store
+from segquant.core.protocol import StatisticsNeeds
+
+log = logging.getLogger(__name__)
+
+_SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
+_BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
+_SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the cells in their order, and the experiment's name if it has one."""
+
+    name: str
+    cells: tuple[RunConfig, ...]
+
+
+def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
+    """Every cell of a command line, composed and checked before anything runs.
+
+    Raises:
+        UserError: an unknown key, option or value, or a sweep without `-m`.
+    """
+    overrides = parse_overrides([_open_call(item) for item in _folder_by_path(list(arguments))])
+    for override in overrides:
+        check_override(override)
+    experiment = _experiment(overrides)
+    swept = [o for o in overrides if o.is_sweep_override()]
+    if swept and not multirun and experiment is None:
+        raise UserError(f"{swept[0].input_line!r} names several values; add -m to run them all")
+    lines = _cell_lines(overrides, experiment)
+    cells = []
+    for line in dict.fromkeys(tuple(line) for line in lines):
+        node = compose_config(list(line))
+        OmegaConf.set_struct(node, False)
+        cells.append(build(node, method_name=_chosen(line, "method", node)))
+    return Request(name=experiment or "sweep", cells=tuple(cells))
+
+
+def _folder_by_path(arguments: list[str]) -> list[str]:
+    """`model.path=X` without `model=` means any folder: the tiny models' settings are not for it."""
+    has_path = any(a.lstrip("+").startswith("model.path=") for a in arguments)
+    names_model = any(a.split("=")[0].lstrip("+") in ("model", "experiment") for a in arguments)
+    return ["model=folder", *arguments] if has_path and not names_model else arguments
+
+
+def _open_call(argument: str) -> str:
+    """`model.call` takes whatever the pipeline's call takes: its keys need no `+`."""
+    return f"++{argument}" if argument.startswith("model.call.") else argument
+
+
+def _experiment(overrides: Sequence[Override]) -> str | None:
+    for override in overrides:
+        if override.key_or_group == "experiment":
+            return str(override.value())
+    return None
+
+
+def _chosen(line: Sequence[str], group: str, node: Any) -> str:
+    for item in reversed(line):
+        key, _, value = item.lstrip("+").partition("=")
+        if key == group:
+            return value
+    return str(_defaults()[group]) if group in _defaults() else str(node.get(group))
+
+
+def _defaults() -> dict[str, str]:
+    listed = OmegaConf.load(CONF / "config.yaml").defaults
+    return {str(k): str(v) for entry in listed if not isinstance(entry, str) for k, v in entry.items()}
+
+
+def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[list[str]]:
+    fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+    fixed = [line for line in fixed if line.lstrip("+").split("=")[0] not in _SWEPT]
+    values = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
+    groups = {
+        o.key_or_group: [str(o.value())]
+        for o in overrides
+        if o.key_or_group in _SWEPT and not o.is_sweep_override()
+    }
+    given = {**groups, **values}
+    blocks: list[dict[str, list[str]]] = [{}]
+    if experiment is not None:
+        blocks = _blocks(experiment)
+    lines = []
+    for block in blocks:
+        axes = {**block, **given}
+        keys = list(axes)
+        for combination in itertools.product(*(axes[key] for key in keys)):
+            chosen = [f"{key}={value}" for key, value in zip(keys, combination, strict=True)]
+            lines.append([*chosen, *fixed])
+    return lines
+
+
+def _values(override: Override) -> list[str]:
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _blocks(experiment: str) -> list[dict[str, list[str]]]:
+    """An experiment's `sweep`: a list of blocks, each a product of the groups that it names."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    assert isinstance(content, dict)
+    blocks = content.get("sweep") or [{}]
+    for block in blocks:
+        for key in block:
+            if key not in GROUPS:
+                raise UserError(
+                    f"conf/experiment/{experiment}.yaml: sweep names {key!r}; use {', '.join(_SWEPT)}"
+                )
+    return [{key: [str(v) for v in values] for key, values in block.items()} for block in blocks]
+
+
+def union_of_needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:
+    """What one calibration must record to serve every cell."""
+    needs = StatisticsNeeds(rows=1)
+    for cell in cells:
+        if cell.method.unsupported(cell.bits) is None:
+            needs = needs.union(cell.method.needs())
+    return needs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is there and what is to do."""
+
+    states: tuple[str, ...]  # per cell: done, skip or run
+    prompts: int  # still to be sampled, calibration included
+
+
+def make_benches(request: Request, store: Store, progress: Progress) -> dict[int, Bench]:
+    """One bench per distinct model, dataset and metrics; per cell by its index."""
+    benches: dict[str, Bench] = {}
+    by_cell: dict[int, Bench] = {}
+    for index, cell in enumerate(request.cells):
+        shared = repr((cell.model, cell.dataset, cell.metrics, cell.seed, cell.device))
+        if shared not in benches:
+            alike = [
+                c
+                for c in request.cells
+                if repr((c.model, c.dataset, c.metrics, c.seed, c.device)) == shared
+            ]
+            benches[shared] = Bench(
+                config=cell, store=store, progress=progress, needs=union_of_needs(alike)
+            )
+        by_cell[index] = benches[shared]
+    return by_cell
+
+
+def make_plan(request: Request, benches: dict[int, Bench]) -> Plan:
+    """Looks into the store; runs nothing and loads no weights."""
+    states: list[str] = []
+    folders: set[Path] = set()
+    prompts = 0
+    for index, cell in enumerate(request.cells):
+        bench = benches[index]
+        if find_record(bench, cell) is not None:
+            states.append("done")
+            continue
+        if cell.method.unsupported(cell.bits) is not None:
+            states.append("skip")
+            continue
+        states.append("run")
+        for folder, count in bench.pending(cell):
+            if folder not in folders:
+                folders.add(folder)
+                prompts += count
+    return Plan(tuple(states), prompts)
+
+
+def run_request(
+    request: Request,
+    *,
+    store: Store,
+    progress: Progress,
+    benches: dict[int, Bench],
+    finished: Callable[[RunConfig, Record, Bench, bool], None],
+) -> list[Record]:
+    """Runs cell after cell; a failed one does not stop the rest.
+
+    Args:
+        finished: told of every cell, its record, its bench and whether it was made now.
+    """
+    records = []
+    for index, cell in enumerate(request.cells):
+        bench = benches[index]
+        progress.cell(f"{cell.model.name} {cell.method_name} {cell.bits.name}")
+        known = find_record(bench, cell)
+        record = known if known is not None else run_cell(bench, cell)
+        records.append(record)
+        finished(cell, record, bench, known is None)
+    return records
+
+
+def check_request(request: Request, benches: dict[int, Bench], store: Store) -> None:
+    """Everything that can be known to be wrong before the first second is spent.
+
+    Raises:
+        UserError: a folder that is no pipeline, a device that is not there, an output folder that
+            cannot be written or lacks room.
+    """
+    pixels = 0
+    for index, cell in enumerate(request.cells):
+        bench = benches[index]
+        _ = bench.device, bench.dataset, bench.weights, bench.checked_evaluator
+        side = (cell.model.height or 1024) * (cell.model.width or 1024)
+        pixels += cell.dataset.evaluation_prompts * side
+    store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)

@@ -1,0 +1,1 @@
+"""The tiny text-to-image pipelines and their evaluator: data, training, cards."""

@@ -1,0 +1,1 @@
+"""Post-training quantization of diffusion denoisers, guided by their static graph."""

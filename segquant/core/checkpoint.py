@@ -1,0 +1,103 @@
+"""Quantized denoisers on disk: safetensors and a JSON manifest, no pickle."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant.core.files import read_folder, write_folder
+from segquant.core.linear import LinearSpec, QuantLinear
+from segquant.core.protocol import QuantizationReport
+from segquant.core.quantize import replace_module
+from segquant.core.schemes import TensorScheme
+from segquant.core.statistics import linear_layers
+
+KIND = "quantized denoiser"
+SCHEMA_VERSION = 1
+
+
+def save_quantized(
+    denoiser: nn.Module, folder: str | os.PathLike[str], report: QuantizationReport
+) -> None:
+    """Writes all of the denoiser's tensors, the structure of its QuantLinears, and the report."""
+    layers = {
+        name: {"spec": _spec_to_dict(module.spec), "dtype": _dtype_name(module.dense_OI.dtype)}
+        for name, module in denoiser.named_modules()
+        if isinstance(module, QuantLinear)
+    }
+    manifest = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "denoiser_class": type(denoiser).__name__,
+        "layers": layers,
+        "report": report.to_dict(),
+    }
+    write_folder(folder, tensors=denoiser.state_dict(), manifest=manifest)
+
+
+def load_quantized(
+    denoiser_fresh: nn.Module, folder: str | os.PathLike[str]
+) -> tuple[nn.Module, QuantizationReport]:
+    """Turns a denoiser of the same architecture, whatever its weights, into the one that was saved.
+
+    The module is changed in place and returned; its outputs are the saved one's, bit for bit.
+
+    Raises:
+        ValueError: the folder or the denoiser is not the right one. The denoiser is then unchanged.
+    """
+    tensors, manifest = read_folder(folder, kind=KIND)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder}: schema version {manifest['schema_version']}; this reads {SCHEMA_VERSION}"
+        )
+    linears = linear_layers(denoiser_fresh)
+    layers: dict[str, dict[str, Any]] = manifest["layers"]
+    for name, entry in layers.items():
+        spec = _spec_from_dict(entry["spec"])
+        linear = linears.get(name)
+        found = None if linear is None else (linear.in_features, linear.out_features)
+        if found != (spec.in_features, spec.out_features):
+            raise ValueError(
+                f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
+                f"{manifest['denoiser_class']}; the given {type(denoiser_fresh).__name__} has "
+                f"{'none of that name' if found is None else f'{found[0]} -> {found[1]}'} there"
+            )
+    for name, entry in layers.items():
+        linear = linears[name]
+        quant = QuantLinear(
+            _spec_from_dict(entry["spec"]),
+            device=linear.weight.device,
+            dtype=getattr(torch, entry["dtype"]),
+        )
+        replace_module(denoiser_fresh, old=linear, new=quant)
+    device = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
+    placed = {name: t.to(device.get(name, t.device)) for name, t in tensors.items()}
+    # assign: parameters take the saved type, whatever the fresh denoiser's was.
+    denoiser_fresh.load_state_dict(placed, strict=True, assign=True)
+    return denoiser_fresh, QuantizationReport.from_dict(manifest["report"])
+
+
+def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:
+    values = asdict(spec)
+    for key in ("weight", "activation"):
+        values[key]["granularity"] = values[key]["granularity"].name
+    values["rank_dtype"] = _dtype_name(spec.rank_dtype)
+    return values
+
+
+def _spec_from_dict(values: dict[str, Any]) -> LinearSpec:
+    known = {one.name for one in fields(LinearSpec)}
+    assert set(values) == known, sorted(set(values) ^ known)
+    ready: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    ready["weight"] = TensorScheme(**values["weight"])
+    ready["activation"] = TensorScheme(**values["activation"])
+    ready["rank_dtype"] = getattr(torch, values["rank_dtype"])
+    return LinearSpec(**ready)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,76 @@
+"""Tensors and a manifest in a folder: safetensors and JSON, no pickle, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS_FILE = "tensors.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+def write_folder(
+    folder: str | os.PathLike[str], *, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
+) -> None:
+    """Writes under a temporary name beside `folder`, then renames; an older folder is replaced."""
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    fresh = target.with_name(f".{target.name}.{unique}.new")
+    fresh.mkdir()
+    try:
+        save_file(_separate(tensors), fresh / TENSORS_FILE)
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+        (fresh / MANIFEST_FILE).write_text(text + "\n")
+        if target.exists():
+            stale = target.with_name(f".{target.name}.{unique}.old")
+            os.replace(target, stale)
+            os.replace(fresh, target)
+            shutil.rmtree(stale)
+        else:
+            os.replace(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def read_folder(
+    folder: str | os.PathLike[str], *, kind: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the manifest that `write_folder` wrote.
+
+    Raises:
+        ValueError: the folder holds no such thing, or one of another kind.
+    """
+    source = Path(folder)
+    missing = [n for n in (TENSORS_FILE, MANIFEST_FILE) if not (source / n).is_file()]
+    if missing:
+        raise ValueError(
+            f"{source}: no {' and no '.join(missing)}; give a folder with a saved {kind}"
+        )
+    manifest: dict[str, Any] = json.loads((source / MANIFEST_FILE).read_text())
+    if manifest.get("kind") != kind:
+        raise ValueError(f"{source}: holds a {manifest.get('kind')}, not a {kind}")
+    return load_file(source / TENSORS_FILE), manifest
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share memory, as safetensors asks."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        pointer = own.untyped_storage().data_ptr()
+        if pointer in seen or own.untyped_storage().nbytes() != own.nbytes:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        result[name] = own
+    return result

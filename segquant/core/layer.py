@@ -1,0 +1,442 @@
+"""One Linear, from its weight and its statistics to a QuantLinear and what is to be said of it.
+
+Legend: O output features, I input features, P output segments, G distinct smoothing vectors,
+T sampled rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segquant.core.activation import ActivationScales, static_scales
+from segquant.core.blocks import group_blocks
+from segquant.core.linear import LinearSpec, QuantLinear
+from segquant.core.lowrank import LowRank, LowRankSettings, factor_dtype, low_rank_branch
+from segquant.core.rounding import (
+    Factor,
+    FactorCache,
+    GptqSettings,
+    Rounded,
+    Rounding,
+    gptq,
+    gptq_factor,
+    segment_gram,
+)
+from segquant.core.schemes import Bits, Granularity, TensorScheme
+from segquant.core.segments import LayerShape
+from segquant.core.smoothing import (
+    Alpha,
+    LayerInput,
+    Partition,
+    Smoothing,
+    SmoothingMode,
+    SmoothingSettings,
+    smooth,
+)
+from segquant.core.statistics import LayerStatistics
+from segquant.core.weights import (
+    WeightGrid,
+    WeightScales,
+    fake_quantize_weight,
+    quantize_weight,
+    weight_scales,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """What a method does to a layer."""
+
+    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
+    rounding: Rounding = Rounding.rtn
+    gptq: GptqSettings = field(default_factory=GptqSettings)
+    low_rank: LowRankSettings = field(default_factory=LowRankSettings)
+    dual_scale: bool = False
+
+
+@dataclass(kw_only=True)
+class QuantizedLayer:
+    """What was done to one layer; a record's entry."""
+
+    name: str
+    in_features: int
+    out_features: int
+    weight: str
+    activation: str
+    output_segments: list[int]
+    input_segments: list[int]
+    dual_scale: list[bool]  # per input segment
+    alphas: list[list[Alpha]]  # per output segment, per input segment; None: not smoothed
+    rounding: str
+    rank: int
+    smoothing_vectors: int
+    relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
+    notes: list[str] = field(default_factory=list)
+
+
+def quantize_linear(
+    linear: nn.Linear,
+    *,
+    name: str,
+    seen: LayerStatistics,
+    shape: LayerShape,
+    bits: Bits,
+    recipe: LayerRecipe,
+    factors: FactorCache | None = None,
+) -> tuple[QuantLinear, QuantizedLayer]:
+    """The layer's replacement, on the layer's device and in its type, and its entry of the report."""
+    with torch.no_grad():
+        return _quantize_linear(
+            linear,
+            name=name,
+            seen=seen,
+            shape=shape,
+            bits=bits,
+            recipe=recipe,
+            factors=factors or FactorCache(),
+        )
+
+
+def _quantize_linear(
+    linear: nn.Linear,
+    *,
+    name: str,
+    seen: LayerStatistics,
+    shape: LayerShape,
+    bits: Bits,
+    recipe: LayerRecipe,
+    factors: FactorCache,
+) -> tuple[QuantLinear, QuantizedLayer]:
+    w_OI = linear.weight.detach().float()
+    if not bool(w_OI.isfinite().all()):
+        raise ValueError(f"{name}: its weight holds NaN or infinity; check the checkpoint")
+    notes: list[str] = []
+    shape = _effective_shape(shape, bits=bits, recipe=recipe, notes=notes)
+    parts = _partitions(shape, name=name, bits=bits, recipe=recipe, notes=notes)
+    inputs = _inputs(seen, w_OI.device, gram=_needs_gram(recipe))
+    if _needs_gram(recipe) and inputs.gram_II is None:
+        raise ValueError(
+            f"{name}: the calibration has no Gram matrix, which this method needs; calibrate with "
+            "gram=True"
+        )
+    smoothing = smooth(
+        w_OI,
+        seen=inputs,
+        output_segments=shape.output,
+        partitions=parts,
+        weight=bits.weight,
+        activation=bits.activation,
+        settings=recipe.smoothing,
+    )
+    groups, factors_GI = _distinct(smoothing)
+    job = _Job(
+        name=name,
+        shape=shape,
+        parts=parts,
+        inputs=inputs,
+        bits=bits,
+        recipe=recipe,
+        gram_key=seen.gram_II,
+        factors=factors,
+        notes=notes,
+    )
+    quant = job.build(linear, w_OI, groups, factors_GI)
+    return quant, _entry(job, quant, smoothing, factors_GI, _relative_error(linear, quant, inputs))
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """One layer on its way."""
+
+    name: str
+    shape: LayerShape
+    parts: list[Partition]
+    inputs: LayerInput
+    bits: Bits
+    recipe: LayerRecipe
+    gram_key: Tensor | None  # the calibration's own Gram matrix, by identity
+    factors: FactorCache
+    notes: list[str]
+
+    def build(
+        self, linear: nn.Linear, w_OI: Tensor, groups: tuple[int, ...], factors_GI: Tensor | None
+    ) -> QuantLinear:
+        """Smoothing, low rank, scales and codes, in this order, and the module that holds them."""
+        sizes = self.shape.output
+        row_factors = None
+        if factors_GI is not None:
+            row_factors = torch.cat(
+                [factors_GI[g].expand(n, -1) for g, n in zip(groups, sizes, strict=True)]
+            )
+        smoothed_OI = w_OI if row_factors is None else w_OI * row_factors
+        grid = self._weight_grid()
+        branch = self._branch(smoothed_OI, row_factors, grid, linear.weight.dtype)
+        residual_OI = smoothed_OI if branch is None else smoothed_OI - branch.product()
+        scales = weight_scales(residual_OI, grid=grid)
+        codes_OI = self._codes(residual_OI, scales, grid, groups, factors_GI)
+        spec = self._spec(linear, groups if factors_GI is not None else (), branch)
+        quant = QuantLinear(spec, device=w_OI.device, dtype=linear.weight.dtype)
+        tensors: dict[str, Tensor | None] = {
+            "weight_scale": scales.scale,
+            "weight_zero_point": scales.zero_point,
+            "smoothing": factors_GI,
+            "low_rank_up": None if branch is None else branch.up_OR,
+            "low_rank_down": None if branch is None else branch.down_RI,
+            "bias": linear.bias,
+            **self._activation_tensors(spec, factors_GI),
+        }
+        return quant.fill(codes_OI=codes_OI, tensors=tensors)
+
+    def _weight_grid(self) -> WeightGrid:
+        blocks = tuple(size for part in self.parts for size in part.weight_blocks)
+        return WeightGrid(scheme=self.bits.weight, row_blocks=self.shape.output, blocks=blocks)
+
+    def _spec(
+        self, linear: nn.Linear, groups: tuple[int, ...], branch: LowRank | None
+    ) -> LinearSpec:
+        dtype = factor_dtype(linear.weight.dtype)
+        return LinearSpec(
+            weight=self.bits.weight,
+            activation=self.bits.activation,
+            output_segments=self.shape.output,
+            weight_blocks=self._weight_grid().blocks,
+            activation_blocks=tuple(s for part in self.parts for s in part.activation_blocks),
+            dual=tuple(part.dual for part in self.parts for _ in part.activation_blocks),
+            smoothing_groups=groups,
+            rank=0 if branch is None else branch.up_OR.shape[1],
+            rank_dtype=dtype,
+            bias=linear.bias is not None,
+        )
+
+    def _branch(
+        self,
+        smoothed_OI: Tensor,
+        row_factors: Tensor | None,
+        grid: WeightGrid,
+        dtype: torch.dtype,
+    ) -> LowRank | None:
+        def error(residual_OI: Tensor, branch: LowRank) -> float:
+            difference_OI = smoothed_OI - branch.product() - residual_OI
+            if row_factors is not None:
+                difference_OI = difference_OI / row_factors
+            return float((self.inputs.sample_TI @ difference_OI.T).square().mean())
+
+        return low_rank_branch(
+            smoothed_OI,
+            settings=self.recipe.low_rank,
+            dtype=factor_dtype(dtype),
+            quantized=lambda residual_OI: fake_quantize_weight(residual_OI, grid=grid),
+            error=error,
+        )
+
+    def _codes(
+        self,
+        residual_OI: Tensor,
+        scales: WeightScales,
+        grid: WeightGrid,
+        groups: tuple[int, ...],
+        factors_GI: Tensor | None,
+    ) -> Tensor:
+        if self.recipe.rounding is Rounding.rtn:
+            return quantize_weight(residual_OI, scales=scales, grid=grid)
+        rows = scales.per_row(grid)
+        if factors_GI is None:
+            rounded = self._gptq(residual_OI, rows, grid, self._plain_factor())
+            return rounded.codes_OI
+        group_O = torch.tensor(groups, device=residual_OI.device).repeat_interleave(
+            torch.tensor(self.shape.output, device=residual_OI.device)
+        )
+        codes_OI = torch.empty_like(residual_OI)
+        for group, factors_I in enumerate(factors_GI):
+            at = (group_O == group).nonzero().flatten()
+            factor = gptq_factor(
+                self._gram() / (factors_I[:, None] * factors_I), settings=self.recipe.gptq
+            )
+            codes_OI[at] = self._gptq(residual_OI[at], _rows_at(rows, at), grid, factor).codes_OI
+        return codes_OI
+
+    def _gptq(
+        self, w_OI: Tensor, rows: WeightScales, grid: WeightGrid, factor: Factor | None
+    ) -> Rounded:
+        rounded = gptq(
+            w_OI,
+            factor,
+            scales=rows,
+            grid=_row_grid(grid, rows=w_OI.shape[0]),
+            block_size=self.recipe.gptq.block_size,
+        )
+        if rounded.fallback is not None:
+            self.notes.append(f"rounded to nearest, not by GPTQ: {rounded.fallback}")
+        return rounded
+
+    def _gram(self) -> Tensor:
+        assert self.inputs.gram_II is not None
+        if self.recipe.gptq.segment_hessians:
+            return segment_gram(self.inputs.gram_II, self.shape.input)
+        return self.inputs.gram_II
+
+    def _plain_factor(self) -> Factor | None:
+        assert self.gram_key is not None
+        segments = self.shape.input if self.recipe.gptq.segment_hessians else ()
+        return self.factors.get(
+            self.gram_key, segments, lambda: gptq_factor(self._gram(), settings=self.recipe.gptq)
+        )
+
+    def _activation_tensors(
+        self, spec: LinearSpec, factors_GI: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        grid = spec.activation_grid
+        names = ("activation_scale", "activation_negative_scale", "activation_zero_point")
+        if grid is None or spec.activation.dynamic:
+            return dict.fromkeys(names)
+        low_I, high_I = self.inputs.low_I, self.inputs.high_I
+        rows = [torch.ones_like(low_I)] if factors_GI is None else list(factors_GI)
+        found = [static_scales(low_I / row, high_I / row, grid=grid) for row in rows]
+        return dict(zip(names, _stack_scales(found), strict=True))
+
+
+def _stack_scales(found: list[ActivationScales]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    negative = [one.negative for one in found if one.negative is not None]
+    zero_point = [one.zero_point for one in found if one.zero_point is not None]
+    return (
+        torch.stack([one.scale for one in found]),
+        torch.stack(negative) if negative else None,
+        torch.stack(zero_point) if zero_point else None,
+    )
+
+
+def _rows_at(scales: WeightScales, at: Tensor) -> WeightScales:
+    """Scales per output feature, of the features asked for."""
+    wide = scales.scale.shape[0] > 1
+    zero_point = scales.zero_point
+    return WeightScales(
+        scale=scales.scale[at] if wide else scales.scale,
+        zero_point=zero_point[at] if wide and zero_point is not None else zero_point,
+    )
+
+
+def _row_grid(grid: WeightGrid, *, rows: int) -> WeightGrid:
+    """The grid of some rows whose scales are already given per output feature (or once for all)."""
+    scheme = grid.scheme
+    if scheme.granularity is Granularity.per_tensor:
+        scheme = TensorScheme(
+            num_bits=scheme.num_bits,
+            granularity=Granularity.per_channel,
+            symmetric=scheme.symmetric,
+        )
+    return WeightGrid(scheme=scheme, row_blocks=(rows,), blocks=grid.blocks)
+
+
+def _needs_gram(recipe: LayerRecipe) -> bool:
+    searched = recipe.smoothing.mode is SmoothingMode.search and recipe.smoothing.use_gram
+    return searched or recipe.rounding is Rounding.gptq
+
+
+def _inputs(seen: LayerStatistics, device: torch.device, *, gram: bool) -> LayerInput:
+    gram_II = seen.gram_II if gram else None
+    return LayerInput(
+        sample_TI=seen.sample_TI.to(device),
+        low_I=seen.low_I.to(device),
+        high_I=seen.high_I.to(device),
+        gram_II=None if gram_II is None else gram_II.to(device),
+        rows=seen.rows,
+    )
+
+
+def _effective_shape(
+    shape: LayerShape, *, bits: Bits, recipe: LayerRecipe, notes: list[str]
+) -> LayerShape:
+    """The shape without segments that would change nothing or that the bits leave no room for."""
+    output, inputs, one_sided = shape.output, shape.input, shape.one_sided
+    unsmoothed = recipe.smoothing.mode is SmoothingMode.none
+    if len(output) > 1 and unsmoothed and bits.weight.granularity is not Granularity.per_tensor:
+        notes.append(
+            f"output segments are a no-op: {bits.weight.granularity.name} weights, no smoothing"
+        )
+        output = (shape.out_features,)
+    for scheme in (bits.weight, bits.activation):
+        size = scheme.group_size
+        if len(inputs) > 1 and size is not None and any(part % size for part in inputs):
+            notes.append(f"input segments {inputs} dropped: not multiples of group_size={size}")
+            inputs, one_sided = (shape.in_features,), (all(one_sided),)
+    return LayerShape(output=output, input=inputs, one_sided=one_sided)
+
+
+def _partitions(
+    shape: LayerShape, *, name: str, bits: Bits, recipe: LayerRecipe, notes: list[str]
+) -> list[Partition]:
+    dual_allowed = recipe.dual_scale and bits.activation.quantized and bits.activation.symmetric
+    if recipe.dual_scale and any(shape.one_sided) and not dual_allowed:
+        why = "asymmetric activations" if bits.activation.quantized else "activations in 16 bit"
+        notes.append(f"dual scale is a no-op: {why}")
+    return [
+        Partition(
+            size=size,
+            weight_blocks=_blocks(size, scheme=bits.weight, name=name),
+            activation_blocks=_blocks(size, scheme=bits.activation, name=name),
+            dual=one_sided and dual_allowed,
+        )
+        for size, one_sided in zip(shape.input, shape.one_sided, strict=True)
+    ]
+
+
+def _blocks(size: int, *, scheme: TensorScheme, name: str) -> tuple[int, ...]:
+    if scheme.group_size is None or not scheme.quantized:
+        return (size,)
+    return group_blocks(size, group_size=scheme.group_size, layer=name)
+
+
+def _distinct(smoothing: Smoothing) -> tuple[tuple[int, ...], Tensor | None]:
+    """The group of each output segment, and the distinct vectors [G, I]; None if all are ones."""
+    factors_PI = smoothing.factors_PI
+    if bool((factors_PI == 1).all()):
+        return (0,) * factors_PI.shape[0], None
+    distinct: list[Tensor] = []
+    groups: list[int] = []
+    for factors_I in factors_PI:
+        equal = (n for n, other in enumerate(distinct) if torch.equal(other, factors_I))
+        group = next(equal, len(distinct))
+        if group == len(distinct):
+            distinct.append(factors_I)
+        groups.append(group)
+    return tuple(groups), torch.stack(distinct)
+
+
+def _relative_error(linear: nn.Linear, quant: QuantLinear, inputs: LayerInput) -> float:
+    x_TI = inputs.sample_TI.to(linear.weight.dtype)
+    exact_TO = F.linear(x_TI, linear.weight).float()
+    found_TO = quant(x_TI).float()
+    if quant.bias is not None:
+        found_TO = found_TO - quant.bias.float()
+    power = float(exact_TO.square().sum())
+    error = float((found_TO - exact_TO).square().sum())
+    return error / power if power > 0 else error
+
+
+def _entry(
+    job: _Job,
+    quant: QuantLinear,
+    smoothing: Smoothing,
+    factors_GI: Tensor | None,
+    relative_error: float,
+) -> QuantizedLayer:
+    return QuantizedLayer(
+        name=job.name,
+        in_features=quant.in_features,
+        out_features=quant.out_features,
+        weight=job.bits.weight.describe(),
+        activation=job.bits.activation.describe(),
+        output_segments=list(job.shape.output),
+        input_segments=list(job.shape.input),
+        dual_scale=[part.dual for part in job.parts],
+        alphas=[list(row) for row in smoothing.alphas],
+        rounding=job.recipe.rounding.name,
+        rank=quant.spec.rank,
+        smoothing_vectors=0 if factors_GI is None else factors_GI.shape[0],
+        relative_error=relative_error,
+        notes=job.notes,
+    )

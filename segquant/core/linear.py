@@ -1,0 +1,260 @@
+"""QuantLinear: what takes the place of an nn.Linear.
+
+Execution is simulated: the input is put on its grid and back in float32, and multiplied with the
+dequantized weight in the layer's own type. What is stored are integer codes and float32 scales;
+the dequantized weight is derived from them whenever they, or the layer's type, change.
+
+Legend: O output features, I input features, P output segments, G distinct smoothing vectors,
+N blocks of input features, R rows of weight scales, K rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
+from segquant.core.grids import pack_int4, unpack_int4
+from segquant.core.schemes import TensorScheme
+from segquant.core.weights import WeightGrid, WeightScales, dequantize_weight
+
+PACKED_BITS = 4
+# Buffers that keep their type when the module's changes (.half(), .to(dtype)).
+EXACT_BUFFERS = (
+    "codes",
+    "weight_scale",
+    "weight_zero_point",
+    "smoothing",
+    "activation_scale",
+    "activation_negative_scale",
+    "activation_zero_point",
+    "low_rank_up",
+    "low_rank_down",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSpec:
+    """The structure of a QuantLinear: all but its tensors."""
+
+    weight: TensorScheme
+    activation: TensorScheme
+    output_segments: tuple[int, ...]
+    weight_blocks: tuple[int, ...]
+    activation_blocks: tuple[int, ...]
+    dual: tuple[bool, ...]  # per activation block
+    smoothing_groups: tuple[int, ...]  # the smoothing vector of each output segment; () for none
+    rank: int
+    rank_dtype: torch.dtype
+    bias: bool
+
+    @property
+    def in_features(self) -> int:
+        return sum(self.activation_blocks)
+
+    @property
+    def out_features(self) -> int:
+        return sum(self.output_segments)
+
+    @property
+    def weight_grid(self) -> WeightGrid:
+        return WeightGrid(
+            scheme=self.weight, row_blocks=self.output_segments, blocks=self.weight_blocks
+        )
+
+    @property
+    def activation_grid(self) -> ActivationGrid | None:
+        if not self.activation.quantized:
+            return None
+        return ActivationGrid(scheme=self.activation, blocks=self.activation_blocks, dual=self.dual)
+
+    @property
+    def smoothing_count(self) -> int:
+        return max(self.smoothing_groups, default=-1) + 1
+
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """(smoothing group, first row, last row + 1) of neighbouring rows that share a group."""
+        groups = self.smoothing_groups or (0,) * len(self.output_segments)
+        runs: list[tuple[int, int, int]] = []
+        start = 0
+        for group, size in zip(groups, self.output_segments, strict=True):
+            if runs and runs[-1][0] == group:
+                runs[-1] = (group, runs[-1][1], start + size)
+            else:
+                runs.append((group, start, start + size))
+            start += size
+        return tuple(runs)
+
+
+class QuantLinear(nn.Module):
+    """A quantized Linear. Made empty from its structure; `fill` or a state dict gives the tensors."""
+
+    codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    smoothing: Tensor | None
+    activation_scale: Tensor | None
+    activation_negative_scale: Tensor | None
+    activation_zero_point: Tensor | None
+    low_rank_up: Tensor | None
+    low_rank_down: Tensor | None
+    bias: Tensor | None
+    dense_OI: Tensor
+
+    def __init__(self, spec: LinearSpec, *, device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_features, self.out_features = spec.in_features, spec.out_features
+        self._runs = spec.runs()
+        self._grid = spec.activation_grid
+        packed = spec.weight.num_bits <= PACKED_BITS
+        width = (self.in_features + 1) // 2 if packed else self.in_features
+        self._make(
+            "codes", (self.out_features, width), torch.uint8 if packed else torch.int8, device
+        )
+        scales = (len(spec.weight_grid.scale_rows), len(spec.weight_blocks))
+        self._make("weight_scale", scales, torch.float32, device)
+        asymmetric = not spec.weight.symmetric
+        self._make("weight_zero_point", scales if asymmetric else None, torch.float32, device)
+        self._make_activation(device)
+        rank = spec.rank
+        up, down = (self.out_features, rank), (rank, self.in_features)
+        self._make("low_rank_up", up if rank else None, spec.rank_dtype, device)
+        self._make("low_rank_down", down if rank else None, spec.rank_dtype, device)
+        self._make("bias", (self.out_features,) if spec.bias else None, dtype, device)
+        dense = torch.zeros(self.out_features, self.in_features, dtype=dtype, device=device)
+        self.register_buffer("dense_OI", dense, persistent=False)
+
+    def _make_activation(self, device: torch.device | str) -> None:
+        spec, count = self.spec, self.spec.smoothing_count
+        self._make("smoothing", (count, self.in_features) if count else None, torch.float32, device)
+        static = spec.activation.quantized and not spec.activation.dynamic
+        shape = (max(count, 1), len(spec.activation_blocks)) if static else None
+        self._make("activation_scale", shape, torch.float32, device)
+        dual = shape if any(spec.dual) else None
+        self._make("activation_negative_scale", dual, torch.float32, device)
+        shifted = None if spec.activation.symmetric else shape
+        self._make("activation_zero_point", shifted, torch.float32, device)
+
+    def _make(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        empty = None if shape is None else torch.zeros(shape, dtype=dtype, device=device)
+        self.register_buffer(name, empty)
+
+    def fill(self, *, codes_OI: Tensor, tensors: dict[str, Tensor | None]) -> QuantLinear:
+        """Takes codes (any integer-valued tensor) and the other buffers by name."""
+        packed = self.spec.weight.num_bits <= PACKED_BITS
+        whole = codes_OI.to(torch.int8)
+        self.codes = pack_int4(whole) if packed else whole
+        for name, value in tensors.items():
+            own = self._buffers[name]
+            assert (own is None) == (value is None), name
+            if own is not None and value is not None:
+                assert own.shape == value.shape, (name, own.shape, value.shape)
+                self._buffers[name] = value.detach().to(own.dtype).clone()
+        self._refresh()
+        return self
+
+    def codes_OI(self) -> Tensor:
+        """The weight's codes as int8."""
+        if self.spec.weight.num_bits <= PACKED_BITS:
+            return unpack_int4(self.codes, in_features=self.in_features)
+        return self.codes
+
+    def forward(self, input: Tensor) -> Tensor:
+        dense_OI, bias_O = self.dense_OI, self.bias
+        outputs: list[Tensor] = []
+        read: dict[int, tuple[Tensor, Tensor]] = {}
+        for group, start, stop in self._runs:
+            if group not in read:
+                read[group] = self._read(input, group, dense_OI.dtype)
+            smooth_I, quantized_I = read[group]
+            bias = None if bias_O is None else bias_O[start:stop]
+            output = F.linear(quantized_I, dense_OI[start:stop], bias)
+            up_OK, down_KI = self.low_rank_up, self.low_rank_down
+            if up_OK is not None and down_KI is not None:
+                inner_K = F.linear(smooth_I, down_KI.to(dense_OI.dtype))
+                output = output + F.linear(inner_K, up_OK[start:stop].to(dense_OI.dtype))
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def _read(self, x: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The smoothed input, and the same on its grid; both new tensors, or `x` itself unchanged."""
+        factors_GI = self.smoothing
+        smooth = x if factors_GI is None else x.float() / factors_GI[group]
+        if self._grid is None:
+            return smooth.to(dtype), smooth.to(dtype)
+        quantized = fake_quantize(smooth, grid=self._grid, static=self._static(group))
+        return smooth.to(dtype), quantized.to(dtype)
+
+    def _static(self, group: int) -> ActivationScales | None:
+        scale_GN = self.activation_scale
+        if scale_GN is None:
+            return None
+        negative_GN = self.activation_negative_scale
+        zero_GN = self.activation_zero_point
+        return ActivationScales(
+            scale=scale_GN[group],
+            negative=None if negative_GN is None else negative_GN[group],
+            zero_point=None if zero_GN is None else zero_GN[group],
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer amounts to on an input that quantization does not change."""
+        dense_OI = self.dense_OI
+        up_OK, down_KI = self.low_rank_up, self.low_rank_down
+        factors_GI = self.smoothing
+        total_OI = dense_OI.float()
+        if up_OK is not None and down_KI is not None:
+            total_OI = total_OI + up_OK.float() @ down_KI.float()
+        if factors_GI is not None:
+            rows = [total_OI[a:b] / factors_GI[group] for group, a, b in self._runs]
+            total_OI = torch.cat(rows)
+        return total_OI.to(dense_OI.dtype)
+
+    def _refresh(self) -> None:
+        scales = WeightScales(scale=self.weight_scale, zero_point=self.weight_zero_point)
+        values = dequantize_weight(self.codes_OI(), scales=scales, grid=self.spec.weight_grid)
+        self.dense_OI = values.to(self.dense_OI.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        before = {name: self._buffers[name] for name in EXACT_BUFFERS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in before.items():
+            moved = self._buffers[name]
+            if exact is not None and moved is not None and moved.dtype != exact.dtype:
+                self._buffers[name] = exact.to(moved.device)
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._refresh()
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        parts = [
+            f"{self.in_features} -> {self.out_features}",
+            f"weight {spec.weight.describe()}",
+            f"activation {spec.activation.describe()}",
+        ]
+        if len(spec.output_segments) > 1:
+            parts.append(f"output segments {spec.output_segments}")
+        if len(spec.activation_blocks) > 1 and spec.activation.group_size is None:
+            parts.append(f"input segments {spec.activation_blocks}")
+        if any(spec.dual):
+            parts.append("dual scale")
+        if spec.rank:
+            parts.append(f"rank {spec.rank}")
+        return ", ".join(parts)

@@ -1,0 +1,89 @@
+"""What a method may say to the harness, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from segquant.core.calibration import Calibration
+from segquant.core.schemes import Bits
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+
+SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsNeeds:
+    """What one pass over the calibration set has to record for a method."""
+
+    gram: bool = False
+    rows: int = DEFAULT_SAMPLE_ROWS
+    graph: bool = False
+
+    def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
+        """What serves both, for one calibration of a whole sweep."""
+        return StatisticsNeeds(
+            gram=self.gram or other.gram,
+            rows=max(self.rows, other.rows),
+            graph=self.graph or other.graph,
+        )
+
+
+@dataclass(kw_only=True)
+class QuantizationReport:
+    """What was done to a denoiser, for the record. All of it is JSON."""
+
+    bits: str
+    layers_quantized: list[dict[str, Any]] = field(default_factory=list)  # QuantizedLayer each
+    layers_kept: list[dict[str, str]] = field(default_factory=list)  # name, reason
+    effective_bits_per_weight: float  # quantized layers; scales, smoothing and low rank counted
+    effective_bits_per_weight_all: float  # all Linear weights, 16 bits for those kept
+    extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
+    weight_bytes: int  # of all Linear weights as they would be stored
+    search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
+    elements: list[str] = field(default_factory=list)  # of the published method: done
+    left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
+    execution: str = SIMULATED
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizationReport:
+        known = {one.name for one in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"report: unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**values)
+
+
+class Corrector(Protocol):
+    """Corrects a quantized denoiser's output, step by step."""
+
+    def __call__(self, output: Tensor, *, step: int) -> Tensor: ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to quantize a denoiser. Implemented by dataclasses whose fields are its settings."""
+
+    def needs(self) -> StatisticsNeeds:
+        """What it reads of the calibration."""
+        ...
+
+    def unsupported(self, bits: Bits) -> str | None:
+        """Why these bits are not for it, or None."""
+        ...
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        """Replaces Linears in place."""
+        ...
+
+    def corrector(self, *, calibration: Calibration) -> Corrector | None:
+        """A correction of the denoiser's output, or None."""
+        ...

@@ -1,0 +1,180 @@
+"""The pass over a denoiser's Linears that all methods share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from segquant.core.calibration import Calibration
+from segquant.core.layer import LayerRecipe, QuantizedLayer, quantize_linear
+from segquant.core.linear import QuantLinear
+from segquant.core.protocol import QuantizationReport
+from segquant.core.rounding import FactorCache
+from segquant.core.schemes import UNQUANTIZED_BITS, Bits
+from segquant.core.segments import LayerShape, whole
+from segquant.core.smoothing import SmoothingMode
+from segquant.core.statistics import linear_layers
+
+logger = logging.getLogger(__name__)
+
+BITS_OF_SCALE = 32
+BITS_OF_BYTE = 8
+
+ShapeOf = Callable[[str, nn.Linear], LayerShape]
+
+
+@dataclass
+class _Cost:
+    """Sums over layers, for the report."""
+
+    quantized_weights: int = 0
+    quantized_bits: int = 0
+    kept_weights: int = 0
+    macs: int = 0
+    extra_macs: int = 0
+
+
+def quantize_layers(
+    denoiser: nn.Module,
+    *,
+    calibration: Calibration,
+    bits: Bits,
+    recipe: LayerRecipe,
+    shape_of: ShapeOf | None = None,
+    elements: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> QuantizationReport:
+    """Replaces every Linear that the bits and the calibration allow, in module order.
+
+    Args:
+        shape_of: the segments of a layer by name; None for uncut layers.
+        elements: what of the published method is done, for the report.
+        left_out: what is not.
+    """
+    shape_of = shape_of or _uncut
+    cost = _Cost()
+    factors = FactorCache()
+    quantized: list[dict[str, object]] = []
+    kept: list[dict[str, str]] = []
+    for name, linear in linear_layers(denoiser).items():
+        seen = calibration.statistics.get(name)
+        products = linear.weight.numel() * (0 if seen is None else seen.rows)
+        cost.macs += products
+        reason = reason_to_keep(name, calibration=calibration, bits=bits)
+        if reason is not None or seen is None:
+            kept.append({"name": name, "reason": reason or "never called during calibration"})
+            cost.kept_weights += linear.weight.numel()
+            continue
+        shape = shape_of(name, linear)
+        quant, entry = quantize_linear(
+            linear,
+            name=name,
+            seen=seen,
+            shape=shape,
+            bits=bits,
+            recipe=recipe,
+            factors=factors,
+        )
+        replace_module(denoiser, old=linear, new=quant)
+        quantized.append(asdict(entry))
+        _count(cost, quant, entry, rows=seen.rows)
+    logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
+    searched = recipe.smoothing.mode is SmoothingMode.search
+    return _report(
+        cost,
+        bits=bits,
+        quantized=quantized,
+        kept=kept,
+        search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
+        elements=list(elements),
+        left_out=list(left_out),
+    )
+
+
+def reason_to_keep(name: str, *, calibration: Calibration, bits: Bits) -> str | None:
+    """Why a layer stays in 16 bit, or None."""
+    if not bits.quantized:
+        return f"bits {bits.name} quantize nothing"
+    pattern = bits.kept_by(name)
+    if pattern is not None:
+        return f"bits.keep: {pattern}"
+    if name not in calibration.statistics:
+        return "never called during calibration"
+    return None
+
+
+def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` in every place where `old` is registered."""
+    places = [n for n, m in denoiser.named_modules(remove_duplicate=False) if m is old]
+    for place in places:
+        parent, _, child = place.rpartition(".")
+        setattr(denoiser.get_submodule(parent), child, new)
+
+
+def stored_bits(quant: QuantLinear) -> int:
+    """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
+    scheme = quant.spec.weight
+    bits = quant.in_features * quant.out_features * scheme.num_bits
+    bits += quant.weight_scale.numel() * BITS_OF_SCALE
+    if quant.weight_zero_point is not None:
+        bits += quant.weight_zero_point.numel() * scheme.num_bits
+    for exact in (
+        quant.smoothing,
+        quant.activation_scale,
+        quant.activation_negative_scale,
+        quant.activation_zero_point,
+    ):
+        bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
+    for factor in (quant.low_rank_up, quant.low_rank_down):
+        bits += 0 if factor is None else factor.numel() * UNQUANTIZED_BITS
+    return bits
+
+
+def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
+    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds its own."""
+    pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
+    extra = sum(size for size, dual in pairs if dual) * quant.out_features
+    readings = max(1, entry.smoothing_vectors)
+    return extra + quant.spec.rank * (quant.in_features * readings + quant.out_features)
+
+
+def _uncut(name: str, linear: nn.Linear) -> LayerShape:
+    return whole(in_features=linear.in_features, out_features=linear.out_features)
+
+
+def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
+    cost.quantized_weights += quant.in_features * quant.out_features
+    cost.quantized_bits += stored_bits(quant)
+    cost.extra_macs += extra_macs_per_row(quant, entry) * rows
+
+
+def _report(
+    cost: _Cost,
+    *,
+    bits: Bits,
+    quantized: list[dict[str, object]],
+    kept: list[dict[str, str]],
+    search_candidates: int,
+    elements: list[str],
+    left_out: list[str],
+) -> QuantizationReport:
+    all_bits = cost.quantized_bits + cost.kept_weights * UNQUANTIZED_BITS
+    weights = cost.quantized_weights + cost.kept_weights
+    some = cost.quantized_weights > 0
+    return QuantizationReport(
+        bits=bits.name,
+        layers_quantized=quantized,
+        layers_kept=kept,
+        effective_bits_per_weight=(
+            cost.quantized_bits / cost.quantized_weights if some else float(UNQUANTIZED_BITS)
+        ),
+        effective_bits_per_weight_all=all_bits / weights if weights else float(UNQUANTIZED_BITS),
+        extra_macs_fraction=cost.extra_macs / cost.macs if cost.macs else 0.0,
+        weight_bytes=(all_bits + BITS_OF_BYTE - 1) // BITS_OF_BYTE,
+        search_candidates=search_candidates,
+        elements=elements,
+        left_out=left_out,
+    )

@@ -1,0 +1,229 @@
+"""Smoothing: per-channel factors that move activation outliers into the weights.
+
+`X W^T = (X / s) (W s)^T` holds for any positive s; with
+`s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` the quantization error is shared between the two.
+Source: SmoothQuant (arXiv 2211.10438), equation 4.
+
+The search minimises, for each output segment, the mean squared error of the layer's whole output
+on the sampled rows,
+
+    E(s) = mean over rows and outputs of (X W^T - Q(X / s) Q(W s)^T)^2,
+
+in float32, without the bias (it cancels), with the activation scales that the layer will have:
+static ones from all calibration rows, dynamic ones from the row. Weights are rounded to nearest,
+also where GPTQ follows. The rows carry the error of weights and of activations and the product of
+the two, which a Gram matrix alone does not. With `use_gram` the weights' own part of the error is
+taken from all rows instead: tr(D G D^T) / T, D = W - Q(W s) / s, replaces its sampled value.
+
+Output segments are independent problems. Input segments are not: their errors add up in one output.
+The best alpha common to all of them is found first, then each in turn is given its own, which is
+kept only where it lowers E. "No smoothing" is a candidate and wins ties.
+
+Legend: T sampled rows, O output features, I input features, P output segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from segquant.core.activation import ActivationGrid, fake_quantize, static_scales
+from segquant.core.schemes import TensorScheme
+from segquant.core.weights import WeightGrid, fake_quantize_weight
+
+SMALLEST_FACTOR = 1e-4
+LARGEST_FACTOR = 1e4
+
+Alpha = float | None  # None: not smoothed
+
+
+class SmoothingMode(Enum):
+    none = "none"
+    fixed = "fixed"
+    search = "search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingSettings:
+    """Which alphas are tried; alpha in [0, 1], 1 puts all the difficulty on the weights."""
+
+    mode: SmoothingMode = SmoothingMode.none
+    alpha: float = 0.5
+    alpha_min: float = 0.0
+    alpha_max: float = 1.0
+    alpha_step: float = 0.1
+    include_none: bool = True
+    use_gram: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}; give a number in [0, 1]")
+        if not 0 <= self.alpha_min <= self.alpha_max <= 1 or self.alpha_step <= 0:
+            raise ValueError(
+                f"alpha_min={self.alpha_min}, alpha_max={self.alpha_max}, "
+                f"alpha_step={self.alpha_step}; give 0 <= alpha_min <= alpha_max <= 1 and a step "
+                "above 0"
+            )
+
+    def candidates(self) -> tuple[Alpha, ...]:
+        """What is tried, both ends of the grid included."""
+        if self.mode is SmoothingMode.none:
+            return (None,)
+        if self.mode is SmoothingMode.fixed:
+            return (self.alpha,)
+        steps = int((self.alpha_max - self.alpha_min) / self.alpha_step + 1e-6)
+        grid = [round(self.alpha_min + n * self.alpha_step, 10) for n in range(steps + 1)]
+        return (None, *grid) if self.include_none else tuple(grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInput:
+    """What is known of a layer's input: sampled rows, range of all rows, and its Gram matrix."""
+
+    sample_TI: Tensor
+    low_I: Tensor
+    high_I: Tensor
+    gram_II: Tensor | None
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """One input segment: its size, and the blocks in it that have scales of their own."""
+
+    size: int
+    weight_blocks: tuple[int, ...]
+    activation_blocks: tuple[int, ...]
+    dual: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothing:
+    """A factor per output segment and input channel, and the alpha of each pair of segments."""
+
+    factors_PI: Tensor
+    alphas: tuple[tuple[Alpha, ...], ...]
+
+
+def smoothing_factors(amax_x_I: Tensor, amax_w_I: Tensor, *, alpha: Alpha) -> Tensor:
+    """SmoothQuant's factors, float32; 1 for a channel that is dead in the input or in the weight."""
+    if alpha is None:
+        return torch.ones_like(amax_x_I, dtype=torch.float32)
+    x_I, w_I = amax_x_I.float(), amax_w_I.float()
+    factors_I = x_I.pow(alpha) / w_I.pow(1 - alpha)
+    factors_I = torch.where((x_I > 0) & (w_I > 0), factors_I, torch.ones_like(factors_I))
+    return factors_I.clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
+
+
+def smooth(
+    w_OI: Tensor,
+    *,
+    seen: LayerInput,
+    output_segments: Sequence[int],
+    partitions: Sequence[Partition],
+    weight: TensorScheme,
+    activation: TensorScheme,
+    settings: SmoothingSettings,
+) -> Smoothing:
+    """The factors of every output segment: fixed, or the best of the candidates (see the top)."""
+    candidates = settings.candidates()
+    factors, alphas = [], []
+    for w_part_OI in torch.split_with_sizes(w_OI.float(), list(output_segments)):
+        problem = _Problem(w_part_OI, seen, partitions, weight, activation, settings.use_gram)
+        chosen = [candidates[0]] * len(partitions)
+        if len(candidates) > 1:
+            chosen = problem.search(candidates)
+        factors.append(problem.factors(chosen))
+        alphas.append(tuple(chosen))
+    return Smoothing(factors_PI=torch.stack(factors), alphas=tuple(alphas))
+
+
+class _Problem:
+    """The search of one output segment: its weight rows against the layer's input."""
+
+    def __init__(
+        self,
+        w_OI: Tensor,
+        seen: LayerInput,
+        partitions: Sequence[Partition],
+        weight: TensorScheme,
+        activation: TensorScheme,
+        use_gram: bool,
+    ) -> None:
+        self._w_OI, self._seen, self._partitions = w_OI, seen, partitions
+        self._weight, self._activation = weight, activation
+        self._amax_x_I = torch.maximum(-seen.low_I, seen.high_I)
+        self._amax_w_I = w_OI.abs().amax(0)
+        self._use_gram = use_gram and seen.gram_II is not None
+        self._bounds = []
+        start = 0
+        for part in partitions:
+            self._bounds.append(slice(start, start + part.size))
+            start += part.size
+
+    def factors(self, alphas: Sequence[Alpha]) -> Tensor:
+        pairs = zip(self._bounds, alphas, strict=True)
+        return torch.cat([self._factors_of(at, alpha) for at, alpha in pairs])
+
+    def search(self, candidates: Sequence[Alpha]) -> list[Alpha]:
+        y_TO = self._seen.sample_TI @ self._w_OI.T
+        count = len(self._partitions)
+        best, best_error, best_parts = candidates[0], float("inf"), []
+        for alpha in candidates:
+            parts = [self._quantized(n, alpha) for n in range(count)]
+            error = self._error(y_TO, parts)
+            if error < best_error:
+                best, best_error, best_parts = alpha, error, parts
+        chosen = [best] * count
+        if count == 1:
+            return chosen
+        for n in range(count):
+            for alpha in candidates:
+                if alpha == chosen[n]:
+                    continue
+                parts = [*best_parts[:n], self._quantized(n, alpha), *best_parts[n + 1 :]]
+                error = self._error(y_TO, parts)
+                if error < best_error:
+                    chosen[n], best_error, best_parts = alpha, error, parts
+        return chosen
+
+    def _factors_of(self, at: slice, alpha: Alpha) -> Tensor:
+        return smoothing_factors(self._amax_x_I[at], self._amax_w_I[at], alpha=alpha)
+
+    def _quantized(self, n: int, alpha: Alpha) -> tuple[Tensor, Tensor]:
+        """One input segment's share of the quantized output [T, O], and its weight error [O, I]."""
+        at, part, seen = self._bounds[n], self._partitions[n], self._seen
+        factors_I = self._factors_of(at, alpha)
+        rows = WeightGrid(
+            scheme=self._weight, row_blocks=(self._w_OI.shape[0],), blocks=part.weight_blocks
+        )
+        w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=rows)
+        x_TI = seen.sample_TI[:, at] / factors_I
+        if self._activation.quantized:
+            grid = ActivationGrid(
+                scheme=self._activation,
+                blocks=part.activation_blocks,
+                dual=(part.dual,) * len(part.activation_blocks),
+            )
+            low_I, high_I = seen.low_I[at] / factors_I, seen.high_I[at] / factors_I
+            static = None if self._activation.dynamic else static_scales(low_I, high_I, grid=grid)
+            x_TI = fake_quantize(x_TI, grid=grid, static=static)
+        error_OI = self._w_OI[:, at] - w_OI / factors_I if self._use_gram else w_OI[:, :0]
+        return x_TI @ w_OI.T, error_OI
+
+    def _error(self, y_TO: Tensor, parts: list[tuple[Tensor, Tensor]]) -> float:
+        difference_TO = y_TO.clone()
+        for output_TO, _ in parts:
+            difference_TO -= output_TO
+        error = float(difference_TO.square_().mean())
+        if not self._use_gram:
+            return error
+        assert self._seen.gram_II is not None
+        error_OI = torch.cat([part for _, part in parts], 1)
+        sampled = float((self._seen.sample_TI @ error_OI.T).square_().mean())
+        every = float(((error_OI @ self._seen.gram_II) * error_OI).sum())
+        return error - sampled + every / (self._seen.rows * error_OI.shape[0])

@@ -1,0 +1,18 @@
+"""What the static graph of a denoiser says of each of its layers."""
+
+from segquant.graph.analyze import analyze
+from segquant.graph.capture import capture_example_inputs
+from segquant.graph.policy import SegmentPolicy, choose_input, choose_output
+from segquant.graph.types import GraphError, LayerGraph, LayerInfo, Segment
+
+__all__ = [
+    "GraphError",
+    "LayerGraph",
+    "LayerInfo",
+    "Segment",
+    "SegmentPolicy",
+    "analyze",
+    "capture_example_inputs",
+    "choose_input",
+    "choose_output",
+]

@@ -1,0 +1,46 @@
+"""Example inputs of a module taken from one real call of whatever runs it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class _Captured(Exception):
+    """Stops the call once the inputs are known."""
+
+
+def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[str, Any]:
+    """The keyword arguments with which `call` first calls `module`.
+
+    `call` runs whatever uses the module, for instance `lambda: pipe("a cat", num_inference_steps=1)`,
+    and is stopped before the module's forward runs.
+
+    Raises:
+        ValueError: `call` returned without calling the module.
+    """
+    captured: dict[str, Any] = {}
+
+    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        if len(args) > len(names):
+            raise ValueError(
+                f"{type(module).__name__}.forward takes *args, so its inputs have no names; "
+                "wrap it in a module whose forward names them"
+            )
+        captured.update(zip(names, args, strict=False))
+        captured.update(kwargs)
+        raise _Captured
+
+    handle = module.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        call()
+    except _Captured:
+        return captured
+    finally:
+        handle.remove()
+    raise ValueError(
+        f"the call given never called the {type(module).__name__}; "
+        "it must run the module itself, not a copy or a compiled version of it"
+    )

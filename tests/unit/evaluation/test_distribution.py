@@ -1,0 +1,226 @@
+import math
+import socket
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.clip import Evaluator
+from evaluation.distribution import (
+    distribution_metrics,
+    evaluator_extractor,
+    folder_features,
+    frechet_distance,
+    frechet_distance_gaussians,
+    inception_extractor,
+    kernel_distance,
+    spread,
+)
+from evaluation.records import MetricUnavailable
+
+
+def features(count: int, width: int, *, seed: int, shift: float = 0.0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(width, width)) / math.sqrt(width)
+    return generator.normal(size=(count, width)) @ mixing + shift
+
+
+def clean_fid_distance(a: np.ndarray, b: np.ndarray) -> float:
+    from cleanfid import fid
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return float(fid.fid_from_feats(a, b))
+
+
+def test_two_known_gaussians() -> None:
+    """Commuting covariances: |mean|^2 + sum (sqrt(a) - sqrt(b))^2."""
+    mean, a, b = np.array([3.0, 4.0]), np.diag([4.0, 9.0]), np.diag([1.0, 16.0])
+    value = frechet_distance_gaussians(mean, a, np.zeros(2), b)
+    assert value == pytest.approx(25 + (2 - 1) ** 2 + (3 - 4) ** 2)
+    assert frechet_distance_gaussians(mean, a, mean, a) == pytest.approx(0, abs=1e-12)
+
+
+def test_features_with_exactly_those_moments() -> None:
+    rows = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]) * math.sqrt(3 / 4)
+    a = rows * np.array([2.0, 3.0]) + np.array([3.0, 4.0])  # covariance diag(4, 9)
+    b = rows * np.array([1.0, 4.0])
+    assert frechet_distance(a, b) == pytest.approx(27)
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 16), (12, 40)])
+def test_frechet_agrees_with_the_gaussian_form(count: int, width: int) -> None:
+    a, b = features(count, width, seed=0), features(count + 5, width, seed=1, shift=0.1)
+    expected = frechet_distance_gaussians(
+        a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False)
+    )
+    # square roots of eigenvalues that are zero but for rounding limit the other form
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_agrees_with_clean_fid() -> None:
+    a, b = features(300, 24, seed=0), features(300, 24, seed=1, shift=0.2)
+    assert frechet_distance(a, b) == pytest.approx(clean_fid_distance(a, b), rel=1e-8)
+
+
+def test_identical_features_are_zero_and_never_negative() -> None:
+    a = features(40, 64, seed=0)
+    assert frechet_distance(a, a.copy()) == 0.0
+    assert 0.0 <= frechet_distance(a, a[::-1]) < 1e-10  # the same set in another order
+    assert 0.0 <= frechet_distance(a, a + 1e-9) < 1e-10
+
+
+def test_kernel_distance_agrees_with_clean_fid_bit_for_bit_in_its_draws() -> None:
+    from cleanfid import fid
+
+    a, b = features(60, 8, seed=0), features(50, 8, seed=1, shift=0.1)
+    np.random.seed(7)
+    expected = fid.kernel_distance(a, b, num_subsets=20, max_subset_size=30)
+    value = kernel_distance(a, b, seed=7, subsets=20, max_subset_size=30)
+    assert value == pytest.approx(expected, rel=1e-9)
+    assert value != kernel_distance(a, b, seed=8, subsets=20, max_subset_size=30)
+
+
+def test_kernel_distance_of_whole_sets() -> None:
+    from cleanfid import fid
+
+    a, b = features(50, 8, seed=0), features(50, 8, seed=1, shift=0.1)
+    np.random.seed(0)
+    assert kernel_distance(a, b, seed=0) == pytest.approx(
+        fid.kernel_distance(a, b, num_subsets=3), rel=1e-9
+    )
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    values = [
+        kernel_distance(features(40, 4, seed=s), features(40, 4, seed=1000 + s), seed=0)
+        for s in range(200)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
+
+
+def test_spread_has_the_size_of_the_sampling_error() -> None:
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a.mean() - b.mean())
+
+    a, b = features(400, 1, seed=0), features(400, 1, seed=1)
+    estimate = spread(distance, a, b, seed=0, paired=False, resamples=400)
+    assert estimate == pytest.approx(math.sqrt(a.var() / 400 + b.var() / 400), rel=0.15)
+    assert spread(distance, a, a + 3, seed=0, paired=True, resamples=20) == pytest.approx(0)
+    again = spread(distance, a, b, seed=0, paired=False, resamples=400)
+    assert estimate == again
+    assert estimate != spread(distance, a, b, seed=1, paired=False, resamples=400)
+
+
+def test_names_and_spread_of_the_metrics() -> None:
+    a, b = features(40, 8, seed=0), features(40, 8, seed=1, shift=0.3)
+    metrics = distribution_metrics(
+        a, b, prefix="shapes", against="dataset", paired=False, seed=0, resamples=20
+    )
+    assert sorted(metrics) == ["fid_shapes_dataset", "kid_shapes_dataset"]
+    fid = metrics["fid_shapes_dataset"]
+    assert fid.value is not None and fid.standard_error is not None
+    assert fid.interval == [fid.value - fid.standard_error, fid.value + fid.standard_error]
+    assert fid.interval_kind == "sd" and fid.n == 40
+    assert "biased" in fid.note and "n=40" in fid.note
+    with pytest.raises(ValueError, match="bare FID"):
+        distribution_metrics(a, b, prefix="", against="dataset", paired=False, seed=0)
+    with pytest.raises(ValueError, match="against='real'"):
+        distribution_metrics(a, b, prefix="shapes", against="real", paired=False, seed=0)
+
+
+def test_fid_falls_with_n() -> None:
+    """Why numbers of different n are never compared: the same two distributions."""
+    few = frechet_distance(features(40, 16, seed=0), features(40, 16, seed=1))
+    many = frechet_distance(features(2000, 16, seed=0), features(2000, 16, seed=1))
+    assert few > 5 * many
+
+
+def test_rows_follow_the_ids_given(evaluator: Evaluator, image_folder) -> None:
+    ids = ["p10", "p9", "p1"]  # neither sorted as text nor as numbers
+    folder = image_folder("set", ids=ids)
+    extract = evaluator_extractor(evaluator)
+    rows = folder_features(folder, ids=ids, extractor=extract)
+    assert rows.shape == (3, 16) and rows.dtype == np.float64
+    back = folder_features(folder, ids=ids[::-1], extractor=extract)
+    assert rows == pytest.approx(back[::-1], abs=1e-5)
+    assert abs(rows[0] - rows[1]).max() > 1e-3
+
+
+def test_features_are_those_of_clean_fid_on_the_folder(evaluator: Evaluator, image_folder) -> None:
+    from cleanfid import fid
+
+    folder = image_folder("set", ids=["b", "a", "c"])
+    extract = evaluator_extractor(evaluator)
+    expected = fid.get_folder_features(
+        str(folder), extract, num_workers=0, device=torch.device("cpu"), verbose=False
+    )
+    rows = folder_features(folder, ids=["a", "b", "c"], extractor=extract)
+    assert rows == pytest.approx(expected, abs=1e-6)
+
+
+def test_extractor_gets_what_clean_fid_gives(image_folder) -> None:
+    seen = []
+
+    def extract(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch)
+        return batch.mean(dim=(2, 3))
+
+    folder = image_folder("set", ids=["a", "b"], size=64)
+    rows = folder_features(folder, ids=["a", "b"], extractor=extract)
+    assert seen[0].shape == (2, 3, 299, 299) and seen[0].dtype == torch.float32
+    assert 1.0 < seen[0].max() <= 255.0
+    assert rows.shape == (2, 3)
+
+
+def test_a_folder_with_extra_images_is_refused(evaluator: Evaluator, image_folder) -> None:
+    folder = image_folder("set", ids=["a", "b"])
+    with pytest.raises(ValueError, match="not asked for: b"):
+        folder_features(folder, ids=["a"], extractor=evaluator_extractor(evaluator))
+
+
+def test_nan_features_are_refused(image_folder) -> None:
+    folder = image_folder("set", ids=["a", "b"])
+    with pytest.raises(ValueError, match="NaN"):
+        folder_features(
+            folder, ids=["a", "b"], extractor=lambda batch: batch.mean(dim=(2, 3)) * float("nan")
+        )
+
+
+class StandInLayers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, (32, 64)).mean(dim=1)
+
+
+class StandInInception(torch.nn.Module):
+    """The interface of the TorchScript file: `.layers` gives 2048 numbers an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = StandInLayers()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_inception_from_a_folder(
+    tmp_path: Path, image_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    with pytest.raises(MetricUnavailable, match="inception-2015-12-05"):
+        inception_extractor(weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(StandInInception()).save(str(weights / "inception-2015-12-05.pt"))
+        with pytest.raises(ValueError, match="fetch the file again"):
+            inception_extractor(weights, sha256="0" * 64)
+        extract = inception_extractor(weights)
+    folder = image_folder("set", ids=["a", "b"])
+    assert folder_features(folder, ids=["a", "b"], extractor=extract).shape == (2, 2048)

@@ -1,0 +1,56 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from evaluation import resources
+
+
+def test_seconds_add_up_and_survive_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 3.0, 10.0, 15.0])
+    monkeypatch.setattr(resources.time, "perf_counter", lambda: next(clock))
+    seconds: dict[str, float] = {}
+    with resources.measure_seconds(seconds, name="generate"):
+        pass
+    with pytest.raises(RuntimeError), resources.measure_seconds(seconds, name="generate"):
+        raise RuntimeError
+    assert seconds == {"generate": 7.0}
+
+
+def test_peak_memory_sees_an_allocation_and_can_be_reset() -> None:
+    was_reset = resources.reset_peak_memory()
+    before = resources.peak_rss_bytes()
+    block = bytearray(64 * 2**20)
+    block[:: 2**12] = b"x" * len(block[:: 2**12])
+    assert resources.peak_rss_bytes() >= before + 32 * 2**20
+    del block
+    if was_reset:
+        resources.reset_peak_memory()
+        assert resources.peak_rss_bytes() < before + 32 * 2**20
+
+
+def test_environment_names_versions_and_device() -> None:
+    environment = resources.describe_environment(packages=("torch", "no-such-package"))
+    assert environment["packages"]["torch"] and environment["packages"]["no-such-package"] is None
+    assert {"python", "platform", "cpu", "device", "threads", "git"} <= set(environment)
+
+
+def test_git_state(tmp_path: Path) -> None:
+    assert resources.git_state(tmp_path) is None
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "-m", "one")
+    state = resources.git_state(tmp_path)
+    assert state is not None and len(state["commit"]) == 40 and state["dirty"] is False
+    (tmp_path / "file").write_text("two")
+    assert (resources.git_state(tmp_path) or {})["dirty"] is True
+
+
+def test_times_are_utc() -> None:
+    assert resources.utc_now().endswith("+00:00")
