@@ -59,7 +59,7 @@ def contact_sheet(
     """One column a prompt, one row a method, then each method's difference to the reference.
 
     Args:
-        rows: label to folder of `{id}.png`, in the order in which they are drawn; labels are wrapped.
+        rows: label to folder of `{id}.png`, in the order in which they are drawn.
         ids: the prompts to show; folders may hold more.
         reference_label: the row that the differences are taken against.
         gain: |image - reference| is multiplied by this, so that small differences can be seen.

@@ -19,7 +19,7 @@ _VOLATILE_FIELDS = ("seconds", "peak_memory_bytes", "environment", "times_utc", 
 _NON_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
-class MetricUnavailable(Exception):
+class MetricUnavailable(Exception):  # noqa: N818 - not an error: a reason to skip
     """A metric cannot be computed here; `reason` says why and what would make it possible."""
 
     def __init__(self, reason: str) -> None:

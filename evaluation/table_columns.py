@@ -70,13 +70,16 @@ def number_column(
     title: str,
     legend: str,
     number: Callable[[Record], float | None],
+    scale: float = 1.0,
     digits: int = 2,
 ) -> Column:
+    """`scale` multiplies what is printed only."""
+
     def cell(record: Record) -> Cell:
         value = number(record)
         if value is None:
             return Cell(text=NO_VALUE)
-        return Cell(text=format_number(value, decimals=digits), value=value)
+        return Cell(text=format_number(value * scale, decimals=digits), value=value)
 
     return Column(key=key, title=title, legend=legend, cell=cell)
 
@@ -246,7 +249,8 @@ def _cost_columns() -> list[Column]:
             "weight_bytes",
             title="Weights MB",
             legend="denoiser weights as stored, in 10^6 bytes",
-            number=lambda r: None if r.weight_bytes is None else r.weight_bytes / _BYTES_PER_MB,
+            number=lambda r: r.weight_bytes,
+            scale=1 / _BYTES_PER_MB,
         ),
         Column(
             key="seconds_per_image",

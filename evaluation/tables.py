@@ -1,4 +1,4 @@
-"""A table is a function of records: rows, marks, caption and legend; see `table_render` for text."""
+"""A table is a function of records: rows, marks, caption, legend; `table_render` writes it."""
 
 from __future__ import annotations
 

@@ -67,6 +67,9 @@ def log_record(
 ) -> str:
     """Log one cell: config, metrics, a table of images, `record.json` as an artifact.
 
+    An offline run's file is whole at the latest when this process ends: W&B writes it in the
+    background.
+
     Returns:
         "" when it was logged or tracking is disabled, otherwise the reason why it was not. Nothing
         that W&B does raises.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +12,8 @@ from omegaconf import OmegaConf
 from experiments.config import CONF, build, compose_config, options
 
 
-def _bits_of(method: Any) -> list[str]:
+def bits_of(method: Any) -> list[str]:
+    """The names in conf/bits that a method does."""
     found = []
     for name in options("bits"):
         node = compose_config([f"bits={name}", "method=fp"])
@@ -35,7 +37,7 @@ def describe_methods() -> list[dict[str, Any]]:
                 "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
                 "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
                 "needs": {"gram": needs.gram, "rows": needs.rows, "graph": needs.graph},
-                "bits": _bits_of(method),
+                "bits": bits_of(method),
             }
         )
     return rows
@@ -65,13 +67,16 @@ def describe_models() -> list[dict[str, Any]]:
         folder = resolve_path(str(node["path"]))
         index = folder / "model_index.json"
         present = index.is_file()
-        kind = OmegaConf.load(index)["_class_name"] if present else ""
+        kind = json.loads(index.read_text())["_class_name"] if present else ""
         rows.append({"model": name, "present": present, "pipeline": kind, **node})
     return rows
 
 
 def render_models(rows: list[dict[str, Any]]) -> str:
-    lines = ["| model | pipeline | steps | guidance | batch | folder |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | pipeline | steps | guidance | batch | folder |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         kind = row["pipeline"] or ("any" if row["model"] == "folder" else "not here yet")
         path = "model.path=..." if row["path"] == "???" else row["path"]
@@ -80,5 +85,3 @@ def render_models(rows: list[dict[str, Any]]) -> str:
             f"{row['guidance_scale']} | {row['batch_size']} | {path} |"
         )
     return "\n".join(lines)
-
-

@@ -169,21 +169,22 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+
     from experiments.config import options as choices
     from experiments.inspect import inspect_denoiser, render_table, to_json
     from experiments.pipelines import resolve_path
-    from omegaconf import OmegaConf
 
     given = dict(item.partition("=")[::2] for item in options.overrides)
     unknown = set(given) - {"model", "model.path"}
     if unknown or len(given) != 1:
         raise UserError("inspect takes one of model=NAME or model.path=FOLDER_OR_CONFIG")
-    target = given.get("model.path", given.get("model", ""))
+    target: str = given.get("model.path") or given.get("model") or ""
     if target in choices("model") and target != "folder":
         from experiments.config import CONF
 
         path = OmegaConf.load(CONF / "model" / f"{target}.yaml").path
-        target = str(resolve_path(str(path)))
+        target = str(resolve_path(f"{path}"))
     graph = inspect_denoiser(target)
     if options.json:
         sys.stdout.write(to_json(graph) + "\n")

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
 from segquant.core.schemes import Bits
+from slurm.settings import JobSettings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "method", "bits", "dataset", "metrics", "cluster", "logger")
@@ -73,9 +74,10 @@ class MetricsConfig:
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """Where cells run."""
+    """Where cells run: `jobs` null is this process, else one job a cell through submitit."""
 
     name: str
+    jobs: JobSettings | None
 
 
 @dataclass(kw_only=True)
@@ -143,7 +145,7 @@ def check_override(override: Override) -> None:
         values = override.sweep_string_iterator() if override.is_sweep_override() else None
         chosen = list(values) if values is not None else [override.value()]
         for value in chosen:
-            _check_option(key, str(value))
+            _check_option(key, f"{value!s}")
         return
     head = key.split(".")[0]
     if key in _TOP_LEVEL or (head in (*GROUPS, "hydra") and "." in key) or "@" in key:
@@ -187,6 +189,25 @@ def _locate(target: str) -> type:
     return found
 
 
+def _unknown_field(key: str, allowed: list[str]) -> UserError:
+    where, _, name = key.partition(".")
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {where}.{near[0]}? " if near else ""
+    return UserError(f"unknown key {key}; {hint}fields are {', '.join(allowed)}")
+
+
+def check_fields(key: str, *, option: str) -> None:
+    """Refuses `group.field` when the group's chosen yaml has no such field."""
+    group, _, rest = key.partition(".")
+    if group not in GROUPS or not rest:
+        return
+    content = OmegaConf.load(CONF / group / f"{option}.yaml")
+    assert isinstance(content, DictConfig)
+    allowed = [str(name) for name in content if name != "_target_"]
+    if rest.split(".")[0] not in allowed:
+        raise _unknown_field(f"{group}.{rest.split('.')[0]}", allowed)
+
+
 def _structured(kind: type, node: Any, *, where: str) -> Any:
     """The dataclass of a node; unknown keys, wrong types and bad values name the key."""
     plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
@@ -195,9 +216,7 @@ def _structured(kind: type, node: Any, *, where: str) -> Any:
     allowed = [item.name for item in fields(kind)]
     for key in plain:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {where}.{near[0]}? " if near else ""
-            raise UserError(f"unknown key {where}.{key}; {hint}fields are {', '.join(allowed)}")
+            raise _unknown_field(f"{where}.{key!s}", allowed)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), plain)
         built = OmegaConf.to_object(merged)

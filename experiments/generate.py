@@ -107,7 +107,7 @@ def observed(
 def example_inputs(pipeline: Any, prompt: Prompt, *, config: ModelConfig) -> dict[str, Any]:
     """The arguments of the denoiser's first call, as the pipeline gives them."""
 
-    class Seen(Exception):
+    class SeenError(Exception):
         pass
 
     caught: dict[str, Any] = {}
@@ -115,12 +115,12 @@ def example_inputs(pipeline: Any, prompt: Prompt, *, config: ModelConfig) -> dic
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = list(inspect.signature(module.forward).parameters)
         caught.update({**dict(zip(names, args, strict=False)), **kwargs})
-        raise Seen
+        raise SeenError
 
     handle = get_denoiser(pipeline).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         sample(pipeline, [prompt], config=config, seed=0, output_type="latent")
-    except Seen:
+    except SeenError:
         pass
     finally:
         handle.remove()

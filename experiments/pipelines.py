@@ -77,8 +77,12 @@ def check_folder(config: ModelConfig) -> Path:
 
 def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
     """The pipeline in evaluation mode on the device, with its progress bar off."""
+    import diffusers
+    import transformers
     from diffusers import DiffusionPipeline
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     folder = check_folder(config)
     dtype = getattr(torch, config.dtype)
     try:

@@ -407,6 +407,17 @@ def run_cell(bench: Bench, config: RunConfig) -> Record:
     return record
 
 
+def record_failure(bench: Bench, config: RunConfig, reason: str) -> Record:
+    """Writes a record of a cell that could not speak for itself."""
+    path = record_path(bench, config)
+    record = _blank(bench, config, run_id=path.parent.name, status="failed")
+    record.reason = reason
+    record.environment = describe_environment(repository=PROJECT)
+    record.times_utc = {"finished": utc_now()}
+    write_record(path, record)
+    return record
+
+
 def _blank(bench: Bench, config: RunConfig, *, run_id: str, status: str) -> Record:
     return Record(
         run_id=run_id,
@@ -433,11 +444,15 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     if floor is not None or isinstance(config.method, FullPrecision):
         denoiser, name = None, "float"
         calibration = Calibration(statistics={}, forwards=0)
-        report = config.method.quantize(bench.float_denoiser, calibration=calibration, bits=config.bits)
+        report = config.method.quantize(
+            bench.float_denoiser, calibration=calibration, bits=config.bits
+        )
         record.execution = "float"
     else:
         stage = bench.quantized(config)
-        denoiser, report = load_quantized(copy.deepcopy(bench.float_denoiser), stage.path / "denoiser")
+        denoiser, report = load_quantized(
+            copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
+        )
         name = stage.hash
         record.calibration_forwards = stage.notes["forwards"]
         record.seconds["calibration"] = stage.notes["calibration_seconds"]

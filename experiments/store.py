@@ -48,7 +48,7 @@ def file_digest(path: Path) -> str:
 
 @functools.cache
 def source_digest(*packages: str) -> str:
-    """The hash of all Python source under folders or files of the project; a changed line changes it."""
+    """The hash of all Python source under folders (or files) of the project."""
     root = Path(__file__).resolve().parent.parent
     state = hashlib.sha256()
     for package in packages:

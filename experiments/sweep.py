@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from evaluation.records import Record
+from evaluation.records import Record, read_record
+from experiments.catalogue import bits_of
 from experiments.config import (
     CONF,
     GROUPS,
     RunConfig,
     build,
+    check_fields,
     check_override,
     compose_config,
     parse_overrides,
 )
 from experiments.errors import UserError
+from experiments.pipelines import check_folder
 from experiments.progress import Progress
-from experiments.run import Bench, find_record, run_cell
+from experiments.run import Bench, find_record, record_failure, record_path, run_cell
 from experiments.store import Store
 from segquant.core.protocol import StatisticsNeeds
+from slurm.settings import JobSettings
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +63,17 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
     lines = _cell_lines(overrides, experiment)
     cells = []
     for line in dict.fromkeys(tuple(line) for line in lines):
+        for item in line:
+            key = item.partition("=")[0].lstrip("+")
+            check_fields(key, option=_chosen(line, key.partition(".")[0]))
         node = compose_config(list(line))
         OmegaConf.set_struct(node, False)
-        cells.append(build(node, method_name=_chosen(line, "method", node)))
+        cells.append(build(node, method_name=_chosen(line, "method")))
     return Request(name=experiment or "sweep", cells=tuple(cells))
 
 
 def _folder_by_path(arguments: list[str]) -> list[str]:
-    """`model.path=X` without `model=` means any folder: the tiny models' settings are not for it."""
+    """`model.path=X` without `model=` means any folder, not a tiny model's settings."""
     has_path = any(a.lstrip("+").startswith("model.path=") for a in arguments)
     names_model = any(a.split("=")[0].lstrip("+") in ("model", "experiment") for a in arguments)
     return ["model=folder", *arguments] if has_path and not names_model else arguments
@@ -84,21 +91,25 @@ def _experiment(overrides: Sequence[Override]) -> str | None:
     return None
 
 
-def _chosen(line: Sequence[str], group: str, node: Any) -> str:
+def _chosen(line: Sequence[str], group: str) -> str:
+    """The option of a group in a cell's overrides, else the default."""
     for item in reversed(line):
         key, _, value = item.lstrip("+").partition("=")
         if key == group:
             return value
-    return str(_defaults()[group]) if group in _defaults() else str(node.get(group))
+    return _defaults().get(group, "")
 
 
+@functools.cache
 def _defaults() -> dict[str, str]:
     listed = OmegaConf.load(CONF / "config.yaml").defaults
-    return {str(k): str(v) for entry in listed if not isinstance(entry, str) for k, v in entry.items()}
+    return {
+        str(k): str(v) for entry in listed if not isinstance(entry, str) for k, v in entry.items()
+    }
 
 
 def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[list[str]]:
-    fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     fixed = [line for line in fixed if line.lstrip("+").split("=")[0] not in _SWEPT]
     values = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
     groups = {
@@ -133,7 +144,8 @@ def _blocks(experiment: str) -> list[dict[str, list[str]]]:
         for key in block:
             if key not in GROUPS:
                 raise UserError(
-                    f"conf/experiment/{experiment}.yaml: sweep names {key!r}; use {', '.join(_SWEPT)}"
+                    f"conf/experiment/{experiment}.yaml: sweep names {key!r}; "
+                    f"use {', '.join(_SWEPT)}"
                 )
     return [{key: [str(v) for v in values] for key, values in block.items()} for block in blocks]
 
@@ -195,28 +207,73 @@ def make_plan(request: Request, benches: dict[int, Bench]) -> Plan:
     return Plan(tuple(states), prompts)
 
 
+Finished = Callable[[RunConfig, Record, Bench, bool], None]
+
+
 def run_request(
     request: Request,
     *,
     store: Store,
     progress: Progress,
     benches: dict[int, Bench],
-    finished: Callable[[RunConfig, Record, Bench, bool], None],
+    finished: Finished,
 ) -> list[Record]:
-    """Runs cell after cell; a failed one does not stop the rest.
+    """Runs every cell where `cluster` says; a failed one does not stop the rest.
 
     Args:
         finished: told of every cell, its record, its bench and whether it was made now.
     """
+    known = {i: find_record(benches[i], cell) for i, cell in enumerate(request.cells)}
+    jobs = request.cells[0].cluster.jobs
+    made: dict[int, Record] = {}
+    if jobs is not None:
+        pending = [index for index, record in known.items() if record is None]
+        made = _run_elsewhere(request, pending, jobs, progress=progress, benches=benches)
     records = []
     for index, cell in enumerate(request.cells):
         bench = benches[index]
         progress.cell(f"{cell.model.name} {cell.method_name} {cell.bits.name}")
-        known = find_record(bench, cell)
-        record = known if known is not None else run_cell(bench, cell)
+        record = known[index] or made.get(index) or run_cell(bench, cell)
         records.append(record)
-        finished(cell, record, bench, known is None)
+        finished(cell, record, bench, known[index] is None)
     return records
+
+
+def _run_elsewhere(
+    request: Request,
+    pending: Sequence[int],
+    jobs: JobSettings,
+    *,
+    progress: Progress,
+    benches: dict[int, Bench],
+) -> dict[int, Record]:
+    """One job a cell. A job that died without a word leaves a record that says so."""
+    from slurm.launch import run_jobs
+
+    tasks = [
+        functools.partial(_run_alone, request.cells[index], benches[index].needs)
+        for index in pending
+    ]
+    folder = Path(request.cells[0].out) / "jobs"
+    records = {}
+    for outcome in run_jobs(tasks, settings=jobs, folder=folder, name=request.name):
+        index = pending[outcome.index]
+        bench, cell = benches[index], request.cells[index]
+        path = record_path(bench, cell)
+        records[index] = (
+            read_record(path)
+            if path.exists() and not outcome.error
+            else record_failure(bench, cell, f"its job ended without a record: {outcome.error}")
+        )
+        progress.note(f"{cell.method_name} {cell.bits.name}: job ended, {records[index].status}")
+    return records
+
+
+def _run_alone(cell: RunConfig, needs: StatisticsNeeds) -> str:
+    """What a job does: one cell, with the sweep's own needs, so that stages are shared."""
+    progress = Progress(cells=1, prompts=0)
+    bench = Bench(config=cell, store=Store(Path(cell.out)), progress=progress, needs=needs)
+    return run_cell(bench, cell).status
 
 
 def check_request(request: Request, benches: dict[int, Bench], store: Store) -> None:
@@ -226,10 +283,20 @@ def check_request(request: Request, benches: dict[int, Bench], store: Store) -> 
         UserError: a folder that is no pipeline, a device that is not there, an output folder that
             cannot be written or lacks room.
     """
+    reasons = [cell.method.unsupported(cell.bits) for cell in request.cells]
+    if all(reason is not None for reason in reasons):
+        cell = request.cells[0]
+        allowed = bits_of(cell.method)
+        raise UserError(
+            f"method={cell.method_name} does not do bits={cell.bits.name}: {reasons[0]} "
+            f"(it does {', '.join(allowed)})"
+        )
     pixels = 0
     for index, cell in enumerate(request.cells):
         bench = benches[index]
-        _ = bench.device, bench.dataset, bench.weights, bench.checked_evaluator
+        _ = bench.device, bench.dataset
+        check_folder(cell.model)
+        _ = bench.checked_evaluator
         side = (cell.model.height or 1024) * (cell.model.width or 1024)
         pixels += cell.dataset.evaluation_prompts * side
     store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)

@@ -7,9 +7,15 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DModel
-from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel, UNet2DConditionModel
-from diffusers import FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 
 from experiments.tiny import assemble, text
 from experiments.tiny.evaluator import model_config, save_evaluator

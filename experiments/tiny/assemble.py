@@ -1,4 +1,4 @@
-"""Puts the trained parts together into diffusers' own folders, each with a card and a sample grid."""
+"""Puts the trained parts into diffusers' own folders, each with a card and a sample grid."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def _card(root: Path, name: str, *, parameters: int, call: dict[str, Any]) -> st
         [
             f"# {name}",
             "",
-            f"A {parameters / 1e6:.1f}-million-parameter denoiser in diffusers' own format, trained "
-            "from nothing on `shapes` (procedural scenes of one to three objects, 64x64).",
+            f"A {parameters / 1e6:.1f}-million-parameter denoiser in diffusers' own format, "
+            "trained from nothing on `shapes` (procedural scenes of one to three objects, 64x64).",
             "Weights are stored in float16 and computed with in float32.",
             "",
             "| part | steps | batch | learning rate | seconds | first loss | final loss |",

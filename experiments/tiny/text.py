@@ -200,13 +200,15 @@ class _TextTask(nn.Module):
         self.read_plain = _Readout(CLIP_WIDTH, pooled=True)
         self.read_t5 = _Readout(T5_WIDTH, pooled=False)
 
-    def forward(self, clip_ids: torch.Tensor, t5_ids: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, clip_ids: torch.Tensor, t5_ids: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
         out = self.clip(clip_ids, output_hidden_states=True)
         end = (clip_ids == self.clip.config.eos_token_id).int().argmax(dim=-1)
         plain = out.last_hidden_state[torch.arange(len(end)), end]
         total = self.read_tokens(out.hidden_states[-2], y) + self.read_pooled(out.text_embeds, y)
         total = total + self.read_plain(plain, y)
-        return total + self.read_t5(self.t5(t5_ids)[0], y)  # type: ignore[no-any-return]
+        return total + self.read_t5(self.t5(t5_ids)[0], y)
 
 
 def train_text(

@@ -96,7 +96,7 @@ def data_stage(root: Path) -> None:
         parts["plain"].append(out.last_hidden_state[torch.arange(len(end)), end].half())
         parts["t5"].append(t5(t5_ids[rows])[0].half())
     tensors = {key: torch.cat(value) for key, value in parts.items()}
-    tensors["latents"] = vae.encode(autoencoder, samples)
+    tensors["latents"] = vae.encode(autoencoder, samples).contiguous()
     (root / "data").mkdir(parents=True, exist_ok=True)
     temporary = root / "data" / "data.tmp"
     save_file(tensors, temporary)

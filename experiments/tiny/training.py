@@ -76,7 +76,7 @@ def train(
     weight_decay: float = 0.01,
     decay: float = 0.999,
 ) -> TrainingLog:
-    """Runs the loop, resuming from `work` if it was cut, and leaves the averaged weights in `module`.
+    """Runs the loop, from `work` on if it was cut; the averaged weights end up in `module`.
 
     Args:
         module: what is trained; all state that the loss changes lies in it.
@@ -101,7 +101,7 @@ def train(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         value = loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(chosen, _GRADIENT_NORM)
         optimizer.step()
         average.update(module, step=step)
@@ -119,7 +119,9 @@ def train(
                 record.seconds,
             )
         if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            _save(work, step + 1, module=module, optimizer=optimizer, average=average, record=record)
+            _save(
+                work, step + 1, module=module, optimizer=optimizer, average=average, record=record
+            )
     module.load_state_dict(average.state)
     module.eval()
     return record

@@ -47,7 +47,7 @@ def build_vae(*, seed: int) -> AutoencoderKL:
 def train_vae(
     samples: list[Sample], *, steps: int, batch_size: int, seed: int, work: Path
 ) -> tuple[AutoencoderKL, TrainingLog]:
-    """Trains with weighted |x - y| + (x - y)^2 + 1e-4 KL, then sets `scaling_factor` to one over the std."""
+    """Trains with weighted |x - y| + (x - y)^2 + 1e-4 KL; `scaling_factor` is one over the std."""
     vae = build_vae(seed=seed)
     images = images_of(samples).mul(127.5).round().to(torch.int8)
 
@@ -57,7 +57,9 @@ def train_vae(
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
-        weight = 1.0 + _OBJECT_WEIGHT * (x - x[:, :, :1, :1]).abs().amax(1, keepdim=True).clamp(max=1)
+        weight = 1.0 + _OBJECT_WEIGHT * (x - x[:, :, :1, :1]).abs().amax(1, keepdim=True).clamp(
+            max=1
+        )
         error = (weight * ((x - y).abs() + (x - y).square())).mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         return error + _KL_WEIGHT * kl

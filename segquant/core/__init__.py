@@ -2,9 +2,9 @@
 
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.layer import LayerRecipe
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
+from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import Corrector, Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
 from segquant.core.rounding import GptqSettings, Rounding

@@ -26,7 +26,7 @@ def block_max(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def expand_blocks(value_N: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each block's value at each of its features: [..., N] -> [..., I]; one block stays [..., 1]."""
+    """Each block's value at each of its features, [..., N] -> [..., I]; one stays [..., 1]."""
     if len(sizes) == 1:
         return value_N
     if _equal(sizes):

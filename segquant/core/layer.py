@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationScales, static_scales
-from segquant.core.blocks import group_blocks
 from segquant.core.linear import LinearSpec, QuantLinear
-from segquant.core.lowrank import LowRank, LowRankSettings, factor_dtype, low_rank_branch
+from segquant.core.lowrank import LowRank, factor_dtype, low_rank_branch
+from segquant.core.plan import LayerRecipe, effective_shape, partitions
 from segquant.core.rounding import (
     Factor,
     FactorCache,
-    GptqSettings,
     Rounded,
     Rounding,
     gptq,
@@ -34,7 +33,6 @@ from segquant.core.smoothing import (
     Partition,
     Smoothing,
     SmoothingMode,
-    SmoothingSettings,
     smooth,
 )
 from segquant.core.statistics import LayerStatistics
@@ -45,17 +43,6 @@ from segquant.core.weights import (
     quantize_weight,
     weight_scales,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRecipe:
-    """What a method does to a layer."""
-
-    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
-    rounding: Rounding = Rounding.rtn
-    gptq: GptqSettings = field(default_factory=GptqSettings)
-    low_rank: LowRankSettings = field(default_factory=LowRankSettings)
-    dual_scale: bool = False
 
 
 @dataclass(kw_only=True)
@@ -88,7 +75,7 @@ def quantize_linear(
     recipe: LayerRecipe,
     factors: FactorCache | None = None,
 ) -> tuple[QuantLinear, QuantizedLayer]:
-    """The layer's replacement, on the layer's device and in its type, and its entry of the report."""
+    """The layer's replacement, on its device and in its type, and its entry of the report."""
     with torch.no_grad():
         return _quantize_linear(
             linear,
@@ -115,8 +102,8 @@ def _quantize_linear(
     if not bool(w_OI.isfinite().all()):
         raise ValueError(f"{name}: its weight holds NaN or infinity; check the checkpoint")
     notes: list[str] = []
-    shape = _effective_shape(shape, bits=bits, recipe=recipe, notes=notes)
-    parts = _partitions(shape, name=name, bits=bits, recipe=recipe, notes=notes)
+    shape = effective_shape(shape, bits=bits, recipe=recipe, notes=notes)
+    parts = partitions(shape, name=name, bits=bits, recipe=recipe, notes=notes)
     inputs = _inputs(seen, w_OI.device, gram=_needs_gram(recipe))
     if _needs_gram(recipe) and inputs.gram_II is None:
         raise ValueError(
@@ -345,49 +332,6 @@ def _inputs(seen: LayerStatistics, device: torch.device, *, gram: bool) -> Layer
         gram_II=None if gram_II is None else gram_II.to(device),
         rows=seen.rows,
     )
-
-
-def _effective_shape(
-    shape: LayerShape, *, bits: Bits, recipe: LayerRecipe, notes: list[str]
-) -> LayerShape:
-    """The shape without segments that would change nothing or that the bits leave no room for."""
-    output, inputs, one_sided = shape.output, shape.input, shape.one_sided
-    unsmoothed = recipe.smoothing.mode is SmoothingMode.none
-    if len(output) > 1 and unsmoothed and bits.weight.granularity is not Granularity.per_tensor:
-        notes.append(
-            f"output segments are a no-op: {bits.weight.granularity.name} weights, no smoothing"
-        )
-        output = (shape.out_features,)
-    for scheme in (bits.weight, bits.activation):
-        size = scheme.group_size
-        if len(inputs) > 1 and size is not None and any(part % size for part in inputs):
-            notes.append(f"input segments {inputs} dropped: not multiples of group_size={size}")
-            inputs, one_sided = (shape.in_features,), (all(one_sided),)
-    return LayerShape(output=output, input=inputs, one_sided=one_sided)
-
-
-def _partitions(
-    shape: LayerShape, *, name: str, bits: Bits, recipe: LayerRecipe, notes: list[str]
-) -> list[Partition]:
-    dual_allowed = recipe.dual_scale and bits.activation.quantized and bits.activation.symmetric
-    if recipe.dual_scale and any(shape.one_sided) and not dual_allowed:
-        why = "asymmetric activations" if bits.activation.quantized else "activations in 16 bit"
-        notes.append(f"dual scale is a no-op: {why}")
-    return [
-        Partition(
-            size=size,
-            weight_blocks=_blocks(size, scheme=bits.weight, name=name),
-            activation_blocks=_blocks(size, scheme=bits.activation, name=name),
-            dual=one_sided and dual_allowed,
-        )
-        for size, one_sided in zip(shape.input, shape.one_sided, strict=True)
-    ]
-
-
-def _blocks(size: int, *, scheme: TensorScheme, name: str) -> tuple[int, ...]:
-    if scheme.group_size is None or not scheme.quantized:
-        return (size,)
-    return group_blocks(size, group_size=scheme.group_size, layer=name)
 
 
 def _distinct(smoothing: Smoothing) -> tuple[tuple[int, ...], Tensor | None]:

@@ -92,7 +92,7 @@ class LinearSpec:
 
 
 class QuantLinear(nn.Module):
-    """A quantized Linear. Made empty from its structure; `fill` or a state dict gives the tensors."""
+    """A quantized Linear, made empty; `fill` or a state dict gives it its tensors."""
 
     codes: Tensor
     weight_scale: Tensor
@@ -165,8 +165,8 @@ class QuantLinear(nn.Module):
         self._refresh()
         return self
 
-    def codes_OI(self) -> Tensor:
-        """The weight's codes as int8."""
+    def integer_codes(self) -> Tensor:
+        """The weight's codes as int8, [O, I]."""
         if self.spec.weight.num_bits <= PACKED_BITS:
             return unpack_int4(self.codes, in_features=self.in_features)
         return self.codes
@@ -189,7 +189,7 @@ class QuantLinear(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
     def _read(self, x: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The smoothed input, and the same on its grid; both new tensors, or `x` itself unchanged."""
+        """The smoothed input, and the same on its grid. `x` is left as it is."""
         factors_GI = self.smoothing
         smooth = x if factors_GI is None else x.float() / factors_GI[group]
         if self._grid is None:
@@ -225,7 +225,7 @@ class QuantLinear(nn.Module):
 
     def _refresh(self) -> None:
         scales = WeightScales(scale=self.weight_scale, zero_point=self.weight_zero_point)
-        values = dequantize_weight(self.codes_OI(), scales=scales, grid=self.spec.weight_grid)
+        values = dequantize_weight(self.integer_codes(), scales=scales, grid=self.spec.weight_grid)
         self.dense_OI = values.to(self.dense_OI.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.layer import LayerRecipe, QuantizedLayer, quantize_linear
+from segquant.core.layer import QuantizedLayer, quantize_linear
 from segquant.core.linear import QuantLinear
+from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
@@ -134,7 +135,7 @@ def stored_bits(quant: QuantLinear) -> int:
 
 
 def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
-    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds its own."""
+    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some."""
     pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
     extra = sum(size for size, dual in pairs if dual) * quant.out_features
     readings = max(1, entry.smoothing_vectors)

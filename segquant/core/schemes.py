@@ -113,7 +113,8 @@ class Bits:
         if scheme.granularity not in allowed:
             names = ", ".join(item.name for item in allowed)
             raise ValueError(
-                f"bits {self.name}: {what}.granularity={scheme.granularity.name}; use one of {names}"
+                f"bits {self.name}: {what}.granularity={scheme.granularity.name}; "
+                f"use one of {names}"
             )
 
     @property

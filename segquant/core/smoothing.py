@@ -110,7 +110,7 @@ class Smoothing:
 
 
 def smoothing_factors(amax_x_I: Tensor, amax_w_I: Tensor, *, alpha: Alpha) -> Tensor:
-    """SmoothQuant's factors, float32; 1 for a channel that is dead in the input or in the weight."""
+    """SmoothQuant's factors, float32; 1 for a channel dead in the input or in the weight."""
     if alpha is None:
         return torch.ones_like(amax_x_I, dtype=torch.float32)
     x_I, w_I = amax_x_I.float(), amax_w_I.float()

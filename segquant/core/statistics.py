@@ -2,7 +2,7 @@
 
 Per Linear: extremes of each input channel, a bounded sample of rows, and (where a method asks)
 the Gram matrix X^T X. Layers that read one tensor (q, k, v) share one Gram matrix. Which do is seen
-at every call, by the identity of the tensor, so that a layer that shares only now and then is right.
+at every call, by the identity of the tensor; a layer that shares only now and then comes out right.
 
 Gram matrices are accumulated in float32: each product X^T X is float32 already, the sum has no
 cancellation on its diagonal, and GPTQ adds 1 % of the mean diagonal to it, a thousand times the
@@ -42,7 +42,7 @@ class LayerStatistics:
     shared_with: tuple[str, ...] = ()  # other layers that read the same tensors at every call
 
     @property
-    def amax_I(self) -> Tensor:
+    def amax(self) -> Tensor:
         return torch.maximum(-self.low_I, self.high_I)
 
     @property
@@ -248,14 +248,14 @@ class StatisticsRecorder:
 
     def _check_hints(self, sharers: Mapping[str, tuple[str, ...]]) -> None:
         for name, other in self._shared_inputs.items():
-            if name in sharers and other not in sharers[name]:
+            if name != other and name in sharers and other not in sharers[name]:
                 logger.warning(
                     "%s and %s were expected to read one tensor; they do not", name, other
                 )
 
 
 def linear_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The denoiser's plain Linears by name, in module order; a subclass of nn.Linear is left out."""
+    """The denoiser's plain Linears by name, in module order; subclasses of nn.Linear are not."""
     return {name: m for name, m in denoiser.named_modules() if type(m) is nn.Linear}
 
 

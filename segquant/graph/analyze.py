@@ -1,4 +1,4 @@
-"""`analyze`: one denoiser and one example of its inputs in, what its graph says of each layer out."""
+"""`analyze`: a denoiser and an example of its inputs in, what its graph says of each layer out."""
 
 import logging
 import traceback

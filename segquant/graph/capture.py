@@ -7,15 +7,15 @@ from typing import Any
 from torch import nn
 
 
-class _Captured(Exception):
+class _Captured(Exception):  # noqa: N818 (it is no error)
     """Stops the call once the inputs are known."""
 
 
 def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[str, Any]:
     """The keyword arguments with which `call` first calls `module`.
 
-    `call` runs whatever uses the module, for instance `lambda: pipe("a cat", num_inference_steps=1)`,
-    and is stopped before the module's forward runs.
+    `call` runs whatever uses the module, for instance `lambda: pipe("a cat")`, and is stopped
+    before the module's forward runs.
 
     Raises:
         ValueError: `call` returned without calling the module.

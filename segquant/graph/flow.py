@@ -15,6 +15,7 @@ from torch import Tensor
 from segquant.graph.channels import NO_CODE, Channels
 from segquant.graph.intervals import ANY, Interval, hull
 from segquant.graph.labels import CONST, ZERO, Labels
+from segquant.graph.names import RESHAPES
 from segquant.graph.shadow import compress, core, distinct_rows, uniform
 from segquant.graph.trace import Op, Ref, Trace
 
@@ -56,6 +57,7 @@ class Flow:
         self.scaled: dict[Ref, tuple[Ref, float]] = {}
         self.sigmoid: dict[Ref, tuple[Ref, float]] = {}
         self._pairs: dict[Ref, Pair] = {}
+        self._peaks: dict[Ref, tuple[int, int]] = {}
         self._already_read: set[Ref] = set()
         self._pinned = _written_into(trace)
 
@@ -74,12 +76,20 @@ class Flow:
         return self.identity.get(ref, ref)
 
     def is_const(self, ref: Ref) -> bool:
-        origin = core(self.pair(ref).origin)
-        return origin.numel() == 0 or int(origin.max()) <= ZERO
+        return self._peak(ref)[0] <= ZERO
 
     def is_coded(self, ref: Ref) -> bool:
-        codes = core(self.pair(ref).channel)
-        return codes.numel() > 0 and int(codes.max()) != NO_CODE
+        return self._peak(ref)[1] != NO_CODE
+
+    def _peak(self, ref: Ref) -> tuple[int, int]:
+        """The largest label and the largest code of a tensor."""
+        if ref not in self._peaks:
+            cores = [core(shadow) for shadow in self.pair(ref)]
+            label, code = (int(part.max()) if part.numel() else 0 for part in cores)
+            if ref in self._pinned:
+                return label, code
+            self._peaks[ref] = label, code
+        return self._peaks[ref]
 
     def read(self, ref: Ref) -> None:
         """The operation at hand mixes all that `ref` holds, or reads it as one thing."""
@@ -123,15 +133,27 @@ class Flow:
         """
         name = self.layers.get(name, name)
         origin = self.pair(ref).origin.movedim(dim, -1)
-        rows = {_runs(row) for row in distinct_rows(origin).tolist()}
+        rows = {_runs(row) for row in distinct_rows(origin)}
         if mixes:
             self.read(ref)
         shape = self.shape(output)
         space, codes = self.channels.open(shape, dim=dim % len(shape))
-        call = Call(op=self.position, input=self.same(ref), space=space, rows=tuple(sorted(rows)))
+        call = Call(
+            op=self.position, input=self._input_of(ref), space=space, rows=tuple(sorted(rows))
+        )
         self.calls.setdefault(name, []).append(call)
         label = self.labels.source(("layer", self.position), text=f"linear {name}")
         return Pair(uniform(label, shape), codes)
+
+    def _input_of(self, ref: Ref) -> Ref:
+        """The tensor whose rows `ref` holds: the same for every flattening of its rows."""
+        ref = self.same(ref)
+        while ref in self.parent and self.trace.ops[self.maker[ref]].name in RESHAPES:
+            source = self.same(self.parent[ref])
+            if self.shape(source)[-1:] != self.shape(ref)[-1:]:
+                break
+            ref = source
+        return ref
 
     # How a trace runs.
 
@@ -170,7 +192,7 @@ class Flow:
 
     def _store(self, ref: Ref, pair: Pair, *, view: bool = False) -> None:
         shape = self.shape(ref)
-        assert pair.origin.shape == shape and pair.channel.shape == shape, (ref, shape, pair)
+        assert pair.origin.shape == pair.channel.shape == shape, (ref, shape, pair)
         if ref not in self._pinned:
             pair = Pair(compress(pair.origin), compress(pair.channel))
         elif not view:
@@ -192,9 +214,11 @@ def place(op: Op, what: str) -> str:
     return f"{op.module}.{what}" if op.module else what
 
 
-def _runs(row: list[int]) -> tuple[tuple[int, int], ...]:
-    starts = [i for i, label in enumerate(row) if i == 0 or label != row[i - 1]]
-    return tuple((start, row[start]) for start in starts)
+def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
+    starts = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), (row[1:] != row[:-1]).nonzero()[:, 0] + 1]
+    )
+    return tuple(zip(starts.tolist(), row[starts].tolist(), strict=True))
 
 
 def _written_into(trace: Trace) -> set[Ref]:

@@ -37,9 +37,9 @@ _RANGES: dict[str, Interval] = {
     "_softmax": (0.0, 1.0),
 }
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or"}
-# These map zero to zero and keep the sign, so a bound at zero survives them.
-_SIGN_KEEPING = {"silu", "gelu", "mish", "hardswish", "tanh", "erf", "sign", "elu", "celu", "selu"}
-_SIGN_KEEPING |= {"expm1", "relu", "relu6", "atan", "asinh"}
+# The first lie nowhere above relu. All map zero to zero and keep the sign: a bound at zero stays.
+_BELOW_RELU = {"silu", "gelu", "mish", "hardswish", "relu", "relu6"}
+_SIGN_KEEPING = _BELOW_RELU | {"tanh", "erf", "sign", "elu", "celu", "selu", "expm1"}
 _ROUNDING = {"floor", "ceil", "round", "trunc"}
 
 
@@ -128,6 +128,8 @@ def _in_range(name: str, x: Interval, args: dict[str, Any]) -> Interval:
     if name in _SIGN_KEEPING:
         low = max(low, 0.0) if x[0] >= 0.0 else low
         high = min(high, 0.0) if x[1] <= 0.0 else high
+    if name in _BELOW_RELU:
+        high = min(high, max(x[1], 0.0))
     if name == "exp":
         high = exp(x[1]) if x[1] < 80.0 else high
     if name in ("abs", "square") and isfinite(x[0]) and isfinite(x[1]):

@@ -45,3 +45,5 @@ ACTIVATIONS = _names(
     relu6 selu sigmoid silu softplus square tanh
     """
 )
+# An activation that makes a product with it a gated one.
+GATES = _names("silu gelu relu mish hardswish softplus")

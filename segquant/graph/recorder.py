@@ -120,12 +120,12 @@ class Recorder:
         name = short_name(func)
         values = {key: self._noted(value, name, key) for key, value in bound.items()}
         op = Op(func=func, name=name, args=values, outputs=[], module=self.module)
-        first = next((v for v in tree_leaves(list(bound.values())) if isinstance(v, Tensor)), None)
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         for value in results:
             op.outputs.append(self.ref(value) if isinstance(value, Tensor) else None)
-        if first is not None and may_alias(func):
-            op.is_view = any(isinstance(v, Tensor) and _share(first, v) for v in results)
+        if may_alias(func):
+            tensors = [v for v in (*bound.values(), *results) if isinstance(v, Tensor)]
+            op.is_view = len(tensors) > 1 and _share(tensors[0], tensors[-1])
         self.trace.ops.append(op)
 
     def _noted(self, value: Any, name: str, key: str) -> Any:
@@ -177,6 +177,18 @@ def _recording(recorder: Recorder) -> Iterator[None]:
         after.remove()
 
 
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once per module that holds it.
+
+    A module known by two names must appear once: `functional_call` would swap its tensors twice
+    and put a stand-in back in the end.
+    """
+    for prefix, child in module.named_modules():
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, tensor
+
+
 def record(module: nn.Module, *, fake: bool = True) -> Recorder:
     """Prepares a recorder: names the inputs and the parameters. `run` does the pass."""
     recorder = Recorder(module, fake=fake)
@@ -194,14 +206,14 @@ def run(recorder: Recorder, module: nn.Module, example_inputs: Mapping[str, Any]
         for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor):
                 recorder.trace.inputs[recorder.ref(leaf)] = f"input {name}"
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    stand_ins = {name: recorder.stand_in(tensor) for name, tensor in tensors.items()}
+    stand_ins = {name: recorder.stand_in(tensor) for name, tensor in _own_tensors(module)}
     with _recording(recorder):
         if recorder.trace.frontend == "observe":
             outputs = module(**inputs)
         else:
-            outputs = torch.func.functional_call(module, stand_ins, (), dict(inputs))
+            outputs = torch.func.functional_call(
+                module, stand_ins, (), dict(inputs), tie_weights=False
+            )
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     recorder.trace.results = [recorder.ref(leaf) for leaf in leaves]
     return recorder.trace

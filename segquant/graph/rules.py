@@ -13,7 +13,7 @@ from segquant.graph.flow import Flow, Pair, place
 from segquant.graph.intervals import Interval, elementwise
 from segquant.graph.labels import CONST, ZERO
 from segquant.graph.mixing import MIXING
-from segquant.graph.names import ACTIVATIONS, FACTORIES, MOVES, PASSES, RESHAPES
+from segquant.graph.names import ACTIVATIONS, FACTORIES, GATES, MOVES, PASSES, RESHAPES
 from segquant.graph.shadow import combine, reshape, uniform, varies
 from segquant.graph.trace import Op, Ref
 
@@ -118,8 +118,9 @@ def _pointwise(flow: Flow, op: Op) -> list[Pair]:
             name: flow.labels[parent].interval for name, parent in zip(names, parents, strict=True)
         }
         low, high = elementwise(op.name, {**fixed, **intervals})
+        named = _gate(flow, op, parents) or text
         return flow.labels.derived(
-            op.name, parents, text=text, interval=(max(low, floor), high), key=(*key, floor)
+            op.name, parents, text=named, interval=(max(low, floor), high), key=(*key, floor)
         )
 
     if "rounding_mode" in numbers:
@@ -128,6 +129,14 @@ def _pointwise(flow: Flow, op: Op) -> list[Pair]:
     channel = _joined_channels(flow, op, refs, shape)
     _note_scaling(flow, op, refs, numbers, outputs[0])
     return [Pair(origin, channel)] * len(outputs)
+
+
+def _gate(flow: Flow, op: Op, parents: tuple[int, ...]) -> str:
+    """The words for a product with an activation, as in GEGLU, whose sign nothing bounds."""
+    if op.name != "mul" or len(parents) != 2:
+        return ""
+    names = [name for name in (flow.labels[parent].name for parent in parents) if name in GATES]
+    return f"{op.module}(gated {names[0]})" if len(names) == 1 else ""
 
 
 def _operands(op: Op) -> tuple[list[str], list[Ref], dict[str, Any]]:

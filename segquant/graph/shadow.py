@@ -25,6 +25,9 @@ def along(values: Tensor, shape: Shape, *, dim: int) -> Tensor:
 
 def core(shadow: Tensor) -> Tensor:
     """The part that is stored: axes of stride 0 narrowed to one element."""
+    if shadow.untyped_storage().nbytes() == shadow.element_size():
+        ones = (1,) * shadow.dim()
+        return shadow.as_strided(ones, ones)
     for dim, (size, stride) in enumerate(zip(shadow.shape, shadow.stride(), strict=True)):
         if size > 1 and stride == 0:
             shadow = shadow.narrow(dim, 0, 1)
@@ -33,7 +36,7 @@ def core(shadow: Tensor) -> Tensor:
 
 def compress(shadow: Tensor) -> Tensor:
     """The same numbers with stride 0 wherever they are constant along an axis."""
-    if 0 in shadow.shape:
+    if 0 in shadow.shape or shadow.untyped_storage().nbytes() == shadow.element_size():
         return shadow
     small = core(shadow)
     for dim, size in enumerate(small.shape):

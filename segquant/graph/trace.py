@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,19 +39,17 @@ class Op:
     def call(self, swap: Callable[[Ref], Any]) -> Any:
         """Calls `func` with every tensor replaced by `swap` of its reference."""
         positional, keyword = [], {}
-        for argument in self.func._schema.arguments:
-            value = _swap(self.args[argument.name], swap)
-            if argument.kwarg_only:
-                keyword[argument.name] = value
+        for name, _, kwarg_only in _arguments(self.func):
+            value = _swap(self.args[name], swap)
+            if kwarg_only:
+                keyword[name] = value
             else:
                 positional.append(value)
         return self.func(*positional, **keyword)
 
     def written(self) -> list[Ref]:
         """The arguments that the operation writes into."""
-        arguments = self.func._schema.arguments
-        names = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-        return [ref for name in names for ref in _refs_of(self.args[name])]
+        return [ref for name in _written_names(self.func) for ref in _refs_of(self.args[name])]
 
 
 @dataclass(kw_only=True)
@@ -71,17 +70,26 @@ class Trace:
         return Ref(len(self.shapes) - 1)
 
 
+@cache
+def _written_names(func: OpOverload) -> tuple[str, ...]:
+    arguments = func._schema.arguments
+    return tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+@cache
+def _arguments(func: OpOverload) -> tuple[tuple[str, Any, bool], ...]:
+    return tuple((a.name, a.default_value, a.kwarg_only) for a in func._schema.arguments)
+
+
 def bind(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Every argument of the schema of `func` by name, defaults filled in."""
-    bound = {}
-    for position, argument in enumerate(func._schema.arguments):
-        if position < len(args):
-            bound[argument.name] = args[position]
-        else:
-            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
-    return bound
+    return {
+        name: args[position] if position < len(args) else kwargs.get(name, default)
+        for position, (name, default, _) in enumerate(_arguments(func))
+    }
 
 
+@cache
 def short_name(func: OpOverload) -> str:
     """`aten::add_.Tensor` -> `add`: an in-place operation has the name of the plain one."""
     namespace, name = func._schema.name.split("::")
@@ -107,6 +115,7 @@ def _swap(value: Any, swap: Callable[[Ref], Any]) -> Any:
     return value
 
 
+@cache
 def may_alias(func: OpOverload) -> bool:
     """The schema allows the result to share memory with an argument."""
     returns = func._schema.returns

@@ -65,7 +65,8 @@ def test_own_merges_reach_the_tokenizer(evaluator: Evaluator) -> None:
     # <start>, "red" and "blue" as one merged token each, <end>
     tokens = evaluator.tokenize(["red blue"])
     assert tokens.shape == (1, 8)
-    assert (tokens[0, :4] > 512).all() and (tokens[0, 4:] == 0).all()
+    assert (tokens[0, :4] > 512).all()
+    assert (tokens[0, 4:] == 0).all()
 
 
 def test_truncated_prompts_are_counted(evaluator: Evaluator) -> None:

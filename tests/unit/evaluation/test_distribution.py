@@ -121,10 +121,13 @@ def test_names_and_spread_of_the_metrics() -> None:
     )
     assert sorted(metrics) == ["fid_shapes_dataset", "kid_shapes_dataset"]
     fid = metrics["fid_shapes_dataset"]
-    assert fid.value is not None and fid.standard_error is not None
+    assert fid.value is not None
+    assert fid.standard_error is not None
     assert fid.interval == [fid.value - fid.standard_error, fid.value + fid.standard_error]
-    assert fid.interval_kind == "sd" and fid.n == 40
-    assert "biased" in fid.note and "n=40" in fid.note
+    assert fid.interval_kind == "sd"
+    assert fid.n == 40
+    assert "biased" in fid.note
+    assert "n=40" in fid.note
     with pytest.raises(ValueError, match="bare FID"):
         distribution_metrics(a, b, prefix="", against="dataset", paired=False, seed=0)
     with pytest.raises(ValueError, match="against='real'"):
@@ -143,7 +146,8 @@ def test_rows_follow_the_ids_given(evaluator: Evaluator, image_folder) -> None:
     folder = image_folder("set", ids=ids)
     extract = evaluator_extractor(evaluator)
     rows = folder_features(folder, ids=ids, extractor=extract)
-    assert rows.shape == (3, 16) and rows.dtype == np.float64
+    assert rows.shape == (3, 16)
+    assert rows.dtype == np.float64
     back = folder_features(folder, ids=ids[::-1], extractor=extract)
     assert rows == pytest.approx(back[::-1], abs=1e-5)
     assert abs(rows[0] - rows[1]).max() > 1e-3
@@ -170,7 +174,8 @@ def test_extractor_gets_what_clean_fid_gives(image_folder) -> None:
 
     folder = image_folder("set", ids=["a", "b"], size=64)
     rows = folder_features(folder, ids=["a", "b"], extractor=extract)
-    assert seen[0].shape == (2, 3, 299, 299) and seen[0].dtype == torch.float32
+    assert seen[0].shape == (2, 3, 299, 299)
+    assert seen[0].dtype == torch.float32
     assert 1.0 < seen[0].max() <= 255.0
     assert rows.shape == (2, 3)
 

@@ -45,7 +45,8 @@ def test_the_reference_against_itself(evaluator: Evaluator, image_folder) -> Non
     assert metrics["clip_score_delta"].interval == [0.0, 0.0]
     assert metrics["damaged_images"].value == 0
     assert (metrics["fid_shapes_dataset"].value or 0) > 0
-    assert "fid" not in metrics and "fid_dataset" not in metrics
+    assert "fid" not in metrics
+    assert "fid_dataset" not in metrics
     assert {metric.n for name, metric in metrics.items() if name != "lpips"} == {8}
 
 
@@ -56,7 +57,8 @@ def test_more_damage_is_worse_in_every_metric(evaluator: Evaluator, image_folder
     for name in ("psnr", "psnr_p10", "ssim", "fid_shapes_reference", "kid_shapes_reference"):
         sign = 1 if near[name].higher_is_better else -1
         assert sign * (near[name].value or 0) > sign * (far[name].value or 0), name
-    assert near["psnr"].interval is not None and near["psnr"].interval_kind == "bootstrap95"
+    assert near["psnr"].interval is not None
+    assert near["psnr"].interval_kind == "bootstrap95"
 
 
 def test_what_cannot_be_had_is_there_with_its_reason(
@@ -64,7 +66,8 @@ def test_what_cannot_be_had_is_there_with_its_reason(
 ) -> None:
     reference = image_folder("reference", ids=IDS)
     metrics = run(reference, evaluator, reference=reference, inception_dir=tmp_path / "none")
-    assert metrics["lpips"].value is None and paired.LPIPS_BACKBONE in metrics["lpips"].note
+    assert metrics["lpips"].value is None
+    assert paired.LPIPS_BACKBONE in metrics["lpips"].note
     assert metrics["fid_shapes_dataset"].note == "no dataset was given"
     assert metrics["fid_inception_reference"].value is None
     assert "inception-2015-12-05" in metrics["kid_inception_dataset"].note
@@ -96,7 +99,8 @@ def test_black_images_are_counted_and_listed(evaluator: Evaluator, image_folder)
     images = image_folder("images", ids=IDS, noise=5)
     write_png(images / "p03.png", np.zeros((32, 32, 3), dtype=np.uint8))
     metric = run(images, evaluator, reference=reference)["damaged_images"]
-    assert metric.value == 1 and "p03" in metric.note
+    assert metric.value == 1
+    assert "p03" in metric.note
 
 
 def test_settings_reach_the_code(evaluator: Evaluator, image_folder) -> None:
@@ -114,7 +118,8 @@ def test_settings_reach_the_code(evaluator: Evaluator, image_folder) -> None:
     other = run(images, evaluator, reference=reference, prompts=swapped)
     assert first["clip_score"].value != other["clip_score"].value
     other = run(images, evaluator, reference=reference, prefix="mine")
-    assert "fid_mine_reference" in other and "fid_shapes_reference" not in other
+    assert "fid_mine_reference" in other
+    assert "fid_shapes_reference" not in other
     with pytest.raises(ValueError, match="bare FID"):
         run(images, evaluator, reference=reference, prefix="")
 
@@ -166,11 +171,13 @@ def test_per_image_file_allows_paired_comparison(
             per_image_csv=tmp_path / f"{name}.csv",
         )  # fmt: skip
     ids, columns = read_per_image(tmp_path / "near.csv")
-    assert ids == IDS and sorted(columns) == ["clip", "clip_reference", "psnr", "ssim"]
+    assert ids == IDS
+    assert sorted(columns) == ["clip", "clip_reference", "psnr", "ssim"]
     difference = compare_per_image(
         tmp_path / "near.csv", tmp_path / "far.csv", column="psnr", seed=0, resamples=500
     )
-    assert difference.low > 0 and difference.n == 8
+    assert difference.low > 0
+    assert difference.n == 8
     with pytest.raises(ValueError, match="no column 'lpips'"):
         compare_per_image(tmp_path / "near.csv", tmp_path / "far.csv", column="lpips", seed=0)
 

@@ -24,7 +24,8 @@ def test_contact_sheet_has_every_row_and_the_scaled_difference(tmp_path: Path) -
     out = tmp_path / "sheets" / "sheet.png"
     size = contact_sheet(rows, IDS, PROMPTS, "fp", out, gain=5)
     with Image.open(out) as sheet:
-        assert sheet.format == "PNG" and sheet.size == size
+        assert sheet.format == "PNG"
+        assert sheet.size == size
         pixels = np.asarray(sheet)
     width, height = size
     # two prompts and three rows (fp, rtn, difference) of 128 pixels with gaps of 6

@@ -16,7 +16,8 @@ def test_png_is_lossless_and_ordered_by_the_ids_given(tmp_path: Path) -> None:
     for name, array in arrays.items():
         write_png(tmp_path / f"{name}.png", array)
     images = load_images(tmp_path, ["c", "a", "b"])
-    assert images.dtype == torch.uint8 and images.shape == (3, 8, 6, 3)
+    assert images.dtype == torch.uint8
+    assert images.shape == (3, 8, 6, 3)
     for row, name in enumerate(("c", "a", "b")):
         assert np.array_equal(images[row].numpy(), arrays[name])
     floats = load_images(tmp_path, ["c", "a", "b"], as_float=True)
@@ -77,7 +78,8 @@ def test_damaged_images_are_found() -> None:
     images[3] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # one colour: flat, though not grey
     found = find_damaged(images, ids=["good", "black", "nan", "red", "fine"])
     assert sorted(found) == ["black", "nan", "red"]
-    assert "NaN" in found["nan"] and "flat" in found["red"]
+    assert "NaN" in found["nan"]
+    assert "flat" in found["red"]
 
 
 def test_flat_threshold_is_two_levels() -> None:

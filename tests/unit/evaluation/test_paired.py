@@ -73,8 +73,10 @@ def test_psnr_aggregate_is_the_mean_of_decibels_with_its_tail() -> None:
     values = torch.tensor([10.0, 20.0, 30.0, 40.0])
     metrics = paired.psnr_metrics(values, height=8, width=8, seed=0, resamples=500)
     assert metrics["psnr"].value == 25.0  # the PSNR of the mean MSE would be 15.6 dB
-    assert metrics["psnr_median"].value == 20.0 and metrics["psnr_p10"].value == 10.0
-    assert metrics["psnr"].interval is not None and metrics["psnr"].n == 4
+    assert metrics["psnr_median"].value == 20.0
+    assert metrics["psnr_p10"].value == 10.0
+    assert metrics["psnr"].interval is not None
+    assert metrics["psnr"].n == 4
 
 
 def test_psnr_aggregate_with_identical_images() -> None:

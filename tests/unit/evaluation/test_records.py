@@ -64,7 +64,8 @@ def test_text_that_reads_as_a_number_stays_text(tmp_path: Path) -> None:
 def test_nan_round_trip(tmp_path: Path) -> None:
     write_record(tmp_path / "r.json", make_record(extra_macs_fraction=math.nan))
     value = read_record(tmp_path / "r.json").extra_macs_fraction
-    assert value is not None and math.isnan(value)
+    assert value is not None
+    assert math.isnan(value)
 
 
 @pytest.mark.parametrize(

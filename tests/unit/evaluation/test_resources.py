@@ -31,7 +31,8 @@ def test_peak_memory_sees_an_allocation_and_can_be_reset() -> None:
 
 def test_environment_names_versions_and_device() -> None:
     environment = resources.describe_environment(packages=("torch", "no-such-package"))
-    assert environment["packages"]["torch"] and environment["packages"]["no-such-package"] is None
+    assert environment["packages"]["torch"]
+    assert environment["packages"]["no-such-package"] is None
     assert {"python", "platform", "cpu", "device", "threads", "git"} <= set(environment)
 
 
@@ -47,7 +48,9 @@ def test_git_state(tmp_path: Path) -> None:
     git("add", "file")
     git("commit", "--quiet", "-m", "one")
     state = resources.git_state(tmp_path)
-    assert state is not None and len(state["commit"]) == 40 and state["dirty"] is False
+    assert state is not None
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
     (tmp_path / "file").write_text("two")
     assert (resources.git_state(tmp_path) or {})["dirty"] is True
 

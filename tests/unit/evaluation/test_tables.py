@@ -126,8 +126,10 @@ def test_speed_of_a_simulated_row_is_not_applicable() -> None:
 def test_what_cannot_be_told_from_the_floor_is_marked() -> None:
     records = [*make_records(), make_record("gptq", psnr=44.8), make_record("odd", psnr=80.0)]
     rows = rows_of(records)
-    assert "~" in rows["gptq"]["psnr"] and "~" in rows["odd"]["psnr"]
-    assert "~" not in rows["rtn"]["psnr"] and "~" not in rows["fp"]["psnr"]
+    assert "~" in rows["gptq"]["psnr"]
+    assert "~" in rows["odd"]["psnr"]
+    assert "~" not in rows["rtn"]["psnr"]
+    assert "~" not in rows["fp"]["psnr"]
     assert "~" in rows["rtn"]["fid_shapes_dataset"]  # equal to the floor's here
     assert any(line.startswith("~ ") for line in make_table(records).legend)
 
@@ -138,7 +140,8 @@ def test_a_distance_below_float_is_marked_and_never_bold() -> None:
     table = make_table([better, worse, make_records()[3]])
     index = [column.key for column in table.columns].index("fid_shapes_dataset")
     cells = {row.record.method: row.cells[index] for row in table.rows}
-    assert cells["rtn"].marks == ["↓fp"] and not cells["rtn"].bold
+    assert cells["rtn"].marks == ["↓fp"]
+    assert not cells["rtn"].bold
     assert not cells["gptq"].bold
     # the same distances above fp: the clear winner is bold
     above = make_record("rtn", metrics={"fid_shapes_dataset": distance(6.0)})
@@ -146,7 +149,8 @@ def test_a_distance_below_float_is_marked_and_never_bold() -> None:
         row.record.method: row.cells[index]
         for row in make_table([above, worse, make_records()[3]]).rows
     }
-    assert cells["rtn"].bold and not cells["gptq"].bold
+    assert cells["rtn"].bold
+    assert not cells["gptq"].bold
 
 
 def test_bold_needs_an_interval_clear_of_the_others() -> None:
@@ -168,17 +172,22 @@ def test_skipped_failed_and_missing_rows_have_their_reasons() -> None:
     expected = [("tiny_mmdit", "rtn", "w8a8_int8"), ("tiny_mmdit", "smooth", "w8a8_int8")]
     table = make_table(records, expected=expected)
     text = to_markdown(table)
-    assert "skipped (" in text and "no 3-bit grid" in text
-    assert "failed (" in text and "Hessian is singular" in text
-    assert "missing (" in text and "no record on disk" in text
+    assert "skipped (" in text
+    assert "no 3-bit grid" in text
+    assert "failed (" in text
+    assert "Hessian is singular" in text
+    assert "missing (" in text
+    assert "no record on disk" in text
     rows = rows_of(records, expected=expected)
-    assert rows["gptq"]["psnr"] == "-" and rows["smooth"]["bits"] == "w8a8_int8"
+    assert rows["gptq"]["psnr"] == "-"
+    assert rows["smooth"]["bits"] == "w8a8_int8"
     assert len(rows) == 7
 
 
 def test_unavailable_metric_has_its_reason_once() -> None:
     text = to_markdown(make_table(make_records()))
-    assert text.count(LPIPS_REASON) == 1 and "n/a (1)" in text
+    assert text.count(LPIPS_REASON) == 1
+    assert "n/a (1)" in text
 
 
 def test_rows_of_another_protocol_size_or_dataset_are_marked() -> None:
@@ -192,10 +201,12 @@ def test_rows_of_another_protocol_size_or_dataset_are_marked() -> None:
     rows = rows_of([*make_records(), steps, fewer, other])
     for name in ("a", "b", "c"):
         assert "‡" in rows[name]["method"]
-    assert "‡" not in rows["rtn"]["method"] and "‡" not in rows["fp"]["method"]
+    assert "‡" not in rows["rtn"]["method"]
+    assert "‡" not in rows["fp"]["method"]
     notes = " ".join(table.notes)
     assert "num_inference_steps=4 instead of 8" in notes
-    assert "n=64 instead of 256" in notes and "dataset='mjhq'" in notes
+    assert "n=64 instead of 256" in notes
+    assert "dataset='mjhq'" in notes
     assert "n = 64, 256" in table.caption
 
 
@@ -237,9 +248,13 @@ def test_csv_is_full_precision() -> None:
     record = make_record("rtn", metrics={"psnr": metric(value, 0.1)})
     (row,) = csv.DictReader(io.StringIO(to_csv(make_table([record]))))
     assert float(row["psnr"]) == value
-    assert float(row["psnr_low"]) == value - 0.1 and float(row["psnr_high"]) == value + 0.1
-    assert row["lpips"] == "" and LPIPS_REASON in row["notes"]
-    assert row["status"] == "ok" and row["kind"] == "method"
+    assert float(row["psnr_low"]) == value - 0.1
+    assert float(row["psnr_high"]) == value + 0.1
+    assert row["lpips"] == ""
+    assert LPIPS_REASON in row["notes"]
+    assert row["status"] == "ok"
+    assert float(row["weight_bytes"]) == 3_700_000  # printed in MB, kept in bytes
+    assert row["kind"] == "method"
     (infinite,) = csv.DictReader(io.StringIO(to_csv(make_table([make_records()[3]]))))
     assert float(infinite["psnr"]) == math.inf
 
@@ -250,7 +265,9 @@ def test_latex_is_escaped() -> None:
         r"\textless{}fp $\pm$"
     )
     text = to_latex(make_table(make_records()))
-    assert r"segquant\_a" in text and "5.00 $\\pm$ 0.10" in text and r"$\infty$" in text
+    assert r"segquant\_a" in text
+    assert "5.00 $\\pm$ 0.10" in text
+    assert r"$\infty$" in text
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
     assert len({line.count(" & ") for line in body.splitlines() if " & " in line}) == 1
     assert text.isascii()

@@ -13,9 +13,11 @@ def outputs(count: int = 6, steps: int = 4) -> torch.Tensor:
 def test_identical_outputs_have_no_error() -> None:
     reference = outputs()
     errors = step_errors(reference, reference=reference.clone())
-    assert errors.shape == (6, 4) and torch.equal(errors, torch.zeros_like(errors))
+    assert errors.shape == (6, 4)
+    assert torch.equal(errors, torch.zeros_like(errors))
     metrics = trajectory_metrics(errors, seed=0, resamples=50)
-    assert metrics["step_error"].value == 0.0 and metrics["step_error"].interval == [0.0, 0.0]
+    assert metrics["step_error"].value == 0.0
+    assert metrics["step_error"].interval == [0.0, 0.0]
     assert metrics["step_snr_db"].value == math.inf
 
 

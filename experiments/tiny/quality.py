@@ -1,0 +1,125 @@
+"""Are the tiny models good enough for damage to show? `python -m experiments.tiny.quality`.
+
+On held-out prompts: the evaluator's CLIP score of each model's images against that of the true
+images, and `fid_shapes_dataset` against that of the same model with untrained denoiser weights.
+Writes `experiments/results/tiny_quality.json` and `.md`; about ten minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.clip import Evaluator, clip_scores, load_evaluator
+from evaluation.distribution import evaluator_extractor, folder_features, frechet_distance
+from evaluation.images import load_images, write_png
+from experiments.config import ModelConfig, build, compose_config
+from experiments.data import Prompt
+from experiments.generate import generate_images
+from experiments.pipelines import get_denoiser, load_pipeline
+from experiments.store import write_text
+from experiments.tiny import shapes
+from experiments.tiny.train import MODELS
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+NAMES = ("tiny_mmdit", "tiny_flux", "tiny_unet")
+COUNT = 512
+_DATA_SEED = 1  # other prompts of the evaluation split than those of the demo
+_BATCH = 32
+
+
+def _score(folder: Path, prompts: list[Prompt], evaluator: Evaluator) -> tuple[float, Any]:
+    ids = [prompt.id for prompt in prompts]
+    images = load_images(folder, ids)
+    scores = [
+        clip_scores(evaluator, images[rows], [prompts[int(i)].text for i in rows])
+        for rows in torch.arange(len(ids)).split(_BATCH)
+    ]
+    features = folder_features(folder, ids=ids, extractor=evaluator_extractor(evaluator))
+    return float(torch.cat(scores).mean()), features
+
+
+def _untrained(pipeline: Any, *, seed: int) -> None:
+    """Draws the denoiser's weights anew, as its class does."""
+    denoiser = get_denoiser(pipeline)
+    torch.manual_seed(seed)
+    fresh = type(denoiser).from_config(denoiser.config)  # type: ignore[attr-defined]
+    denoiser.load_state_dict(fresh.state_dict())
+
+
+def measure(name: str, prompts: list[Prompt], *, true: Any, evaluator: Evaluator) -> dict[str, Any]:
+    """CLIP score and FID of one model, trained and untrained."""
+    config: ModelConfig = build(compose_config([f"model={name}"]), method_name="").model
+    config.batch_size = _BATCH
+    result: dict[str, Any] = {"steps": config.num_inference_steps, "n": len(prompts)}
+    for kind in ("trained", "untrained"):
+        pipeline = load_pipeline(config, device=torch.device("cpu"))
+        if kind == "untrained":
+            _untrained(pipeline, seed=0)
+        with tempfile.TemporaryDirectory() as folder:
+            generate_images(
+                pipeline, prompts, Path(folder), config=config, seed=0, progress=lambda _: None
+            )
+            score, features = _score(Path(folder), prompts, evaluator)
+        result[f"clip_score_{kind}"] = score
+        result[f"fid_shapes_dataset_{kind}"] = frechet_distance(features, true)
+        log.info("%s %s: %s", name, kind, result)
+    return result
+
+
+def _table(results: dict[str, Any]) -> str:
+    true = results["true_images"]["clip_score"]
+    lines = [
+        f"Tiny models on {COUNT} held-out prompts, by the tiny evaluator "
+        "(`python -m experiments.tiny.quality`). CLIP score of the true images: "
+        f"{true:.2f}.",
+        "",
+        "| model | CLIP score | of the true images' | fid_shapes_dataset | untrained | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in NAMES:
+        if name not in results:
+            continue
+        row = results[name]
+        fid, worst = row["fid_shapes_dataset_trained"], row["fid_shapes_dataset_untrained"]
+        score = row["clip_score_trained"]
+        lines.append(
+            f"| {name} | {score:.2f} | {score / true:.1%} | {fid:.3f} | {worst:.2f} "
+            f"| {fid / worst:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.tiny.quality")
+    parser.add_argument("models", nargs="*", default=[n for n in NAMES if (MODELS / n).is_dir()])
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    evaluator = load_evaluator(MODELS / "evaluator")
+    samples = shapes.take("evaluation", arguments.count, seed=_DATA_SEED)
+    prompts = [Prompt(id=sample.id, text=sample.prompt) for sample in samples]
+    with tempfile.TemporaryDirectory() as folder:
+        for sample in samples:
+            image: np.ndarray[Any, Any] = shapes.render(sample.scene, key=sample.id)
+            write_png(Path(folder) / f"{sample.id}.png", image)
+        score, true = _score(Path(folder), prompts, evaluator)
+    results: dict[str, Any] = {"true_images": {"clip_score": score, "n": len(prompts)}}
+    for name in arguments.models:
+        results[name] = measure(name, prompts, true=true, evaluator=evaluator)
+    write_text(arguments.out / "tiny_quality.json", json.dumps(results, indent=1) + "\n")
+    write_text(arguments.out / "tiny_quality.md", _table(results))
+
+
+if __name__ == "__main__":
+    main()

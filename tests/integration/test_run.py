@@ -1,0 +1,186 @@
+"""One run, from config to record, on real pipelines of real classes."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.records import Record, read_record, stable_view
+from tests.conftest import FAMILIES, Answer
+
+METHODS = "method=rtn,smoothquant,smooth_search,gptq,segquant_a,segquant_g"
+Segbench = Callable[..., Answer]
+Small = Callable[..., list[str]]
+
+
+def _records(out: Path) -> list[Record]:
+    return [read_record(path) for path in sorted((out / "cells").glob("*/record.json"))]
+
+
+def test_fp_against_the_reference_is_exact(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    arguments = small("tiny_mmdit", "method=fp", "bits=w16a16", f"out={tmp_path}")
+    assert segbench("run", *arguments).status == 0
+    (record,) = _records(tmp_path)
+    assert record.status == "ok"
+    assert record.execution == "float"
+    assert record.metrics["psnr"].value == math.inf
+    assert record.metrics["ssim"].value == 1.0
+    assert record.metrics["step_error"].value == 0.0
+    lpips = record.metrics["lpips"]
+    assert lpips.value == 0.0 or (lpips.value is None and "weights" in lpips.note)
+    assert record.metrics["fid_shapes_reference"].value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_same_command_twice_gives_equal_records(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    views = []
+    for name in ("one", "two"):
+        arguments = small("tiny_mmdit", "method=segquant_g", f"out={tmp_path / name}")
+        assert segbench("run", *arguments).status == 0
+        (record,) = _records(tmp_path / name)
+        views.append(stable_view(record))
+    assert views[0] == views[1]
+
+
+def test_a_second_run_samples_nothing(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = small("tiny_flux", "method=rtn,segquant_a", f"out={tmp_path}", "--json")
+    first = segbench("run", "-m", *arguments)
+    assert first.status == 0
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished sweep sampled again")
+
+    monkeypatch.setattr("experiments.generate.sample", refuse)
+    monkeypatch.setattr("experiments.run.sample", refuse)
+    monkeypatch.setattr("experiments.run.load_pipeline", refuse)
+    again = segbench("run", "-m", *arguments)
+    assert again.status == 0
+    assert again.records == first.records
+    assert "found" in again.err
+
+
+def test_a_cell_alone_equals_the_cell_in_a_sweep(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    alone = small("tiny_unet", "method=segquant_a", f"out={tmp_path / 'alone'}")
+    sweep = small("tiny_unet", "method=gptq,segquant_a", f"out={tmp_path / 'sweep'}")
+    assert segbench("run", *alone).status == 0
+    assert segbench("run", "-m", *sweep).status == 0
+    (one,) = _records(tmp_path / "alone")
+    (other,) = [r for r in _records(tmp_path / "sweep") if r.method == "segquant_a"]
+    assert stable_view(one) == stable_view(other)
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_the_same(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    more = ("method=segquant_a", "dataset.evaluation_prompts=24", "model.num_inference_steps=6")
+    command = [sys.executable, "-m", "experiments", "run"]
+    cut = small("tiny_mmdit", *more, f"out={tmp_path / 'cut'}")
+    process = subprocess.Popen([*command, *cut], stderr=subprocess.PIPE, text=True)
+    images = tmp_path / "cut" / "stages" / "images"
+    deadline = time.monotonic() + 120
+    while len(list(images.glob("*.partial/*.png"))) < 8:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = list(images.glob("*.partial/*.png"))
+    assert left
+    assert not list((tmp_path / "cut").rglob("record.json"))
+    stamps = {path.name: path.stat().st_mtime_ns for path in left}
+    assert segbench("run", *cut).status == 0
+    kept = [p for p in images.rglob("*.png") if stamps.get(p.name) == p.stat().st_mtime_ns]
+    assert kept, "what the killed run had made was made again"
+    whole = small("tiny_mmdit", *more, f"out={tmp_path / 'whole'}")
+    assert segbench("run", *whole).status == 0
+    (one,), (other,) = _records(tmp_path / "cut"), _records(tmp_path / "whole")
+    assert stable_view(one) == stable_view(other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_every_method(
+    segbench: Segbench, small: Small, tmp_path: Path, family: str
+) -> None:
+    bits = "bits=w8a8_int8,w4a8_int,w4a4_int"
+    answer = segbench("run", "-m", *small(family, METHODS, bits, f"out={tmp_path}"), "--json")
+    assert answer.status == 0, answer.err
+    records = _records(tmp_path)
+    assert len(records) == 18
+    assert {record.status for record in records} == {"ok"}
+    for record in records:
+        assert record.execution == "simulated"
+        assert record.layers_quantized
+        assert record.metrics["psnr"].value is not None
+        assert math.isfinite(record.metrics["step_error"].value or 0.0)
+    assert len(list((tmp_path / "stages" / "calibration").glob("*[!k]"))) == 1
+
+
+def test_a_users_own_folder_runs(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    answer = segbench("run", *small("pixart", "method=segquant_a", f"out={tmp_path}"))
+    assert answer.status == 0, answer.err
+    (record,) = _records(tmp_path)
+    assert record.status == "ok"
+    assert record.model == "pixart"
+    assert record.protocol["pipeline"] == "PixArtSigmaPipeline"
+    assert any(layer.get("dual_scale") for layer in record.layers_quantized)
+
+
+def test_the_floor_row_is_unquantized_and_close(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    more = ("method=noise_floor", "bits=w16a16", "method.batch_size=3", "method.num_threads=2")
+    assert segbench("run", *small("tiny_mmdit", *more, f"out={tmp_path}")).status == 0
+    (record,) = _records(tmp_path)
+    assert record.execution == "float"
+    assert not record.layers_quantized
+    assert (record.metrics["psnr"].value or 0) > 40
+    assert (record.metrics["step_error"].value or 0) < 1e-6
+
+
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baselines.rtn import Rtn
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("this layer is cursed")
+
+    monkeypatch.setattr(Rtn, "quantize", broken)
+    arguments = small("tiny_mmdit", "method=rtn,smoothquant", f"out={tmp_path}")
+    answer = segbench("run", "-m", *arguments)
+    assert answer.status == 1
+    by_method = {record.method: record for record in _records(tmp_path)}
+    assert by_method["rtn"].status == "failed"
+    assert "cursed" in by_method["rtn"].reason
+    assert "cursed" in by_method["rtn"].traceback
+    assert by_method["smoothquant"].status == "ok"
+    assert "cursed" in answer.out
+
+
+def test_settings_reach_the_images(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    """A changed field makes another folder and other images; none is silently ignored."""
+    changes = ("seed=1", "model.guidance_scale=4.0", "model.num_inference_steps=2", "")
+    seen = set()
+    for change in changes:
+        more = [change] if change else []
+        arguments = small("tiny_mmdit", "method=fp", "bits=w16a16", f"out={tmp_path}", *more)
+        assert segbench("run", *arguments).status == 0
+    for folder in (tmp_path / "stages" / "images").iterdir():
+        seen.add(next(iter(sorted(folder.glob("*.png")))).read_bytes())
+    assert len(seen) == len(changes)
