@@ -74,7 +74,7 @@ def make_table(
 ) -> Table:
     """Arrange records.
 
-    For each model: `fp`, then `noise_floor`, then the methods in the order in which they come.
+    For each model: `fp`, `noise_floor`, then the methods side by side at each bit-width.
 
     Args:
         expected: (model, method, bits) that were asked for; those without a record get a row too.
@@ -102,15 +102,18 @@ def make_table(
 
 
 def sort_records(records: Sequence[Record]) -> list[Record]:
-    """By model, then fp, then the floor, then methods, each in the order of first appearance."""
+    """By model; fp, the floor, then bits and within them methods, in order of first appearance."""
     models = list(dict.fromkeys(record.model for record in records))
     methods = list(dict.fromkeys(record.method for record in records))
+    widths = list(dict.fromkeys(record.bits for record in records))
     leading = {FLOAT_METHOD: -2, FLOOR_METHOD: -1}
     return sorted(
         records,
         key=lambda record: (
             models.index(record.model),
-            leading.get(record.method, methods.index(record.method)),
+            leading.get(record.method, 0),
+            widths.index(record.bits),
+            methods.index(record.method),
         ),
     )
 

@@ -57,9 +57,10 @@ OURS = {
 
 def measure(name: str) -> dict[str, Any]:
     """One architecture in this process: counts, CPU seconds on one thread, peak memory."""
-    start = time.process_time()
     denoiser = build(name)
-    graph = analyze(denoiser, example_inputs(denoiser))
+    inputs = example_inputs(denoiser)
+    start = time.process_time()
+    graph = analyze(denoiser, inputs)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -117,8 +118,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "",
         "Full published size on the meta device, no weights; made by",
         "`python -m experiments.inspect_zoo --out experiments/results/graph_zoo.md`.",
-        "CPU seconds are those of building and analysing, on one thread; the peak memory is the",
-        "whole process with torch and diffusers imported. Counts are of layers.",
+        "CPU seconds are those of `analyze` in a fresh process, on one thread; the peak memory is",
+        "the whole process with torch and diffusers imported. Counts are of layers.",
         "",
         *_table(
             ["architecture", "parameters", "CPU s", "peak GiB", *COLUMNS.values()],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from baselines.noise_floor import NoiseFloor
 from experiments.config import RunConfig
 from experiments.data import prompts_hash
 from experiments.pipelines import check_folder
@@ -76,10 +77,18 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "evaluator": bench.evaluator.key,
         "device": bench.sampler()["device"],
         "num_threads": bench.num_threads,
+        "noise_floor": _floor(bench, config),
         "versions": bench.sampler()["versions"],
         "text_encoder_quantized": False,
         "vae_quantized": False,
     }
+
+
+def _floor(bench: Bench, config: RunConfig) -> dict[str, int] | None:
+    if not isinstance(config.method, NoiseFloor):
+        return None
+    count = bench.floor_threads(config.method)
+    return {"batch_size": config.method.batch_size, "num_threads": count}
 
 
 def _granularity(scheme: Any) -> str:

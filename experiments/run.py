@@ -96,6 +96,11 @@ class Bench:
         """As many for a cell alone as in a sweep, so that its result is the same."""
         return max(DEFAULT_SAMPLE_ROWS, self.needs.rows)
 
+    def floor_threads(self, floor: NoiseFloor) -> int:
+        """The floor's thread count; one more where that is what every other row has."""
+        same = floor.num_threads == self.num_threads
+        return floor.num_threads + 1 if same else floor.num_threads
+
     @cached_property
     def dataset(self) -> Dataset:
         return load_dataset(self.config.dataset)
@@ -189,7 +194,8 @@ class Bench:
     def images_key(self, denoiser: str, *, floor: NoiseFloor | None = None) -> Any:
         sampler = self.sampler()
         if floor is not None:
-            sampler = self.sampler(batch_size=floor.batch_size, num_threads=floor.num_threads)
+            count = self.floor_threads(floor)
+            sampler = self.sampler(batch_size=floor.batch_size, num_threads=count)
         return {
             "sampler": sampler,
             "prompts": prompts_hash(self.dataset.evaluation),
@@ -205,7 +211,7 @@ class Bench:
             if floor is not None:
                 model = replace(model, batch_size=floor.batch_size)
             with (
-                threads(self.num_threads if floor is None else floor.num_threads),
+                threads(self.num_threads if floor is None else self.floor_threads(floor)),
                 self._with_denoiser(denoiser) as pipeline,
             ):
                 notes = generate_images(
@@ -325,7 +331,7 @@ class Bench:
         trajectory = self.trajectory()
         if trajectory is None:
             return None
-        count = self.num_threads if floor is None else floor.num_threads
+        count = self.num_threads if floor is None else self.floor_threads(floor)
         key = {"trajectory": trajectory.hash, "denoiser": name, "num_threads": count}
 
         def make(folder: Path) -> dict[str, Any]:

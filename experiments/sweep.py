@@ -62,7 +62,7 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
         raise UserError(f"{swept[0].input_line!r} names several values; add -m to run them all")
     lines = _cell_lines(overrides, experiment)
     cells = []
-    for line in dict.fromkeys(tuple(line) for line in lines):
+    for line in {tuple(sorted(line)): line for line in lines}.values():
         for item in line:
             key = item.partition("=")[0].lstrip("+")
             check_fields(key, option=_chosen(line, key.partition(".")[0]))

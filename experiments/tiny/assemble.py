@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 # how a card's samples are drawn; conf/model/tiny_*.yaml says the same and a test compares them
 CALLS: dict[str, dict[str, Any]] = {
     "tiny_mmdit": {
-        "num_inference_steps": 20,
+        "num_inference_steps": 12,
         "guidance_scale": 2.0,
         "max_sequence_length": text.MAX_TOKENS,
     },
     "tiny_flux": {
-        "num_inference_steps": 20,
+        "num_inference_steps": 12,
         "guidance_scale": 1.0,
         "max_sequence_length": text.MAX_TOKENS,
     },

@@ -217,7 +217,7 @@ RECIPES: dict[str, Recipe] = {
         build=build_mmdit, loss=mmdit_loss, steps=4000, batch_size=48, learning_rate=1e-3
     ),
     "tiny_flux": Recipe(
-        build=build_flux, loss=flux_loss, steps=4000, batch_size=48, learning_rate=1e-3
+        build=build_flux, loss=flux_loss, steps=3000, batch_size=48, learning_rate=1e-3
     ),
     "tiny_unet": Recipe(
         build=build_unet, loss=unet_loss, steps=4000, batch_size=48, learning_rate=1e-3

@@ -132,7 +132,8 @@ def test_every_family_runs_every_method(
 
 
 def test_a_users_own_folder_runs(segbench: Segbench, small: Small, tmp_path: Path) -> None:
-    answer = segbench("run", *small("pixart", "method=segquant_a", f"out={tmp_path}"))
+    more = ("model.call.use_resolution_binning=false", "method=segquant_a", f"out={tmp_path}")
+    answer = segbench("run", *small("pixart", *more))
     assert answer.status == 0, answer.err
     (record,) = _records(tmp_path)
     assert record.status == "ok"
@@ -156,12 +157,12 @@ def test_the_floor_row_is_unquantized_and_close(
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(
     segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from baselines.rtn import Rtn
+    from baselines.rtn import RoundToNearest
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("this layer is cursed")
 
-    monkeypatch.setattr(Rtn, "quantize", broken)
+    monkeypatch.setattr(RoundToNearest, "quantize", broken)
     arguments = small("tiny_mmdit", "method=rtn,smoothquant", f"out={tmp_path}")
     answer = segbench("run", "-m", *arguments)
     assert answer.status == 1
@@ -184,3 +185,51 @@ def test_settings_reach_the_images(segbench: Segbench, small: Small, tmp_path: P
     for folder in (tmp_path / "stages" / "images").iterdir():
         seen.add(next(iter(sorted(folder.glob("*.png")))).read_bytes())
     assert len(seen) == len(changes)
+
+
+def test_wandb_mirrors_a_run_offline(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    arguments = [
+        a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a
+    ]
+    assert segbench("run", *arguments, "group=mine").status == 0
+    (record,) = _records(tmp_path)
+    (run,) = (tmp_path / "cells" / record.run_id).rglob("offline-run-*")
+    expected = (b"rtn", b"mine", b"step_error", b"record")
+    deadline = time.monotonic() + 60  # finish() returns before the file is whole
+    while not all(word in next(run.glob("run-*.wandb")).read_bytes() for word in expected):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert list(run.rglob("media/images/**/*.png"))
+
+
+def test_a_wandb_that_fails_costs_nothing(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def down(*_: Any, **__: Any) -> None:
+        raise wandb.errors.CommError("the server is on fire")
+
+    monkeypatch.setattr(wandb, "init", down)
+    arguments = [
+        a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a
+    ]
+    answer = segbench("run", *arguments)
+    assert answer.status == 0
+    assert "on fire" in answer.err
+    assert _records(tmp_path)[0].status == "ok"
+
+
+def test_cells_run_as_jobs_of_their_own(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    """cluster=processes: the same records as in one process."""
+    here = small("tiny_unet", "method=rtn,segquant_a", f"out={tmp_path / 'here'}")
+    jobs = small("tiny_unet", "method=rtn,segquant_a", f"out={tmp_path / 'jobs'}")
+    assert segbench("run", "-m", *here).status == 0
+    answer = segbench("run", "-m", *jobs, "cluster=processes")
+    assert answer.status == 0, answer.err
+    views = [
+        {record.method: stable_view(record) for record in _records(tmp_path / name)}
+        for name in ("here", "jobs")
+    ]
+    assert views[0] == views[1]
+    assert len(list((tmp_path / "jobs" / "stages" / "calibration").glob("*[!k]"))) == 1

@@ -97,7 +97,7 @@ def test_dual_scale_against_the_equations() -> None:
 def test_constant_zero_and_tiny_tensors_are_safe(
     value: float, symmetric: bool, granularity: Granularity
 ) -> None:
-    """W7, W19: a scale of zero or of infinity turned zero rows into NaN."""
+    """In the authors' code a scale of zero or of infinity turned zero rows into NaN."""
     x = torch.full((3, 4), value)
     grid = ActivationGrid(
         scheme=scheme(8, granularity, dynamic=True, symmetric=symmetric), blocks=(4,), dual=(False,)
@@ -108,7 +108,7 @@ def test_constant_zero_and_tiny_tensors_are_safe(
 
 
 def test_scales_stay_float32_for_half_inputs() -> None:
-    """W7: in float16 the reciprocal step of a row below 0.0019 overflows and the row is lost."""
+    """The authors' float16 scales overflow for a row below 0.0019, and the row is lost."""
     x = torch.full((2, 8), 1e-4, dtype=torch.float16)
     grid = ActivationGrid(scheme=scheme(8, TOKEN, dynamic=True), blocks=(8,), dual=(False,))
     scales = act.dynamic_scales(x, grid=grid)

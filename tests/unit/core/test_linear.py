@@ -73,7 +73,7 @@ def test_per_tensor_static_against_float64() -> None:
 
 
 def test_unequal_input_segments_against_float64() -> None:
-    """W11: unequal segments aborted. Y is the sum over segments, each with its own steps."""
+    """Y is the sum over segments, each with its own steps; the authors' code aborts here."""
     x = torch.cat(
         [correlated(64, 5, seed=1), 20 * torch.nn.functional.gelu(correlated(64, 11, seed=2))], 1
     )
@@ -166,7 +166,7 @@ def test_segments_far_apart_with_one_vector_keep_their_place() -> None:
 @pytest.mark.parametrize("how", [bits(8, 8), bits(4, 8, fine=True), bits(4, 4, symmetric=False)])
 @pytest.mark.parametrize("recipe", [PLAIN, SMOOTH, FULL])
 def test_the_input_is_never_written(how: Bits, recipe: LayerRecipe) -> None:
-    """W1: quantized values were written into the caller's activation."""
+    """In the authors' code quantized values were written into the caller's activation."""
     model, x = one(12, 8), correlated(64, 12, seed=0)
     quant, _ = make(model, x, how=how, recipe=recipe, shape=cut((3, 5), (4, 8), True, False))
     before = x.clone()
@@ -177,7 +177,7 @@ def test_the_input_is_never_written(how: Bits, recipe: LayerRecipe) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_keeps_scales_and_comes_back_bit_equal(dtype: torch.dtype) -> None:
-    """W41: .half() and .to() did nothing to a quantized layer; W7: half scales overflow."""
+    """The authors' layers ignore .half() and .to(); half-precision scales would overflow."""
     model, x = one(12, 8), correlated(64, 12, seed=0)
     quant, _ = make(model, x, recipe=FULL, how=bits(4, 8))
     expected = quant(x)
@@ -193,7 +193,7 @@ def test_half_keeps_scales_and_comes_back_bit_equal(dtype: torch.dtype) -> None:
 
 
 def test_a_small_activation_survives_in_half() -> None:
-    """W7: a row whose largest value is below 0.0019 became zero or NaN."""
+    """In the authors' code a row whose largest value is below 0.0019 became zero or NaN."""
     model, x = one(12, 8, bias=False), correlated(64, 12, seed=0)
     x = x / x.abs().amax(1, keepdim=True) * 1.5e-3
     x[0] = 0
@@ -229,7 +229,7 @@ def test_the_effective_weight_is_near_the_original() -> None:
 
 
 def test_any_batch_and_length_run() -> None:
-    """W16: static scales per token tied the model to the calibration's batch and length."""
+    """The authors' static scales per token tie a model to its calibration's batch."""
     model, x = one(12, 8), correlated(64, 12, seed=0)
     quant, _ = make(model, x, how=bits(4, 4, fine=True), recipe=SMOOTH)
     assert quant(torch.randn(2, 3, 5, 12)).shape == (2, 3, 5, 8)

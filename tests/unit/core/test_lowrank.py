@@ -20,7 +20,7 @@ def test_against_the_svd(shape: tuple[int, int]) -> None:
 
 
 def test_rank_is_clipped_and_a_whole_copy_is_no_accident() -> None:
-    """W6, W20: rank above the matrix aborted; a residual of zero gave a scale of infinity."""
+    """The authors' code aborts on such a rank, or gets NaN from a residual of zero."""
     model, x = one(8, 6), correlated(64, 8, seed=0)
     quant, entry = quantize_linear(
         model.linear,
@@ -36,7 +36,7 @@ def test_rank_is_clipped_and_a_whole_copy_is_no_accident() -> None:
 
 
 def test_the_residual_is_taken_from_the_rounded_factors() -> None:
-    """W20: codes, scales and the stored factors add up to the weight within half a step."""
+    """Codes, scales and the stored factors add up to the weight within half a step."""
     model, x = one(16, 12), correlated(64, 16, seed=0)
     quant, _ = quantize_linear(
         model.linear,
@@ -53,7 +53,7 @@ def test_the_residual_is_taken_from_the_rounded_factors() -> None:
 
 
 def test_the_branch_reads_the_unquantized_input() -> None:
-    """W2: with a full-rank branch the coarse 2-bit activations must not matter."""
+    """The authors' reads the quantized one. Here 2-bit activations must not matter."""
     model, x = one(8, 8), correlated(64, 8, seed=0)
     quant, _ = quantize_linear(
         model.linear,

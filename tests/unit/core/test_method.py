@@ -79,7 +79,7 @@ def test_quantizes_reloads_and_stays_near(
 
 
 def test_flux_single_block_has_its_unequal_segments() -> None:
-    """W11, W13: the largest layers of FLUX had neither segments nor a dual scale."""
+    """In the authors' code the largest layers of FLUX had neither segments nor a dual scale."""
     _, report, _ = quantized(SegQuant(), "flux", TENSOR_8)
     found = layer(report, "single_transformer_blocks.0.proj_out")
     assert found["input_segments"] == [32, 128]

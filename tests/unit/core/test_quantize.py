@@ -30,7 +30,7 @@ X = torch.randn(3, 10, 8, generator=generator(0))
 
 
 def test_kept_layers_have_their_reason_and_uncalled_ones_do_not_crash() -> None:
-    """W18: a layer that calibration never reached aborted the run."""
+    """In the authors' code a layer that calibration never reached aborted the run."""
     model = Model()
     report = quantize_layers(
         model,

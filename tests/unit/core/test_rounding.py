@@ -72,7 +72,7 @@ def plain_gptq(x: Tensor, w: Tensor, step_O: Tensor, *, damping: float, num_bits
 
 
 def full_inverse_gptq(x: Tensor, w: Tensor, step_O: Tensor, *, num_bits: int) -> Tensor:
-    """The wrong version, kept: W4, error spread by the raw inverse instead of its factor.
+    """The wrong version, kept: the authors' code spreads the error by the raw inverse.
 
     It forgets that the columns before are fixed already, and loses half to all of GPTQ's gain.
     """
@@ -106,7 +106,7 @@ def test_against_a_plain_float64_transcription(num_bits: int, block_size: int) -
 def test_halves_the_error_of_rounding_to_nearest_and_the_raw_inverse_does_not(
     num_bits: int,
 ) -> None:
-    """W4. Correlated inputs: half of RTN's error power or less; the raw inverse far more."""
+    """Correlated inputs: half of RTN's error power or less; the raw inverse far more."""
     right, wrong = [], []
     for seed in range(3):
         x, w, grid, scales = case(seed=seed, num_bits=num_bits, rows=64, features=128)
@@ -134,7 +134,7 @@ def test_each_setting_reaches_the_computation(setting: dict[str, float]) -> None
 
 @pytest.mark.parametrize("act_order", [True, False])
 def test_groups_keep_their_own_scale_in_any_order(act_order: bool) -> None:
-    """W14: groups had no effect, and act-order mixed them up."""
+    """In the authors' code groups had no effect, and act-order mixed them up."""
     x, w, _, _ = case()
     w = w * torch.tensor([1.0] * 16 + [8.0] * 32)
     grid = WeightGrid(scheme=scheme(4, GROUP, group_size=16), row_blocks=(64,), blocks=(16, 16, 16))
@@ -203,7 +203,7 @@ def test_segment_gram_drops_cross_terms_only() -> None:
 
 
 def test_the_weight_and_the_gram_matrix_are_left_alone() -> None:
-    """W14: float32 tensors were scaled in place."""
+    """In the authors' code float32 tensors were scaled in place."""
     x, w, grid, scales = case()
     gram, before_w = x.T @ x, w.clone()
     before = gram.clone()

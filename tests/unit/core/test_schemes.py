@@ -30,7 +30,7 @@ def test_group_size_and_granularity_belong_together() -> None:
         (scheme(8, TOKEN), scheme(8, TENSOR), "weight.granularity=per_token; use one of"),
         (scheme(8, TENSOR), scheme(8, CHANNEL), "activation.granularity=per_channel; use one of"),
         (scheme(8, TENSOR, dynamic=True), scheme(8, TENSOR), "weights are always static"),
-        # W16: a scale per token fixed at calibration ties the model to its batch and length.
+        # A scale per token fixed at calibration ties the model to its batch and length.
         (scheme(8, TENSOR), scheme(8, TOKEN), "static scale per row"),
         (scheme(16, TENSOR), scheme(8, TENSOR), "quantize the weights too"),
     ],

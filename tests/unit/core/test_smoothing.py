@@ -28,7 +28,7 @@ def test_factors_against_the_equation() -> None:
 
 
 def test_dead_channels_are_left_alone_and_factors_are_clamped() -> None:
-    """W10: a channel dead in input and weight was 0 / 0."""
+    """In the authors' code a channel dead in input and weight was 0 / 0."""
     x = torch.tensor([0.0, 0.0, 1.0, 1e9, 1e-9])
     w = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
     found = smoothing_factors(x, w, alpha=1.0)
@@ -36,7 +36,7 @@ def test_dead_channels_are_left_alone_and_factors_are_clamped() -> None:
 
 
 def test_the_grid_has_both_ends_and_no_smoothing() -> None:
-    """W8: the last alpha of the grid was never tried, and a grid of one crashed."""
+    """The authors' code never tries the last alpha, and crashes on a grid of one."""
     tenths = tuple(round(n / 10, 10) for n in range(11))
     assert SEARCH.candidates() == (None, *tenths)
     single = SmoothingSettings(mode=SmoothingMode.search, alpha_min=0.5, alpha_max=0.5)
@@ -135,7 +135,7 @@ def test_no_smoothing_wins_where_smoothing_hurts() -> None:
 
 
 def test_alphas_of_segments_lower_the_whole_layers_error() -> None:
-    """W9: the error of input segments is one sum; alphas are judged by it, in float32."""
+    """Input segments add up in one output, by which alphas are judged, in float32."""
     x = correlated(300, 24, seed=3, spread=1.2) * torch.tensor([1.0] * 8 + [30.0] * 16)
     model = one(24, 12)
     common, apart = (
@@ -154,7 +154,7 @@ def test_alphas_of_segments_lower_the_whole_layers_error() -> None:
 
 
 def test_tiny_inputs_are_searched_too() -> None:
-    """W9: squared errors below float16's smallest number all came out as 0."""
+    """In the authors' code squared errors below float16's smallest number all came out as 0."""
     model, x = one(24, 16), correlated(200, 24, seed=1, spread=1.5)
     chosen = [
         quantize_linear(

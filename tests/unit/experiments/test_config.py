@@ -29,7 +29,7 @@ def test_every_yaml_composes_builds_and_lists_every_field(group: str, name: str)
 def test_every_experiment_expands_and_states_its_command(name: str) -> None:
     request = read_request([f"+experiment={name}"], multirun=True)
     assert len(request.cells) > 1
-    head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[:3]
+    head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1:4]
     assert [line.split(":")[0] for line in head] == ["# command", "# cost", "# expect"]
     assert f"+experiment={name}" in head[0]
 
