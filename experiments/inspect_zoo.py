@@ -7,16 +7,15 @@ writes the table and, beside it, the same numbers as `graph_zoo.csv`.
 
 import argparse
 import csv
-import json
 import logging
-import os
 import re
 import resource
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from experiments.inspect import has_heads, polarity, sizes, summarize
 from experiments.zoo import build, example_inputs, names
@@ -99,17 +98,6 @@ def findings(graph: LayerGraph) -> list[dict[str, Any]]:
         }
         for cells, layers in groups.items()
     ]
-
-
-def measure_apart(name: str) -> dict[str, Any]:
-    """`measure` in a fresh process, so that the peak memory is its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "experiments.inspect_zoo", "--one", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -198,20 +186,17 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="the markdown table to write")
-    parser.add_argument("--one", choices=names(), help="measure one and print it as JSON")
-    choice = parser.parse_args()
+    parser.add_argument("--out", type=Path, required=True, help="the markdown table to write")
+    out = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if choice.one:
-        sys.stdout.write(json.dumps(measure(choice.one)))
-        return
-    if choice.out is None:
-        parser.error("give --out FILE")
+    torch.set_num_threads(1)
     rows = []
-    for name in names():
-        rows.append(measure_apart(name))
-        logger.info("%s: %s s, %s GiB", name, rows[-1]["cpu_seconds"], rows[-1]["peak_memory_gib"])
-    write(rows, choice.out)
+    # A fresh process each, so that the peak memory is its own.
+    with get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        for row in pool.imap(measure, names()):
+            rows.append(row)
+            logger.info("%s: %s s", row["architecture"], row["cpu_seconds"])
+    write(rows, out)
 
 
 if __name__ == "__main__":
