@@ -50,21 +50,27 @@ def _parser() -> argparse.ArgumentParser:
     run = _verb(verbs, "run", _run, "run one cell, or a sweep with -m or +experiment=NAME")
     run.add_argument("-m", "--multirun", action="store_true", help="key=a,b means both")
     run.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
-    table = _verb(verbs, "table", _table, "the table of an experiment from its records")
-    table.add_argument("experiment", help="a name in conf/experiment")
+    text = "the table of an experiment from its records"
+    table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
-    inspect = _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
-    inspect.add_argument("--all", action="store_true", help="every layer, not one of each kind")
+    _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
     _verb(verbs, "methods", _methods, "the methods, what each does and needs")
     _verb(verbs, "models", _models, "the models that conf/model names")
     return parser
 
 
 def _verb(
-    verbs: Any, name: str, function: Callable[[argparse.Namespace], int], text: str
+    verbs: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    positional: str | None = None,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(verb=function)
+    if positional is not None:
+        parser.add_argument(positional)
     parser.add_argument("--json", action="store_true", help="a machine-readable answer on stdout")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     return parser
@@ -75,6 +81,8 @@ def _quiet(*, verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # threads that wait sleep instead of spinning: on a busy machine spinning costs tenfold
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -185,7 +193,10 @@ def _inspect(options: argparse.Namespace) -> int:
 
         path = OmegaConf.load(CONF / "model" / f"{target}.yaml").path
         target = str(resolve_path(f"{path}"))
-    graph = inspect_denoiser(target)
+    try:
+        graph = inspect_denoiser(target)
+    except (ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     if options.json:
         sys.stdout.write(to_json(graph) + "\n")
     else:

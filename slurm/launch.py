@@ -89,7 +89,15 @@ def _outcome(index: int, job: submitit.Job[Any]) -> Outcome:
     try:
         return Outcome(index, job.result(), "")
     except Exception as error:  # of the job, whatever it was
-        last = str(error).strip().splitlines()
-        reason = last[-1] if last else type(error).__name__
+        reason = _reason(error)
         log.warning("job %s: %s (log: %s)", job.job_id, reason, job.paths.stderr)
         return Outcome(index, None, reason)
+
+
+def _reason(error: Exception) -> str:
+    """The job's own last line where submitit quotes its trace between rules, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    rules = [index for index, line in enumerate(lines) if set(line) == {"-"}]
+    if len(rules) >= 2:
+        return lines[rules[-1] - 1]
+    return lines[0] if lines else type(error).__name__

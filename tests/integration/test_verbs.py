@@ -1,0 +1,71 @@
+"""The verbs other than run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import Answer
+
+Segbench = Callable[..., Answer]
+Small = Callable[..., list[str]]
+
+
+def test_methods_lists_every_yaml_with_its_bits(segbench: Segbench) -> None:
+    answer = segbench("methods", "--json")
+    assert answer.status == 0
+    rows = {row["method"]: row for row in json.loads(answer.out)}
+    assert {"fp", "rtn", "smoothquant", "smooth_search", "gptq", "segquant_g"} <= set(rows)
+    assert rows["fp"]["bits"] == ["w16a16"]
+    assert {"w8a8_int8", "w4a8_int", "w4a4_int"} <= set(rows["segquant_a"]["bits"])
+    assert rows["gptq"]["needs"]["gram"]
+    assert "| segquant_a |" in segbench("methods").out
+
+
+def test_models_lists_every_yaml(segbench: Segbench) -> None:
+    answer = segbench("models")
+    assert answer.status == 0
+    assert "| tiny_mmdit | StableDiffusion3Pipeline |" in answer.out
+    assert "model.path=" in answer.out
+
+
+def test_inspect_shows_segments_of_a_model_by_name(segbench: Segbench) -> None:
+    answer = segbench("inspect", "model=tiny_flux")
+    assert answer.status == 0
+    assert "proj_out" in answer.out
+    assert json.loads(segbench("inspect", "model=tiny_flux", "--json").out)
+
+
+def test_inspect_of_nothing_is_refused_in_one_line(segbench: Segbench) -> None:
+    answer = segbench("inspect", "model=tiny_fluks")
+    assert answer.status == 2
+    assert len(answer.err.strip().splitlines()) == 1
+    assert "tiny_fluks" in answer.err
+
+
+def test_a_dry_run_says_what_it_would_cost_and_does_nothing(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    arguments = small("tiny_mmdit", "method=fp,rtn,gptq", f"out={tmp_path}")
+    answer = segbench("run", "-m", "--dry-run", "--json", *arguments)
+    plan = json.loads(answer.out)
+    assert [cell["state"] for cell in plan["cells"]] == ["skip", "run", "run"]
+    assert plan["prompts"] == 6 * 3 + 4  # reference, two methods, one calibration for both
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_table_comes_back_from_records_and_names_missing_cells(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    shared = small("tiny_mmdit", "bits=w8a8_int8", f"out={tmp_path}", "group=demo")
+    assert segbench("run", "+experiment=demo", *shared, "method=rtn").status == 0
+    answer = segbench("table", "demo", *shared, "method=rtn,gptq")
+    assert answer.status == 0
+    rows = [line for line in answer.out.splitlines() if line.startswith("| tiny_mmdit")]
+    assert len(rows) == 2
+    assert "ok" in rows[0]
+    assert "missing" in rows[1]
+    tex = segbench("table", "demo", *shared, "method=rtn,gptq", "--format", "tex")
+    assert "tabular" in tex.out
+    assert (tmp_path / "reports" / "demo" / "table.csv").is_file()
