@@ -18,7 +18,7 @@ from segquant.core.linear import QuantLinear
 from segquant.core.protocol import QuantizationReport
 
 if TYPE_CHECKING:
-    from experiments.run import Bench
+    from experiments.bench import Bench
 
 SEED_RULE = "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt"
 

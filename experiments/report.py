@@ -11,9 +11,10 @@ from evaluation.records import Record
 from evaluation.table_render import to_csv, to_latex, to_markdown
 from evaluation.tables import make_table
 from evaluation.tracking import ImageRow, TrackingSettings, log_record
+from experiments.bench import Bench
 from experiments.config import RunConfig
 from experiments.protocol import plain
-from experiments.run import Bench, image_folder
+from experiments.run import image_folder
 from experiments.store import write_text
 from experiments.sweep import Request
 

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,333 +17,29 @@ import torch
 from torch import nn
 
 from baselines.fp import FullPrecision
-from baselines.noise_floor import NoiseFloor
-from evaluation.clip import Evaluator, load_evaluator
 from evaluation.evaluate import evaluate_images, unavailable
 from evaluation.records import Record, read_record, write_record
-from evaluation.resources import describe_environment, peak_memory_bytes, reset_peak_memory, utc_now
+from evaluation.resources import describe_environment, utc_now
 from evaluation.trajectory import trajectory_metrics
 from experiments import protocol
-from experiments.config import ModelConfig, RunConfig
-from experiments.data import Dataset, load_dataset, prompts_hash, write_true_images
+from experiments.bench import Bench, floor_of, threads
+from experiments.config import RunConfig
+from experiments.data import prompts_hash
 from experiments.errors import UserError
-from experiments.generate import (
-    batches,
-    example_inputs,
-    generate_images,
-    record_trajectory,
-    replay_errors,
-    sample,
-)
-from experiments.pipelines import (
-    check_folder,
-    get_denoiser,
-    load_pipeline,
-    resolve_device,
-    resolve_path,
-    set_denoiser,
-    weights_hash,
-)
-from experiments.progress import Progress
-from experiments.store import Stage, Store, digest, source_digest
+from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, StatisticsRecorder
-from segquant.graph import LayerGraph, analyze
+from segquant.core.checkpoint import load_quantized
+from segquant.core.protocol import QuantizationReport
 
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
-_VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """CPU threads of torch inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """What the cells of one model share while a process works through them."""
-
-    config: RunConfig
-    store: Store
-    progress: Progress
-    needs: StatisticsNeeds  # the union over the sweep: one calibration serves it
-
-    @cached_property
-    def device(self) -> torch.device:
-        return resolve_device(self.config.device)
-
-    @cached_property
-    def num_threads(self) -> int:
-        return self.config.num_threads or len(os.sched_getaffinity(0))
-
-    @property
-    def sample_rows(self) -> int:
-        """As many for a cell alone as in a sweep, so that its result is the same."""
-        return max(DEFAULT_SAMPLE_ROWS, self.needs.rows)
-
-    def floor_threads(self, floor: NoiseFloor) -> int:
-        """The floor's thread count; one more where that is what every other row has."""
-        same = floor.num_threads == self.num_threads
-        return floor.num_threads + 1 if same else floor.num_threads
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        return load_dataset(self.config.dataset)
-
-    @cached_property
-    def pipeline(self) -> Any:
-        return load_pipeline(self.config.model, device=self.device)
-
-    @cached_property
-    def float_denoiser(self) -> nn.Module:
-        return get_denoiser(self.pipeline)
-
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        return load_evaluator(self.checked_evaluator)
-
-    @cached_property
-    def checked_evaluator(self) -> Path:
-        folder = resolve_path(self.config.metrics.evaluator)
-        if not (folder / "open_clip_config.json").is_file():
-            raise UserError(
-                f"metrics.evaluator={self.config.metrics.evaluator}: no open_clip model there; "
-                "give a folder with open_clip_config.json and open_clip_model.safetensors"
-            )
-        return folder
-
-    @cached_property
-    def weights(self) -> str:
-        cache = self.store.root / "stages" / "file_hashes.json"
-        return weights_hash(check_folder(self.config.model), cache=cache)
-
-    @cached_property
-    def graph(self) -> LayerGraph:
-        prompt = self.dataset.calibration[0]
-        inputs = example_inputs(self.pipeline, prompt, config=self.config.model)
-        return analyze(self.float_denoiser, inputs)
-
-    def sampler(self, *, batch_size: int | None = None, num_threads: int | None = None) -> Any:
-        """The key of everything that decides an image's bits, but for denoiser and prompts."""
-        model = self.config.model
-        return {
-            "weights": self.weights,
-            "dtype": model.dtype,
-            "size": [model.height, model.width],
-            "num_inference_steps": model.num_inference_steps,
-            "guidance_scale": model.guidance_scale,
-            "call": model.call,
-            "batch_size": batch_size or model.batch_size,
-            "seed": self.config.seed,
-            "device": self._device_name(),
-            "num_threads": num_threads or self.num_threads,
-            "versions": {name: version(name) for name in _VERSIONED},
-            "code": source_digest("experiments/generate.py", "experiments/data.py"),
-        }
-
-    def _device_name(self) -> str:
-        return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
-
-    def pending(self, config: RunConfig) -> list[tuple[Path, int]]:
-        """Stages that sample prompts and are not there yet: their folder and number of prompts."""
-        n, floor = len(self.dataset.evaluation), _floor(config)
-        wanted = [("images", self.images_key("float"), n)]
-        if floor is not None:
-            wanted.append(("images", self.images_key("float", floor=floor), n))
-        elif not isinstance(config.method, FullPrecision):
-            if self.store.find("calibration", self.calibration_key(gram=True)) is None:
-                key = self.calibration_key(gram=self.needs.gram)
-                wanted.append(("calibration", key, len(self.dataset.calibration)))
-            wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
-        return [
-            (self.store.folder(kind, key), count)
-            for kind, key, count in wanted
-            if self.store.find(kind, key) is None
-        ]
-
-    # stages --------------------------------------------------------------------------------
-
-    def true_images(self) -> Stage | None:
-        """The dataset's own images of the evaluation prompts."""
-        if not self.dataset.has_images:
-            return None
-        key = {
-            "prompts": prompts_hash(self.dataset.evaluation),
-            "images": self.dataset.config.images,
-            "code": source_digest("experiments/tiny/shapes.py", "experiments/data.py"),
-        }
-        return self.store.build(
-            "dataset", key, lambda folder: write_true_images(self.dataset, folder)
-        )
-
-    def images_key(self, denoiser: str, *, floor: NoiseFloor | None = None) -> Any:
-        sampler = self.sampler()
-        if floor is not None:
-            count = self.floor_threads(floor)
-            sampler = self.sampler(batch_size=floor.batch_size, num_threads=count)
-        return {
-            "sampler": sampler,
-            "prompts": prompts_hash(self.dataset.evaluation),
-            "denoiser": denoiser,
-        }
-
-    def images(self, denoiser: nn.Module | None, key: Any, *, floor: NoiseFloor | None) -> Stage:
-        """Images of the evaluation prompts under a denoiser (None: the unquantized one)."""
-
-        def make(folder: Path) -> dict[str, Any]:
-            reset_peak_memory()
-            model: ModelConfig = self.config.model
-            if floor is not None:
-                model = replace(model, batch_size=floor.batch_size)
-            with (
-                threads(self.num_threads if floor is None else self.floor_threads(floor)),
-                self._with_denoiser(denoiser) as pipeline,
-            ):
-                notes = generate_images(
-                    pipeline,
-                    self.dataset.evaluation,
-                    folder,
-                    config=model,
-                    seed=self.config.seed,
-                    progress=self.progress.part("images"),
-                )
-            return {**notes, "peak_memory_bytes": peak_memory_bytes()}
-
-        return self.store.build("images", key, make)
-
-    @contextmanager
-    def _with_denoiser(self, denoiser: nn.Module | None) -> Iterator[Any]:
-        float_denoiser = self.float_denoiser
-        set_denoiser(self.pipeline, float_denoiser if denoiser is None else denoiser)
-        try:
-            yield self.pipeline
-        finally:
-            set_denoiser(self.pipeline, float_denoiser)
-
-    def reference(self) -> Stage:
-        return self.images(None, self.images_key("float"), floor=None)
-
-    def trajectory(self) -> Stage | None:
-        """What the unquantized denoiser was given and said, for some evaluation prompts."""
-        count = min(self.config.metrics.teacher_forced_prompts, len(self.dataset.evaluation))
-        if count == 0:
-            return None
-        prompts = self.dataset.evaluation[:count]
-        key = {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
-
-        def make(folder: Path) -> dict[str, Any]:
-            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
-                return record_trajectory(
-                    pipeline,
-                    prompts,
-                    folder,
-                    config=self.config.model,
-                    seed=self.config.seed,
-                )
-
-        return self.store.build("trajectory", key, make)
-
-    def calibration_key(self, *, gram: bool) -> Any:
-        return {
-            "sampler": self.sampler(),
-            "prompts": prompts_hash(self.dataset.calibration),
-            "rows": self.sample_rows,
-            "gram": gram,
-            "code": source_digest("segquant/core/statistics.py", "segquant/core/calibration.py"),
-        }
-
-    def calibration(self) -> tuple[Stage, Calibration]:
-        """The statistics, from one pass of the unquantized model over the calibration prompts."""
-        richest = self.store.find("calibration", self.calibration_key(gram=True))
-        stage = richest or self.store.build(
-            "calibration", self.calibration_key(gram=self.needs.gram), self._calibrate
-        )
-        return stage, Calibration.load(stage.path / "statistics")
-
-    def _calibrate(self, folder: Path) -> dict[str, Any]:
-        recorder = StatisticsRecorder(
-            self.float_denoiser,
-            gram=self.needs.gram,
-            sample_rows=self.sample_rows,
-            seed=self.config.seed,
-        )
-        report = self.progress.part("calibration")
-        done = 0
-        with threads(self.num_threads), self._with_denoiser(None) as pipeline, recorder:
-            for batch in batches(self.dataset.calibration, self.config.model.batch_size):
-                sample(
-                    pipeline,
-                    batch,
-                    config=self.config.model,
-                    seed=self.config.seed,
-                    output_type="latent",
-                )
-                done += len(batch)
-                report(done)
-        calibration = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
-        calibration.save(folder / "statistics")
-        return {"forwards": recorder.forwards}
-
-    def quantized_key(self, config: RunConfig) -> Any:
-        needs = config.method.needs()
-        return {
-            "calibration": self.calibration_key(gram=needs.gram),
-            "method": protocol.method_fields(config.method),
-            "bits": protocol.plain(asdict(config.bits)),
-            "code": source_digest("segquant", "baselines"),
-        }
-
-    def quantized(self, config: RunConfig) -> Stage:
-        """The quantized denoiser as a checkpoint."""
-
-        def make(folder: Path) -> dict[str, Any]:
-            stage, calibration = self.calibration()
-            method: Method = config.method
-            if method.needs().graph:
-                calibration.graph = self.graph
-            denoiser = copy.deepcopy(self.float_denoiser)
-            with threads(self.num_threads):
-                report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
-            save_quantized(denoiser, folder / "denoiser", report)
-            return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
-
-        return self.store.build("quantized", self.quantized_key(config), make)
-
-    def step_errors(
-        self, denoiser: nn.Module | None, name: str, *, floor: NoiseFloor | None
-    ) -> torch.Tensor | None:
-        """Per prompt and step; the unquantized denoiser too is run again, not assumed exact."""
-        trajectory = self.trajectory()
-        if trajectory is None:
-            return None
-        count = self.num_threads if floor is None else self.floor_threads(floor)
-        key = {"trajectory": trajectory.hash, "denoiser": name, "num_threads": count}
-
-        def make(folder: Path) -> dict[str, Any]:
-            with threads(count):
-                model = self.float_denoiser if denoiser is None else denoiser
-                errors = replay_errors(model, trajectory.path, trajectory.notes)
-            torch.save(errors, folder / "errors.pt")
-            return {}
-
-        stage = self.store.build("step_errors", key, make)
-        loaded = torch.load(stage.path / "errors.pt", weights_only=True)
-        assert isinstance(loaded, torch.Tensor)
-        return loaded
-
-
-def _floor(config: RunConfig) -> NoiseFloor | None:
-    return config.method if isinstance(config.method, NoiseFloor) else None
+_CODE = (
+    "evaluation",
+    "experiments/bench.py",
+    "experiments/run.py",
+    "experiments/protocol.py",
+)
 
 
 def cell_key(bench: Bench, config: RunConfig) -> Any:
@@ -362,13 +53,13 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "quantized": bench.quantized_key(config),
         "metrics": protocol.plain(asdict(config.metrics)),
         "evaluator": bench.evaluator.key,
-        "code": source_digest("evaluation", "experiments/run.py", "experiments/protocol.py"),
+        "code": source_digest(*_CODE),
     }
 
 
 def image_folder(bench: Bench, config: RunConfig) -> Path:
     """Where the cell's images lie once they are made."""
-    floor = _floor(config)
+    floor = floor_of(config)
     unquantized = floor is not None or isinstance(config.method, FullPrecision)
     name = "float" if unquantized else digest(bench.quantized_key(config))
     return bench.store.folder("images", bench.images_key(name, floor=floor))
@@ -444,7 +135,7 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.reason = reason
         return record
     record = _blank(bench, config, run_id=run_id, status="ok")
-    floor = _floor(config)
+    floor = floor_of(config)
     reference = bench.reference()
     record.seconds["reference"] = reference.seconds
     if floor is not None or isinstance(config.method, FullPrecision):

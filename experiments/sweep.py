@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from evaluation.records import Record, read_record
+from experiments.bench import Bench
 from experiments.catalogue import bits_of
 from experiments.config import (
     CONF,
@@ -27,7 +28,7 @@ from experiments.config import (
 from experiments.errors import UserError
 from experiments.pipelines import check_folder
 from experiments.progress import Progress
-from experiments.run import Bench, find_record, record_failure, record_path, run_cell
+from experiments.run import find_record, record_failure, record_path, run_cell
 from experiments.store import Store
 from segquant.core.protocol import StatisticsNeeds
 from slurm.settings import JobSettings
