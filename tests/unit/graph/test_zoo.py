@@ -12,7 +12,8 @@ from experiments.zoo import build, names
 
 ROOT = Path(__file__).parents[3]
 TABLE = ROOT / "experiments" / "results" / "graph_zoo.csv"
-# Numbers of parameters of the published checkpoints.
+# The transformers of SD3.5-large, FLUX.1, SDXL, SD1.5, PixArt, Sana, Wan and Qwen-Image have the
+# sizes known of their checkpoints; the other numbers pin what the configs here build.
 PARAMETERS = {
     "sd35-medium": 2_243_171_520,
     "sd35-large": 8_056_627_520,
