@@ -7,8 +7,9 @@ from segquant.core.lowrank import LowRankSettings
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import Corrector, Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
+from segquant.core.ranges import RangeRule
 from segquant.core.rounding import GptqSettings, Rounding
-from segquant.core.schemes import Bits, Granularity, TensorScheme
+from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
@@ -24,8 +25,10 @@ __all__ = [
     "LayerStatistics",
     "LowRankSettings",
     "Method",
+    "NumberFormat",
     "QuantLinear",
     "QuantizationReport",
+    "RangeRule",
     "Rounding",
     "SmoothingMode",
     "SmoothingSettings",

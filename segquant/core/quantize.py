@@ -119,7 +119,7 @@ def stored_bits(quant: QuantLinear) -> int:
     """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
     scheme = quant.spec.weight
     bits = quant.in_features * quant.out_features * scheme.num_bits
-    bits += quant.weight_scale.numel() * BITS_OF_SCALE
+    bits += quant.weight_scale.numel() * scheme.scale_bits + scheme.tensor_scale_bits
     if quant.weight_zero_point is not None:
         bits += quant.weight_zero_point.numel() * scheme.num_bits
     for exact in (

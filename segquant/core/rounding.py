@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from segquant.core.blocks import expand_blocks
-from segquant.core.grids import IntGrid
+from segquant.core.grids import Grid, dequantize, quantize
 from segquant.core.weights import WeightGrid, WeightScales, quantize_weight
 
 DAMPING_TRIES = 10
@@ -51,7 +51,7 @@ class GptqSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """Codes (float32 integers), and why GPTQ was not done where it was asked for."""
+    """Codes (float32), and why GPTQ was not done where it was asked for."""
 
     codes_OI: Tensor
     fallback: str | None = None
@@ -173,7 +173,7 @@ def segment_gram(gram_II: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _columns(
-    w_IO: Tensor, factor_II: Tensor, *, scales: WeightScales, grid: IntGrid, block_size: int
+    w_IO: Tensor, factor_II: Tensor, *, scales: WeightScales, grid: Grid, block_size: int
 ) -> Tensor:
     """Algorithm 1 on the transposed weight, whose columns are contiguous rows here."""
     codes_IO = torch.empty_like(w_IO)
@@ -185,14 +185,9 @@ def _columns(
         errors_BO = torch.empty_like(w_BO)
         for i in range(stop - start):
             scale_O = scales.scale[start + i]
-            code_O = (w_BO[i] / scale_O).round_()
-            if scales.zero_point is None:
-                code_O.clamp_(grid.quant_min, grid.quant_max)
-                value_O = code_O * scale_O
-            else:
-                zero_O = scales.zero_point[start + i]
-                code_O.add_(zero_O).clamp_(grid.quant_min, grid.quant_max)
-                value_O = (code_O - zero_O) * scale_O
+            zero_O = None if scales.zero_point is None else scales.zero_point[start + i]
+            code_O = quantize(w_BO[i], scale=scale_O, grid=grid, zero_point=zero_O)
+            value_O = dequantize(code_O, scale=scale_O, zero_point=zero_O)
             codes_IO[start + i] = code_O
             errors_BO[i] = (w_BO[i] - value_O) / factor_BB[i, i]
             w_BO[i + 1 :].addr_(factor_BB[i, i + 1 :], errors_BO[i], alpha=-1)

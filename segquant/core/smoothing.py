@@ -210,7 +210,9 @@ class _Problem:
                 dual=(part.dual,) * len(part.activation_blocks),
             )
             low_I, high_I = seen.low_I[at] / factors_I, seen.high_I[at] / factors_I
-            static = None if self._activation.dynamic else static_scales(low_I, high_I, grid=grid)
+            static = None
+            if self._activation.calibrated:
+                static = static_scales(low_I, high_I, grid=grid, sample_TI=x_TI)
             x_TI = fake_quantize(x_TI, grid=grid, static=static)
         error_OI = self._w_OI[:, at] - w_OI / factors_I if self._use_gram else w_OI[:, :0]
         return x_TI @ w_OI.T, error_OI

@@ -59,5 +59,6 @@ def test_every_yaml_is_a_whole_bits(path: Path) -> None:
     assert made.name == path.stem
     assert isinstance(made.weight.granularity, Granularity)
     assert set(content) == {"name", "weight", "activation", "keep"}
-    fields = {"num_bits", "granularity", "group_size", "symmetric", "dynamic"}
+    fields = {"num_bits", "number_format", "granularity", "group_size", "symmetric", "dynamic"}
+    fields |= {"range_rule", "range_percentile"}
     assert set(content.weight) == set(content.activation) == fields
