@@ -1,28 +1,33 @@
 """The ground that every method stands on: grids, statistics, smoothing, rounding, QuantLinear."""
 
+from segquant.core.boundaries import Boundaries, moved_boundaries
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.linear import QuantLinear
-from segquant.core.lowrank import LowRankSettings
+from segquant.core.lowrank import LowRankBudget, LowRankSettings
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import Corrector, Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
-from segquant.core.rounding import GptqSettings, Rounding
+from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
-from segquant.core.smoothing import SmoothingMode, SmoothingSettings
+from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
 __all__ = [
+    "AlphaGrid",
     "Bits",
+    "Boundaries",
     "Calibration",
     "Corrector",
     "GptqSettings",
+    "GptqVariant",
     "Granularity",
     "LayerRecipe",
     "LayerShape",
     "LayerStatistics",
+    "LowRankBudget",
     "LowRankSettings",
     "Method",
     "NumberFormat",
@@ -37,6 +42,7 @@ __all__ = [
     "TensorScheme",
     "linear_layers",
     "load_quantized",
+    "moved_boundaries",
     "quantize_layers",
     "save_quantized",
     "shape_from_graph",

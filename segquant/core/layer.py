@@ -60,6 +60,8 @@ class QuantizedLayer:
     alphas: list[list[Alpha]]  # per output segment, per input segment; None: not smoothed
     rounding: str
     rank: int
+    low_rank_budget: str
+    low_rank_parameters: list[int]  # of the factor that reads the input, and of the other
     smoothing_vectors: int
     relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
     notes: list[str] = field(default_factory=list)
@@ -214,6 +216,8 @@ class _Job:
 
         return low_rank_branch(
             smoothed_OI,
+            output=self.shape.output,
+            inputs=self.shape.input,
             settings=self.recipe.low_rank,
             dtype=factor_dtype(dtype),
             quantized=lambda residual_OI: fake_quantize_weight(residual_OI, grid=grid),
@@ -379,6 +383,10 @@ def _entry(
         alphas=[list(row) for row in smoothing.alphas],
         rounding=job.recipe.rounding.name,
         rank=quant.spec.rank,
+        low_rank_budget=job.recipe.low_rank.budget.name,
+        low_rank_parameters=job.recipe.low_rank.parameters(
+            output=job.shape.output, inputs=job.shape.input
+        ),
         smoothing_vectors=0 if factors_GI is None else factors_GI.shape[0],
         relative_error=relative_error,
         notes=job.notes,

@@ -115,7 +115,7 @@ def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> No
         setattr(denoiser.get_submodule(parent), child, new)
 
 
-def stored_bits(quant: QuantLinear) -> int:
+def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
     """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
     scheme = quant.spec.weight
     bits = quant.in_features * quant.out_features * scheme.num_bits
@@ -129,17 +129,17 @@ def stored_bits(quant: QuantLinear) -> int:
         quant.activation_zero_point,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
-    for factor in (quant.low_rank_up, quant.low_rank_down):
-        bits += 0 if factor is None else factor.numel() * UNQUANTIZED_BITS
-    return bits
+    return bits + sum(entry.low_rank_parameters) * UNQUANTIZED_BITS
 
 
 def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
     """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some."""
     pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
     extra = sum(size for size, dual in pairs if dual) * quant.out_features
-    readings = max(1, entry.smoothing_vectors)
-    return extra + quant.spec.rank * (quant.in_features * readings + quant.out_features)
+    down, up = entry.low_rank_parameters
+    # A branch per segment is read by its own smoothing vector alone.
+    readings = 1 if entry.low_rank_budget != "iso" else max(1, entry.smoothing_vectors)
+    return extra + down * readings + up
 
 
 def _uncut(name: str, linear: nn.Linear) -> LayerShape:
@@ -148,7 +148,7 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
 
 def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
     cost.quantized_weights += quant.in_features * quant.out_features
-    cost.quantized_bits += stored_bits(quant)
+    cost.quantized_bits += stored_bits(quant, entry)
     cost.extra_macs += extra_macs_per_row(quant, entry) * rows
 
 

@@ -35,12 +35,20 @@ class Rounding(Enum):
     gptq = "gptq"
 
 
+class GptqVariant(Enum):
+    """`released` replays the SegQuant authors' code: the raw inverse where its factor belongs."""
+
+    cholesky = "cholesky"
+    released = "released"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GptqSettings:
     damping: float = 0.01  # of the mean diagonal of H, added to the diagonal
     block_size: int = 128
     act_order: bool = False  # columns with the largest inputs first
     segment_hessians: bool = False  # one H per input segment, cross terms dropped
+    variant: GptqVariant = GptqVariant.cholesky
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
@@ -74,7 +82,8 @@ class FactorCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """The upper factor of the inverse, float32, of columns in `order_I` (None: as they are)."""
+    """The upper factor of the inverse (as released: the inverse), float32, of columns in `order_I`
+    (None: as they are)."""
 
     factor_II: Tensor
     order_I: Tensor | None
@@ -87,7 +96,11 @@ def gptq_factor(gram_II: Tensor, *, settings: GptqSettings) -> Factor | None:
         order_I = gram_II.diagonal().argsort(descending=True, stable=True)
         gram_II = gram_II[order_I][:, order_I]
     factor_II = inverse_factor(gram_II, damping=settings.damping)
-    return None if factor_II is None else Factor(factor_II=factor_II.float(), order_I=order_I)
+    if factor_II is None:
+        return None
+    if settings.variant is GptqVariant.released:
+        factor_II = factor_II.T @ factor_II
+    return Factor(factor_II=factor_II.float(), order_I=order_I)
 
 
 def gptq(
