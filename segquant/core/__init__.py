@@ -12,6 +12,7 @@ from segquant.core.ranges import RangeRule
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
+from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
@@ -40,6 +41,8 @@ __all__ = [
     "StatisticsNeeds",
     "StatisticsRecorder",
     "TensorScheme",
+    "choose_kept_layers",
+    "layer_sensitivities",
     "linear_layers",
     "load_quantized",
     "moved_boundaries",

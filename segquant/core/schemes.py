@@ -185,8 +185,15 @@ class Bits:
     weight: TensorScheme
     activation: TensorScheme
     keep: list[str] = field(default_factory=list)  # fnmatch patterns of layers left in 16 bit
+    # Bits per weight over all Linears up to which the most sensitive layers are kept; None: no more
+    keep_budget: float | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_budget is not None and not 0 < self.keep_budget <= UNQUANTIZED_BITS:
+            raise ValueError(
+                f"bits {self.name}: keep_budget={self.keep_budget}; give bits per weight up to "
+                f"{UNQUANTIZED_BITS}, or null to keep no layer but those in keep"
+            )
         self._validate_weight()
         self._validate_activation()
 
