@@ -46,6 +46,8 @@ class SegQuant:
     input unless `segment_hessians`; the low-rank branch has one rank for the layer, not one per
     segment; attention heads are segments only on request (`head_segments`), while the authors'
     8-bit presets always cut them.
+
+    `gptq_variant`, `alpha_grid` and `low_rank_budget` bring the authors' code back, one by one.
     """
 
     seg_linear: bool = True
