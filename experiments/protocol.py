@@ -72,7 +72,16 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "activation_granularity": _granularity(bits.activation),
         "activation_dynamic": bits.activation.dynamic,
         "symmetric": {"weight": bits.weight.symmetric, "activation": bits.activation.symmetric},
+        "number_format": {
+            "weight": bits.weight.number_format.name,
+            "activation": bits.activation.number_format.name,
+        },
+        "range_rule": {
+            "weight": bits.weight.range_rule.name,
+            "activation": bits.activation.range_rule.name,
+        },
         "keep_patterns": list(bits.keep),
+        "keep_budget": bits.keep_budget,
         "method": method_fields(config.method),
         "evaluator": bench.evaluator.key,
         "device": bench.sampler()["device"],

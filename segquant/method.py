@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    AlphaGrid,
     Bits,
+    Boundaries,
     Calibration,
     GptqSettings,
+    GptqVariant,
     LayerRecipe,
     LayerShape,
+    LowRankBudget,
     LowRankSettings,
     QuantizationReport,
     Rounding,
     SmoothingMode,
     SmoothingSettings,
     StatisticsNeeds,
+    moved_boundaries,
     quantize_layers,
     shape_from_graph,
     whole,
@@ -41,6 +46,8 @@ class SegQuant:
     input unless `segment_hessians`; the low-rank branch has one rank for the layer, not one per
     segment; attention heads are segments only on request (`head_segments`), while the authors'
     8-bit presets always cut them.
+
+    `gptq_variant`, `alpha_grid` and `low_rank_budget` bring the authors' code back, one by one.
     """
 
     seg_linear: bool = True
@@ -61,6 +68,13 @@ class SegQuant:
     rank: int = 0  # of the low-rank branch; 0 for none
     low_rank_iterations: int = 1
     sample_rows: int = 256
+    # Switches that replay the authors' released code; each is off by default and in the report.
+    gptq_variant: GptqVariant = GptqVariant.cholesky
+    alpha_grid: AlphaGrid = AlphaGrid.full
+    low_rank_budget: LowRankBudget = LowRankBudget.iso
+    # An experiment (the paper's table 6): other boundaries than the graph's, equal in number.
+    boundaries: Boundaries = Boundaries.graph
+    boundary_seed: int = 0  # with boundaries=random
 
     def needs(self) -> StatisticsNeeds:
         gram = self.rounding is Rounding.gptq or self.use_gram
@@ -86,7 +100,11 @@ class SegQuant:
             if graph is None:
                 return whole(**sizes)
             shape = shape_from_graph(graph, name, head_segments=self.head_segments, **sizes)
-            return shape if self.seg_linear else shape.uncut()
+            if not self.seg_linear:
+                return shape.uncut()
+            return moved_boundaries(
+                shape, boundaries=self.boundaries, seed=self.boundary_seed, layer=name
+            )
 
         return quantize_layers(
             denoiser,
@@ -111,6 +129,7 @@ class SegQuant:
                 alpha_step=self.alpha_step,
                 include_none=self.include_none,
                 use_gram=self.use_gram,
+                alpha_grid=self.alpha_grid,
             ),
             rounding=self.rounding,
             gptq=GptqSettings(
@@ -118,8 +137,13 @@ class SegQuant:
                 block_size=self.block_size,
                 act_order=self.act_order,
                 segment_hessians=self.segment_hessians,
+                variant=self.gptq_variant,
             ),
-            low_rank=LowRankSettings(rank=self.rank, iterations=self.low_rank_iterations),
+            low_rank=LowRankSettings(
+                rank=self.rank,
+                iterations=self.low_rank_iterations,
+                budget=self.low_rank_budget,
+            ),
             dual_scale=self.dual_scale,
         )
 
@@ -131,8 +155,24 @@ class SegQuant:
             done.append("alpha searched per layer" + (" and segment" if self.seg_linear else ""))
         elif self.smoothing is SmoothingMode.fixed:
             done.append(f"smoothing, alpha {self.alpha:g}")
-        done += [f"low-rank branch, rank {self.rank} per layer"] if self.rank else []
-        return [*done, "GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest"]
+        whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
+        done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
+        done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")
+        return done + self._switches()
+
+    def _switches(self) -> list[str]:
+        """What is done otherwise than the paper has it, on request."""
+        on = []
+        if self.gptq_variant is GptqVariant.released and self.rounding is Rounding.gptq:
+            on.append("switch gptq_variant=released: the raw inverse for its Cholesky factor")
+        if self.alpha_grid is AlphaGrid.released and self.smoothing is SmoothingMode.search:
+            on.append('switch alpha_grid=released: last alpha and "no smoothing" never evaluated')
+        if self.low_rank_budget is LowRankBudget.per_segment and self.rank:
+            on.append("switch low_rank_budget=per_segment: a full rank for every segment")
+        if self.boundaries is not Boundaries.graph and self.seg_linear:
+            seed = f", seed {self.boundary_seed}" if self.boundaries is Boundaries.random else ""
+            on.append(f"experiment boundaries={self.boundaries.name}{seed}")
+        return on
 
     def _left_out(self) -> list[str]:
         missing = [] if self.seg_linear else ["SegLinear"]

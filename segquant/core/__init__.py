@@ -1,39 +1,51 @@
 """The ground that every method stands on: grids, statistics, smoothing, rounding, QuantLinear."""
 
+from segquant.core.boundaries import Boundaries, moved_boundaries
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.linear import QuantLinear
-from segquant.core.lowrank import LowRankSettings
+from segquant.core.lowrank import LowRankBudget, LowRankSettings
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import Corrector, Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
-from segquant.core.rounding import GptqSettings, Rounding
-from segquant.core.schemes import Bits, Granularity, TensorScheme
+from segquant.core.ranges import RangeRule
+from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
+from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
-from segquant.core.smoothing import SmoothingMode, SmoothingSettings
+from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
+from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
 __all__ = [
+    "AlphaGrid",
     "Bits",
+    "Boundaries",
     "Calibration",
     "Corrector",
     "GptqSettings",
+    "GptqVariant",
     "Granularity",
     "LayerRecipe",
     "LayerShape",
     "LayerStatistics",
+    "LowRankBudget",
     "LowRankSettings",
     "Method",
+    "NumberFormat",
     "QuantLinear",
     "QuantizationReport",
+    "RangeRule",
     "Rounding",
     "SmoothingMode",
     "SmoothingSettings",
     "StatisticsNeeds",
     "StatisticsRecorder",
     "TensorScheme",
+    "choose_kept_layers",
+    "layer_sensitivities",
     "linear_layers",
     "load_quantized",
+    "moved_boundaries",
     "quantize_layers",
     "save_quantized",
     "shape_from_graph",

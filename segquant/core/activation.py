@@ -10,21 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segquant.core.blocks import block_max, block_min, expand_blocks
+from segquant.core.blocks import block_max, block_min, block_sum, expand_blocks
+from segquant.core.floats import nvfp4_tensor_scale
 from segquant.core.grids import (
     asymmetric_scale,
     dequantize,
     dual_scales,
-    int_grid,
     quantize,
     symmetric_scale,
 )
+from segquant.core.ranges import RangeRule, block_tails, least_error
 from segquant.core.schemes import Granularity, TensorScheme
+from segquant.core.weights import microscales
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationGrid:
-    """How the input of one layer is cut and put on integers."""
+    """How the input of one layer is cut and put on its grid."""
 
     scheme: TensorScheme
     blocks: tuple[int, ...]  # sizes along the input features; each has its own scale
@@ -33,6 +35,12 @@ class ActivationGrid:
     def __post_init__(self) -> None:
         assert len(self.blocks) == len(self.dual)
         assert self.scheme.symmetric or not any(self.dual), "DualScale has no zero point"
+        assert not (self.scheme.microscaled and any(self.dual)), "a block has one scale"
+
+    @property
+    def static_count(self) -> int:
+        """How many scales come from the calibration: one per block, or nvfp4's of the tensor."""
+        return 1 if self.scheme.microscaled else len(self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ class ActivationScales:
 
 def scales_from_range(low_N: Tensor, high_N: Tensor, *, grid: ActivationGrid) -> ActivationScales:
     """Steps that reach the smallest and largest value of each block."""
-    codes = int_grid(grid.scheme.num_bits)
+    codes = grid.scheme.grid
     if not grid.scheme.symmetric:
         scale, zero_point = asymmetric_scale(low_N, high_N, grid=codes)
         return ActivationScales(scale=scale, zero_point=zero_point)
@@ -62,16 +70,43 @@ def scales_from_range(low_N: Tensor, high_N: Tensor, *, grid: ActivationGrid) ->
     )
 
 
-def static_scales(low_I: Tensor, high_I: Tensor, *, grid: ActivationGrid) -> ActivationScales:
-    """Steps from the calibration's range of each input channel, [I] -> [N]."""
-    return scales_from_range(
-        block_min(low_I, grid.blocks), block_max(high_I, grid.blocks), grid=grid
-    )
+def static_scales(
+    low_I: Tensor, high_I: Tensor, *, grid: ActivationGrid, sample_TI: Tensor | None = None
+) -> ActivationScales:
+    """Steps from the calibration's range of each input channel, [I] -> [N]; nvfp4's one, [1].
+
+    Args:
+        sample_TI: rows of the calibration, which every range rule but amax looks at.
+    """
+    if grid.scheme.microscaled:
+        amax = torch.maximum(-low_I, high_I).amax()
+        return ActivationScales(scale=nvfp4_tensor_scale(amax)[None])
+    low_N, high_N = block_min(low_I, grid.blocks), block_max(high_I, grid.blocks)
+    rule = grid.scheme.range_rule
+    if rule is RangeRule.amax:
+        return scales_from_range(low_N, high_N, grid=grid)
+    assert sample_TI is not None, rule
+    if rule is RangeRule.percentile:
+        found = block_tails(sample_TI, grid.blocks, percentile=grid.scheme.range_percentile)
+        return scales_from_range(*found, grid=grid)
+
+    def error(low_N: Tensor, high_N: Tensor) -> Tensor:
+        static = scales_from_range(low_N, high_N, grid=grid)
+        wrong_TI = fake_quantize(sample_TI, grid=grid, static=static) - sample_TI
+        return block_sum(wrong_TI.square_().sum(0), grid.blocks)
+
+    return scales_from_range(*least_error(low_N, high_N, error=error), grid=grid)
 
 
-def dynamic_scales(x_I: Tensor, *, grid: ActivationGrid) -> ActivationScales:
+def dynamic_scales(
+    x_I: Tensor, *, grid: ActivationGrid, tensor_scale: Tensor | None = None
+) -> ActivationScales:
     """Steps from the tensor itself, [..., I] -> [..., N] (or [N] for the whole tensor at once)."""
     low, high = block_min(x_I, grid.blocks), block_max(x_I, grid.blocks)
+    if grid.scheme.microscaled:
+        amax = torch.maximum(-low, high).float()
+        found = microscales(amax, scheme=grid.scheme, tensor_scale=tensor_scale)
+        return ActivationScales(scale=found)
     if grid.scheme.granularity is Granularity.per_tensor:
         low, high = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
     return scales_from_range(low, high, grid=grid)
@@ -80,13 +115,16 @@ def dynamic_scales(x_I: Tensor, *, grid: ActivationGrid) -> ActivationScales:
 def encode(
     x_I: Tensor, *, grid: ActivationGrid, static: ActivationScales | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes (float32 integers), the step of each code, and the zero points.
+    """Codes (float32), the step of each code, and the zero points.
 
     `x_I` is left as it is. Steps broadcast against the codes; under DualScale they follow the sign.
     """
     x = x_I.float()
-    scales = static if static is not None else dynamic_scales(x, grid=grid)
-    codes = int_grid(grid.scheme.num_bits)
+    scales, codes = static, grid.scheme.grid
+    if static is None or grid.scheme.microscaled:
+        tensor_scale = None if static is None else static.scale
+        scales = dynamic_scales(x, grid=grid, tensor_scale=tensor_scale)
+    assert scales is not None
     scale = expand_blocks(scales.scale, grid.blocks)
     if scales.negative is not None:
         scale = torch.where(x < 0, expand_blocks(scales.negative, grid.blocks), scale)

@@ -25,6 +25,13 @@ def block_max(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([part.amax(-1) for part in torch.split_with_sizes(x_I, list(sizes), -1)], -1)
 
 
+def block_sum(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum of each block of the last dimension: [..., I] -> [..., N]."""
+    if _equal(sizes):
+        return _cut(x_I, sizes).sum(-1)
+    return torch.stack([part.sum(-1) for part in torch.split_with_sizes(x_I, list(sizes), -1)], -1)
+
+
 def expand_blocks(value_N: Tensor, sizes: Sequence[int]) -> Tensor:
     """Each block's value at each of its features, [..., N] -> [..., I]; one stays [..., 1]."""
     if len(sizes) == 1:
@@ -55,6 +62,12 @@ def group_blocks(features: int, *, group_size: int, layer: str = "layer") -> tup
             f"{advice}, or name the layer in bits.keep"
         )
     return (group_size,) * (features // group_size)
+
+
+def padded_blocks(features: int, *, group_size: int) -> tuple[int, ...]:
+    """Equal groups and, where they do not fit, a shorter last one: as if padded with zeros."""
+    full, rest = divmod(features, group_size)
+    return (group_size,) * full + ((rest,) if rest else ())
 
 
 def _cut(x_I: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, fields
+from enum import Enum
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def load_quantized(
 def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:
     values = asdict(spec)
     for key in ("weight", "activation"):
-        values[key]["granularity"] = values[key]["granularity"].name
+        values[key] = {k: v.name if isinstance(v, Enum) else v for k, v in values[key].items()}
     values["rank_dtype"] = _dtype_name(spec.rank_dtype)
     return values
 

@@ -1,7 +1,9 @@
-"""Integer grids: codes, scales, and the way back.
+"""Grids: codes, scales, and the way back; integers here, small floats in `floats`.
 
 A scale is the real value of one step: `x ~ scale * (code - zero_point)`. Scales are float32 always:
 in float16 the step of a small tensor underflows and its reciprocal overflows.
+
+A code is a grid value in units of the scale: an integer, or a small float's value.
 
 Legend: `...` any shape; scales and zero points broadcast against the values.
 """
@@ -13,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A range below this is taken as zero: its step would leave float32's normal numbers.
-SMALLEST_RANGE = 2.0**-100
+from segquant.core.floats import SMALLEST_RANGE, FloatGrid
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,21 @@ class IntGrid:
 
     quant_min: int
     quant_max: int
+
+    def nearest_(self, x: Tensor) -> Tensor:
+        """The nearest code, ties to even; `x` is overwritten."""
+        return x.round_().clamp_(self.quant_min, self.quant_max)
+
+    def store(self, values: Tensor) -> Tensor:
+        """Codes as the smallest signed integers that hold them."""
+        return values.to(torch.int8 if self.quant_max < 2**7 else torch.int16)
+
+    def restore(self, codes: Tensor) -> Tensor:
+        """Codes as float32; the inverse of `store`."""
+        return codes.float()
+
+
+Grid = IntGrid | FloatGrid
 
 
 def int_grid(num_bits: int) -> IntGrid:
@@ -35,26 +51,26 @@ def int_grid(num_bits: int) -> IntGrid:
     return IntGrid(-half, half - 1)
 
 
-def symmetric_scale(amax: Tensor, *, grid: IntGrid) -> Tensor:
+def symmetric_scale(amax: Tensor, *, grid: Grid) -> Tensor:
     """Step of the symmetric grid that reaches `amax`; 1 where there is nothing to reach."""
     return _step(amax.float(), grid.quant_max)
 
 
 def dual_scales(
-    negative_amax: Tensor, positive_amax: Tensor, *, grid: IntGrid
+    negative_amax: Tensor, positive_amax: Tensor, *, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """DualScale: a step for the negative values and one for the positive ones.
 
     Each sign gets all the codes it has: |quant_min| below zero, quant_max above.
     Source: SegQuant (arXiv 2507.14811), section 3.3. The paper writes quant_max for both signs;
     the authors' code divides by |quant_min| below zero, which is finer by 1/128 at 8 bits and is
-    what is done here.
+    what is done here. A float grid reaches as far below zero as above.
     """
     negative = _step(negative_amax.float(), -grid.quant_min)
     return negative, _step(positive_amax.float(), grid.quant_max)
 
 
-def asymmetric_scale(low: Tensor, high: Tensor, *, grid: IntGrid) -> tuple[Tensor, Tensor]:
+def asymmetric_scale(low: Tensor, high: Tensor, *, grid: Grid) -> tuple[Tensor, Tensor]:
     """Step and zero point (an integer in float32) of the grid over [min(low, 0), max(high, 0)]."""
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     scale = _step(high - low, grid.quant_max - grid.quant_min)
@@ -62,14 +78,13 @@ def asymmetric_scale(low: Tensor, high: Tensor, *, grid: IntGrid) -> tuple[Tenso
     return scale, zero_point
 
 
-def quantize(
-    x: Tensor, *, scale: Tensor, grid: IntGrid, zero_point: Tensor | None = None
-) -> Tensor:
-    """Codes as float32 integers; ties go to even. `x` is left as it is."""
-    codes = (x.float() / scale).round_()
-    if zero_point is not None:
-        codes += zero_point
-    return codes.clamp_(grid.quant_min, grid.quant_max)
+def quantize(x: Tensor, *, scale: Tensor, grid: Grid, zero_point: Tensor | None = None) -> Tensor:
+    """Codes as float32; ties go to even. `x` is left as it is."""
+    units = x.float() / scale
+    if zero_point is None:
+        return grid.nearest_(units)
+    # Rounded before the (integer) zero point is added: ties stay where they are without one.
+    return units.round_().add_(zero_point).clamp_(grid.quant_min, grid.quant_max)
 
 
 def dequantize(codes: Tensor, *, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
@@ -93,5 +108,5 @@ def unpack_int4(packed: Tensor, *, in_features: int) -> Tensor:
     return torch.where(nibbles > 7, nibbles - 16, nibbles)
 
 
-def _step(reach: Tensor, steps: int) -> Tensor:
+def _step(reach: Tensor, steps: float) -> Tensor:
     return torch.where(reach < SMALLEST_RANGE, torch.ones_like(reach), reach / steps)

@@ -6,7 +6,7 @@ T sampled rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from segquant.core.rounding import (
     gptq_factor,
     segment_gram,
 )
-from segquant.core.schemes import Bits, Granularity, TensorScheme
+from segquant.core.schemes import Bits, Granularity
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import (
     Alpha,
@@ -60,6 +60,8 @@ class QuantizedLayer:
     alphas: list[list[Alpha]]  # per output segment, per input segment; None: not smoothed
     rounding: str
     rank: int
+    low_rank_budget: str
+    low_rank_parameters: list[int]  # of the factor that reads the input, and of the other
     smoothing_vectors: int
     relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
     notes: list[str] = field(default_factory=list)
@@ -214,6 +216,8 @@ class _Job:
 
         return low_rank_branch(
             smoothed_OI,
+            output=self.shape.output,
+            inputs=self.shape.input,
             settings=self.recipe.low_rank,
             dtype=factor_dtype(dtype),
             quantized=lambda residual_OI: fake_quantize_weight(residual_OI, grid=grid),
@@ -278,11 +282,14 @@ class _Job:
     ) -> dict[str, Tensor | None]:
         grid = spec.activation_grid
         names = ("activation_scale", "activation_negative_scale", "activation_zero_point")
-        if grid is None or spec.activation.dynamic:
+        if grid is None or not spec.activation.calibrated:
             return dict.fromkeys(names)
-        low_I, high_I = self.inputs.low_I, self.inputs.high_I
+        low_I, high_I, sample_TI = self.inputs.low_I, self.inputs.high_I, self.inputs.sample_TI
         rows = [torch.ones_like(low_I)] if factors_GI is None else list(factors_GI)
-        found = [static_scales(low_I / row, high_I / row, grid=grid) for row in rows]
+        found = [
+            static_scales(low_I / row, high_I / row, grid=grid, sample_TI=sample_TI / row)
+            for row in rows
+        ]
         return dict(zip(names, _stack_scales(found), strict=True))
 
 
@@ -310,11 +317,7 @@ def _row_grid(grid: WeightGrid, *, rows: int) -> WeightGrid:
     """The grid of some rows whose scales are already given per output feature (or once for all)."""
     scheme = grid.scheme
     if scheme.granularity is Granularity.per_tensor:
-        scheme = TensorScheme(
-            num_bits=scheme.num_bits,
-            granularity=Granularity.per_channel,
-            symmetric=scheme.symmetric,
-        )
+        scheme = replace(scheme, granularity=Granularity.per_channel)
     return WeightGrid(scheme=scheme, row_blocks=(rows,), blocks=grid.blocks)
 
 
@@ -380,6 +383,10 @@ def _entry(
         alphas=[list(row) for row in smoothing.alphas],
         rounding=job.recipe.rounding.name,
         rank=quant.spec.rank,
+        low_rank_budget=job.recipe.low_rank.budget.name,
+        low_rank_parameters=job.recipe.low_rank.parameters(
+            output=job.shape.output, inputs=job.shape.input
+        ),
         smoothing_vectors=0 if factors_GI is None else factors_GI.shape[0],
         relative_error=relative_error,
         notes=job.notes,

@@ -1,7 +1,8 @@
 """QuantLinear: what takes the place of an nn.Linear.
 
 Execution is simulated: the input is put on its grid and back in float32, and multiplied with the
-dequantized weight in the layer's own type. What is stored are integer codes and float32 scales;
+dequantized weight in the layer's own type. What is stored are codes (integers, or the bit patterns
+of small floats) and float32 scales;
 the dequantized weight is derived from them whenever they, or the layer's type, change.
 
 Legend: O output features, I input features, P output segments, G distinct smoothing vectors,
@@ -24,6 +25,7 @@ from segquant.core.schemes import TensorScheme
 from segquant.core.weights import WeightGrid, WeightScales, dequantize_weight
 
 PACKED_BITS = 4
+WIDEST_BYTE = 8
 # Buffers that keep their type when the module's changes (.half(), .to(dtype)).
 EXACT_BUFFERS = (
     "codes",
@@ -114,9 +116,9 @@ class QuantLinear(nn.Module):
         self._grid = spec.activation_grid
         packed = spec.weight.num_bits <= PACKED_BITS
         width = (self.in_features + 1) // 2 if packed else self.in_features
-        self._make(
-            "codes", (self.out_features, width), torch.uint8 if packed else torch.int8, device
-        )
+        wide = spec.weight.num_bits > WIDEST_BYTE
+        code_dtype = torch.uint8 if packed else torch.int16 if wide else torch.int8
+        self._make("codes", (self.out_features, width), code_dtype, device)
         scales = (len(spec.weight_grid.scale_rows), len(spec.weight_blocks))
         self._make("weight_scale", scales, torch.float32, device)
         asymmetric = not spec.weight.symmetric
@@ -133,8 +135,9 @@ class QuantLinear(nn.Module):
     def _make_activation(self, device: torch.device | str) -> None:
         spec, count = self.spec, self.spec.smoothing_count
         self._make("smoothing", (count, self.in_features) if count else None, torch.float32, device)
-        static = spec.activation.quantized and not spec.activation.dynamic
-        shape = (max(count, 1), len(spec.activation_blocks)) if static else None
+        static = self._grid is not None and spec.activation.calibrated
+        scales = 0 if self._grid is None else self._grid.static_count
+        shape = (max(count, 1), scales) if static else None
         self._make("activation_scale", shape, torch.float32, device)
         dual = shape if any(spec.dual) else None
         self._make("activation_negative_scale", dual, torch.float32, device)
@@ -152,9 +155,9 @@ class QuantLinear(nn.Module):
         self.register_buffer(name, empty)
 
     def fill(self, *, codes_OI: Tensor, tensors: dict[str, Tensor | None]) -> QuantLinear:
-        """Takes codes (any integer-valued tensor) and the other buffers by name."""
+        """Takes codes (values on the weight's grid) and the other buffers by name."""
         packed = self.spec.weight.num_bits <= PACKED_BITS
-        whole = codes_OI.to(torch.int8)
+        whole = self.spec.weight.grid.store(codes_OI)
         self.codes = pack_int4(whole) if packed else whole
         for name, value in tensors.items():
             own = self._buffers[name]
@@ -166,7 +169,7 @@ class QuantLinear(nn.Module):
         return self
 
     def integer_codes(self) -> Tensor:
-        """The weight's codes as int8, [O, I]."""
+        """The weight's codes as they are stored, one element each [O, I]: integers or patterns."""
         if self.spec.weight.num_bits <= PACKED_BITS:
             return unpack_int4(self.codes, in_features=self.in_features)
         return self.codes
@@ -225,7 +228,8 @@ class QuantLinear(nn.Module):
 
     def _refresh(self) -> None:
         scales = WeightScales(scale=self.weight_scale, zero_point=self.weight_zero_point)
-        values = dequantize_weight(self.integer_codes(), scales=scales, grid=self.spec.weight_grid)
+        codes_OI = self.spec.weight.grid.restore(self.integer_codes())
+        values = dequantize_weight(codes_OI, scales=scales, grid=self.spec.weight_grid)
         self.dense_OI = values.to(self.dense_OI.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from segquant.core.blocks import group_blocks
+from segquant.core.blocks import group_blocks, padded_blocks
 from segquant.core.lowrank import LowRankSettings
 from segquant.core.rounding import GptqSettings, Rounding
 from segquant.core.schemes import Bits, Granularity, TensorScheme
@@ -46,10 +46,10 @@ def partitions(
     shape: LayerShape, *, name: str, bits: Bits, recipe: LayerRecipe, notes: list[str]
 ) -> list[Partition]:
     """The input segments with the blocks inside each, and where DualScale applies."""
-    dual_allowed = recipe.dual_scale and bits.activation.quantized and bits.activation.symmetric
-    if recipe.dual_scale and any(shape.one_sided) and not dual_allowed:
-        why = "asymmetric activations" if bits.activation.quantized else "activations in 16 bit"
-        notes.append(f"dual scale is a no-op: {why}")
+    obstacle = _no_dual_scale(bits.activation)
+    dual_allowed = recipe.dual_scale and obstacle is None
+    if recipe.dual_scale and any(shape.one_sided) and obstacle is not None:
+        notes.append(f"dual scale is a no-op: {obstacle}")
     return [
         Partition(
             size=size,
@@ -64,4 +64,14 @@ def partitions(
 def _blocks(size: int, *, scheme: TensorScheme, name: str) -> tuple[int, ...]:
     if scheme.group_size is None or not scheme.quantized:
         return (size,)
+    if scheme.microscaled:
+        return padded_blocks(size, group_size=scheme.group_size)
     return group_blocks(size, group_size=scheme.group_size, layer=name)
+
+
+def _no_dual_scale(activation: TensorScheme) -> str | None:
+    if not activation.quantized:
+        return "activations in 16 bit"
+    if activation.microscaled:
+        return f"a block of {activation.number_format.name} has one scale"
+    return None if activation.symmetric else "asymmetric activations"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.costs import extra_macs_per_row, stored_bits
 from segquant.core.layer import QuantizedLayer, quantize_linear
 from segquant.core.linear import QuantLinear
 from segquant.core.plan import LayerRecipe
@@ -16,12 +17,12 @@ from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
+from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
 from segquant.core.smoothing import SmoothingMode
 from segquant.core.statistics import linear_layers
 
 logger = logging.getLogger(__name__)
 
-BITS_OF_SCALE = 32
 BITS_OF_BYTE = 8
 
 ShapeOf = Callable[[str, nn.Linear], LayerShape]
@@ -58,13 +59,18 @@ def quantize_layers(
     shape_of = shape_of or _uncut
     cost = _Cost()
     factors = FactorCache()
+    spared: dict[str, str] = {}
+    if bits.keep_budget is not None and bits.quantized:
+        spared = choose_kept_layers(
+            denoiser, calibration=calibration, bits=bits, budget=bits.keep_budget
+        )
     quantized: list[dict[str, object]] = []
     kept: list[dict[str, str]] = []
     for name, linear in linear_layers(denoiser).items():
         seen = calibration.statistics.get(name)
         products = linear.weight.numel() * (0 if seen is None else seen.rows)
         cost.macs += products
-        reason = reason_to_keep(name, calibration=calibration, bits=bits)
+        reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
         if reason is not None or seen is None:
             kept.append({"name": name, "reason": reason or "never called during calibration"})
             cost.kept_weights += linear.weight.numel()
@@ -95,18 +101,6 @@ def quantize_layers(
     )
 
 
-def reason_to_keep(name: str, *, calibration: Calibration, bits: Bits) -> str | None:
-    """Why a layer stays in 16 bit, or None."""
-    if not bits.quantized:
-        return f"bits {bits.name} quantize nothing"
-    pattern = bits.kept_by(name)
-    if pattern is not None:
-        return f"bits.keep: {pattern}"
-    if name not in calibration.statistics:
-        return "never called during calibration"
-    return None
-
-
 def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` in every place where `old` is registered."""
     places = [n for n, m in denoiser.named_modules(remove_duplicate=False) if m is old]
@@ -115,40 +109,13 @@ def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> No
         setattr(denoiser.get_submodule(parent), child, new)
 
 
-def stored_bits(quant: QuantLinear) -> int:
-    """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
-    scheme = quant.spec.weight
-    bits = quant.in_features * quant.out_features * scheme.num_bits
-    bits += quant.weight_scale.numel() * BITS_OF_SCALE
-    if quant.weight_zero_point is not None:
-        bits += quant.weight_zero_point.numel() * scheme.num_bits
-    for exact in (
-        quant.smoothing,
-        quant.activation_scale,
-        quant.activation_negative_scale,
-        quant.activation_zero_point,
-    ):
-        bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
-    for factor in (quant.low_rank_up, quant.low_rank_down):
-        bits += 0 if factor is None else factor.numel() * UNQUANTIZED_BITS
-    return bits
-
-
-def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
-    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some."""
-    pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
-    extra = sum(size for size, dual in pairs if dual) * quant.out_features
-    readings = max(1, entry.smoothing_vectors)
-    return extra + quant.spec.rank * (quant.in_features * readings + quant.out_features)
-
-
 def _uncut(name: str, linear: nn.Linear) -> LayerShape:
     return whole(in_features=linear.in_features, out_features=linear.out_features)
 
 
 def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
     cost.quantized_weights += quant.in_features * quant.out_features
-    cost.quantized_bits += stored_bits(quant)
+    cost.quantized_bits += stored_bits(quant, entry)
     cost.extra_macs += extra_macs_per_row(quant, entry) * rows
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from segquant.core.blocks import expand_blocks
-from segquant.core.grids import IntGrid
+from segquant.core.grids import Grid, dequantize, quantize
 from segquant.core.weights import WeightGrid, WeightScales, quantize_weight
 
 DAMPING_TRIES = 10
@@ -35,12 +35,20 @@ class Rounding(Enum):
     gptq = "gptq"
 
 
+class GptqVariant(Enum):
+    """`released` replays the SegQuant authors' code: the raw inverse where its factor belongs."""
+
+    cholesky = "cholesky"
+    released = "released"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GptqSettings:
     damping: float = 0.01  # of the mean diagonal of H, added to the diagonal
     block_size: int = 128
     act_order: bool = False  # columns with the largest inputs first
     segment_hessians: bool = False  # one H per input segment, cross terms dropped
+    variant: GptqVariant = GptqVariant.cholesky
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
@@ -51,7 +59,7 @@ class GptqSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """Codes (float32 integers), and why GPTQ was not done where it was asked for."""
+    """Codes (float32), and why GPTQ was not done where it was asked for."""
 
     codes_OI: Tensor
     fallback: str | None = None
@@ -74,7 +82,8 @@ class FactorCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """The upper factor of the inverse, float32, of columns in `order_I` (None: as they are)."""
+    """The upper factor of the inverse (as released: the inverse), float32, of columns in `order_I`
+    (None: as they are)."""
 
     factor_II: Tensor
     order_I: Tensor | None
@@ -87,7 +96,11 @@ def gptq_factor(gram_II: Tensor, *, settings: GptqSettings) -> Factor | None:
         order_I = gram_II.diagonal().argsort(descending=True, stable=True)
         gram_II = gram_II[order_I][:, order_I]
     factor_II = inverse_factor(gram_II, damping=settings.damping)
-    return None if factor_II is None else Factor(factor_II=factor_II.float(), order_I=order_I)
+    if factor_II is None:
+        return None
+    if settings.variant is GptqVariant.released:
+        factor_II = factor_II.T @ factor_II
+    return Factor(factor_II=factor_II.float(), order_I=order_I)
 
 
 def gptq(
@@ -173,7 +186,7 @@ def segment_gram(gram_II: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _columns(
-    w_IO: Tensor, factor_II: Tensor, *, scales: WeightScales, grid: IntGrid, block_size: int
+    w_IO: Tensor, factor_II: Tensor, *, scales: WeightScales, grid: Grid, block_size: int
 ) -> Tensor:
     """Algorithm 1 on the transposed weight, whose columns are contiguous rows here."""
     codes_IO = torch.empty_like(w_IO)
@@ -185,14 +198,9 @@ def _columns(
         errors_BO = torch.empty_like(w_BO)
         for i in range(stop - start):
             scale_O = scales.scale[start + i]
-            code_O = (w_BO[i] / scale_O).round_()
-            if scales.zero_point is None:
-                code_O.clamp_(grid.quant_min, grid.quant_max)
-                value_O = code_O * scale_O
-            else:
-                zero_O = scales.zero_point[start + i]
-                code_O.add_(zero_O).clamp_(grid.quant_min, grid.quant_max)
-                value_O = (code_O - zero_O) * scale_O
+            zero_O = None if scales.zero_point is None else scales.zero_point[start + i]
+            code_O = quantize(w_BO[i], scale=scale_O, grid=grid, zero_point=zero_O)
+            value_O = dequantize(code_O, scale=scale_O, zero_point=zero_O)
             codes_IO[start + i] = code_O
             errors_BO[i] = (w_BO[i] - value_O) / factor_BB[i, i]
             w_BO[i + 1 :].addr_(factor_BB[i, i + 1 :], errors_BO[i], alpha=-1)

@@ -6,8 +6,45 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 
+from segquant.core.floats import FloatGrid, FloatKind
+from segquant.core.grids import Grid, int_grid
+from segquant.core.ranges import RangeRule
+
 UNQUANTIZED_BITS = 16
 QUANTIZED_BITS = tuple(range(2, 9))
+BITS_OF_FLOAT32 = 32
+
+
+class NumberFormat(Enum):
+    """What the codes are. Member names are what a yaml says."""
+
+    integer = "integer"  # of 2 to 8 bits; num_bits=16 is not quantized
+    int16 = "int16"
+    fp8_e4m3 = "fp8_e4m3"
+    fp8_e5m2 = "fp8_e5m2"
+    nvfp4 = "nvfp4"  # e2m1 in blocks of 16 with e4m3 scales, and one float32 scale per tensor
+    mxfp4 = "mxfp4"  # e2m1 in blocks of 32 with power-of-two scales
+    mxfp8 = "mxfp8"  # e4m3 in blocks of 32 with power-of-two scales
+
+
+@dataclass(frozen=True)
+class _FormatRule:
+    """What a number format fixes."""
+
+    num_bits: int
+    element: FloatKind | None  # None: integers
+    block_size: int | None = None  # of a microscaled format
+    scale_bits: int = BITS_OF_FLOAT32  # of each stored scale
+
+
+_RULES = {
+    NumberFormat.int16: _FormatRule(16, None),
+    NumberFormat.fp8_e4m3: _FormatRule(8, FloatKind.e4m3),
+    NumberFormat.fp8_e5m2: _FormatRule(8, FloatKind.e5m2),
+    NumberFormat.nvfp4: _FormatRule(4, FloatKind.e2m1, 16, 8),
+    NumberFormat.mxfp4: _FormatRule(4, FloatKind.e2m1, 32, 8),
+    NumberFormat.mxfp8: _FormatRule(8, FloatKind.e4m3, 32, 8),
+}
 
 
 class Granularity(Enum):
@@ -25,17 +62,25 @@ ACTIVATION_GRANULARITIES = (Granularity.per_tensor, Granularity.per_token, Granu
 
 @dataclass(kw_only=True)
 class TensorScheme:
-    """How one kind of tensor (weights or activations) is put on integers; 16 bits: not at all."""
+    """How one kind of tensor (weights or activations) is put on a grid; 16 bits: not at all."""
 
     num_bits: int
+    number_format: NumberFormat = NumberFormat.integer
     granularity: Granularity = Granularity.per_tensor
     group_size: int | None = None
     symmetric: bool = True
     dynamic: bool = False  # scales are taken from each tensor at run time
+    range_rule: RangeRule = RangeRule.amax
+    range_percentile: float = 99.9  # with range_rule=percentile
 
     def __post_init__(self) -> None:
         self.granularity = Granularity(self.granularity)
-        if self.num_bits != UNQUANTIZED_BITS and self.num_bits not in QUANTIZED_BITS:
+        self.number_format = NumberFormat(self.number_format)
+        self.range_rule = RangeRule(self.range_rule)
+        self._check_range()
+        if self._rule is not None:
+            self._check_format(self._rule)
+        elif self.num_bits != UNQUANTIZED_BITS and self.num_bits not in QUANTIZED_BITS:
             raise ValueError(
                 f"num_bits={self.num_bits}; use one of {list(QUANTIZED_BITS)}, "
                 f"or {UNQUANTIZED_BITS} for not quantized"
@@ -52,20 +97,84 @@ class TensorScheme:
                 "set group_size to null or granularity to per_group"
             )
 
+    def _check_range(self) -> None:
+        if not 50 < self.range_percentile <= 100:
+            raise ValueError(f"range_percentile={self.range_percentile}; give one in (50, 100]")
+        if self.range_rule is RangeRule.amax:
+            return
+        if self.dynamic or self.microscaled:
+            what = "dynamic=true" if self.dynamic else f"number_format={self.number_format.name}"
+            raise ValueError(
+                f"range_rule={self.range_rule.name} with {what}; such scales reach the largest "
+                "value of their own rows or blocks: set range_rule=amax"
+            )
+
+    def _check_format(self, rule: _FormatRule) -> None:
+        name = f"number_format={self.number_format.name}"
+        if self.num_bits != rule.num_bits:
+            raise ValueError(f"{name} with num_bits={self.num_bits}; set num_bits={rule.num_bits}")
+        if rule.element is not None and not self.symmetric:
+            raise ValueError(f"{name} with symmetric=false; floats have no zero point: set it true")
+        given = (self.granularity, self.group_size)
+        if rule.block_size is not None and given != (Granularity.per_group, rule.block_size):
+            raise ValueError(
+                f"{name} with granularity={self.granularity.name}, group_size={self.group_size}; "
+                f"its blocks are fixed: set per_group and {rule.block_size}"
+            )
+
+    @property
+    def _rule(self) -> _FormatRule | None:
+        return _RULES.get(self.number_format)
+
     @property
     def quantized(self) -> bool:
-        return self.num_bits != UNQUANTIZED_BITS
+        return self._rule is not None or self.num_bits != UNQUANTIZED_BITS
+
+    @property
+    def grid(self) -> Grid:
+        """The values that an element may take, in units of its scale."""
+        if self._rule is None or self._rule.element is None:
+            return int_grid(self.num_bits)
+        return FloatGrid(self._rule.element)
+
+    @property
+    def microscaled(self) -> bool:
+        """Whether scales are themselves on a grid, in blocks of a fixed size."""
+        return self._rule is not None and self._rule.block_size is not None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether an activation's scales, or the tensor's own of nvfp4, come from calibration."""
+        fixed = not self.dynamic or self.number_format is NumberFormat.nvfp4
+        return self.quantized and fixed
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits in which each scale would be stored."""
+        return BITS_OF_FLOAT32 if self._rule is None else self._rule.scale_bits
+
+    @property
+    def tensor_scale_bits(self) -> int:
+        """Bits of a second scale for the whole tensor; 0 where there is none."""
+        return BITS_OF_FLOAT32 if self.number_format is NumberFormat.nvfp4 else 0
 
     def describe(self) -> str:
         """A short name for tables, such as `int8 per_tensor static`."""
         if not self.quantized:
             return "16 bit"
-        parts = [f"int{self.num_bits}", self.granularity.name]
+        plain = self.number_format is NumberFormat.integer
+        parts = [f"int{self.num_bits}" if plain else self.number_format.name]
+        parts.append(self.granularity.name)
         if self.group_size is not None:
             parts.append(str(self.group_size))
         if not self.symmetric:
             parts.append("asymmetric")
-        return " ".join([*parts, "dynamic" if self.dynamic else "static"])
+        parts.append("dynamic" if self.dynamic else "static")
+        if self.range_rule is RangeRule.percentile:
+            parts.append(f"percentile {self.range_percentile:g}")
+        elif self.range_rule is RangeRule.mse:
+            parts.append("mse")
+        return " ".join(parts)
 
 
 @dataclass(kw_only=True)
@@ -76,8 +185,15 @@ class Bits:
     weight: TensorScheme
     activation: TensorScheme
     keep: list[str] = field(default_factory=list)  # fnmatch patterns of layers left in 16 bit
+    # Bits per weight over all Linears up to which the most sensitive layers are kept; None: no more
+    keep_budget: float | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_budget is not None and not 0 < self.keep_budget <= UNQUANTIZED_BITS:
+            raise ValueError(
+                f"bits {self.name}: keep_budget={self.keep_budget}; give bits per weight up to "
+                f"{UNQUANTIZED_BITS}, or null to keep no layer but those in keep"
+            )
         self._validate_weight()
         self._validate_activation()
 

@@ -47,6 +47,13 @@ class SmoothingMode(Enum):
     search = "search"
 
 
+class AlphaGrid(Enum):
+    """`released` replays the SegQuant authors' search: its last alpha is never evaluated."""
+
+    full = "full"
+    released = "released"  # and "no smoothing" is not among the candidates
+
+
 @dataclass(frozen=True, kw_only=True)
 class SmoothingSettings:
     """Which alphas are tried; alpha in [0, 1], 1 puts all the difficulty on the weights."""
@@ -58,6 +65,7 @@ class SmoothingSettings:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    alpha_grid: AlphaGrid = AlphaGrid.full
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -68,15 +76,22 @@ class SmoothingSettings:
                 f"alpha_step={self.alpha_step}; give 0 <= alpha_min <= alpha_max <= 1 and a step "
                 "above 0"
             )
+        if self.mode is SmoothingMode.search and not self.candidates():
+            raise ValueError(
+                "alpha_grid=released evaluates all candidates but the last, and there is only one; "
+                "widen alpha_min..alpha_max"
+            )
 
     def candidates(self) -> tuple[Alpha, ...]:
-        """What is tried, both ends of the grid included."""
+        """What is tried; of the full grid, both ends."""
         if self.mode is SmoothingMode.none:
             return (None,)
         if self.mode is SmoothingMode.fixed:
             return (self.alpha,)
         steps = int((self.alpha_max - self.alpha_min) / self.alpha_step + 1e-6)
         grid = [round(self.alpha_min + n * self.alpha_step, 10) for n in range(steps + 1)]
+        if self.alpha_grid is AlphaGrid.released:
+            return tuple(grid[:-1])
         return (None, *grid) if self.include_none else tuple(grid)
 
 
@@ -210,7 +225,9 @@ class _Problem:
                 dual=(part.dual,) * len(part.activation_blocks),
             )
             low_I, high_I = seen.low_I[at] / factors_I, seen.high_I[at] / factors_I
-            static = None if self._activation.dynamic else static_scales(low_I, high_I, grid=grid)
+            static = None
+            if self._activation.calibrated:
+                static = static_scales(low_I, high_I, grid=grid, sample_TI=x_TI)
             x_TI = fake_quantize(x_TI, grid=grid, static=static)
         error_OI = self._w_OI[:, at] - w_OI / factors_I if self._use_gram else w_OI[:, :0]
         return x_TI @ w_OI.T, error_OI

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from segquant.core.blocks import block_max, block_min, expand_blocks, expand_rows
+from segquant.core.blocks import block_max, block_min, block_sum, expand_blocks, expand_rows
+from segquant.core.floats import FloatGrid, e4m3_block_scales, e8m0_block_scales, nvfp4_tensor_scale
 from segquant.core.grids import (
-    IntGrid,
+    Grid,
     asymmetric_scale,
     dequantize,
-    int_grid,
     quantize,
     symmetric_scale,
 )
-from segquant.core.schemes import Granularity, TensorScheme
+from segquant.core.ranges import RangeRule, block_tails, least_error, tails
+from segquant.core.schemes import Granularity, NumberFormat, TensorScheme
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGrid:
-    """How the weight of one layer is cut and put on integers."""
+    """How the weight of one layer is cut and put on its grid."""
 
     scheme: TensorScheme
     row_blocks: tuple[int, ...]  # sizes along the output features
     blocks: tuple[int, ...]  # sizes along the input features
 
     @property
-    def codes(self) -> IntGrid:
-        return int_grid(self.scheme.num_bits)
+    def codes(self) -> Grid:
+        return self.scheme.grid
 
     @property
     def scale_rows(self) -> tuple[int, ...]:
@@ -66,20 +68,48 @@ class WeightScales:
 
 
 def weight_scales(w_OI: Tensor, *, grid: WeightGrid) -> WeightScales:
-    """Steps that reach the extremes of each block of rows and of input features."""
+    """Steps that reach each block of rows and of input features, as far as the range rule says."""
     low_ON, high_ON = block_min(w_OI, grid.blocks), block_max(w_OI, grid.blocks)
+    if grid.scheme.microscaled:
+        return WeightScales(scale=microscales((-low_ON).maximum(high_ON), scheme=grid.scheme))
+    if grid.scheme.range_rule is RangeRule.percentile:
+        return _scales(*_tails(w_OI, grid=grid), grid=grid)
+    low, high = low_ON, high_ON
     if grid.scheme.granularity is Granularity.per_tensor:
         low, high = block_min(low_ON.T, grid.row_blocks).T, block_max(high_ON.T, grid.row_blocks).T
-    else:
-        low, high = low_ON, high_ON
+    if grid.scheme.range_rule is RangeRule.mse:
+
+        def error(low: Tensor, high: Tensor) -> Tensor:
+            scales = _scales(low, high, grid=grid)
+            codes_OI = quantize_weight(w_OI, scales=scales, grid=grid)
+            wrong_OI = dequantize_weight(codes_OI, scales=scales, grid=grid) - w_OI
+            error_ON = block_sum(wrong_OI.square_(), grid.blocks)
+            return block_sum(error_ON.T, grid.scale_rows).T
+
+        low, high = least_error(low, high, error=error)
+    return _scales(low, high, grid=grid)
+
+
+def _scales(low_RN: Tensor, high_RN: Tensor, *, grid: WeightGrid) -> WeightScales:
     if grid.scheme.symmetric:
-        return WeightScales(scale=symmetric_scale((-low).maximum(high), grid=grid.codes))
-    scale, zero_point = asymmetric_scale(low, high, grid=grid.codes)
+        return WeightScales(scale=symmetric_scale((-low_RN).maximum(high_RN), grid=grid.codes))
+    scale, zero_point = asymmetric_scale(low_RN, high_RN, grid=grid.codes)
     return WeightScales(scale=scale, zero_point=zero_point)
 
 
+def _tails(w_OI: Tensor, *, grid: WeightGrid) -> tuple[Tensor, Tensor]:
+    percentile = grid.scheme.range_percentile
+    if grid.scheme.granularity is Granularity.per_tensor:
+        rows = torch.split_with_sizes(w_OI, list(grid.row_blocks))
+        found = [block_tails(part, grid.blocks, percentile=percentile) for part in rows]
+        return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+    parts = torch.split_with_sizes(w_OI, list(grid.blocks), -1)
+    found = [tails(part, percentile=percentile) for part in parts]
+    return torch.stack([low for low, _ in found], -1), torch.stack([high for _, high in found], -1)
+
+
 def quantize_weight(w_OI: Tensor, *, scales: WeightScales, grid: WeightGrid) -> Tensor:
-    """Codes to nearest, float32 integers [O, I]."""
+    """Codes to nearest, float32 [O, I]."""
     wide = scales.per_weight(grid)
     return quantize(w_OI, scale=wide.scale, zero_point=wide.zero_point, grid=grid.codes)
 
@@ -96,3 +126,18 @@ def fake_quantize_weight(w_OI: Tensor, *, grid: WeightGrid) -> Tensor:
     return dequantize_weight(
         quantize_weight(w_OI, scales=scales, grid=grid), scales=scales, grid=grid
     )
+
+
+def microscales(
+    amax_N: Tensor, *, scheme: TensorScheme, tensor_scale: Tensor | None = None
+) -> Tensor:
+    """Scales of a microscaled format's blocks, float32 [..., N].
+
+    Args:
+        tensor_scale: nvfp4's scale of the tensor; None takes it from the tensor itself.
+    """
+    if scheme.number_format is NumberFormat.nvfp4:
+        found = nvfp4_tensor_scale(amax_N.amax()) if tensor_scale is None else tensor_scale
+        return e4m3_block_scales(amax_N, tensor_scale=found)
+    assert isinstance(scheme.grid, FloatGrid)
+    return e8m0_block_scales(amax_N, grid=scheme.grid)

@@ -12,13 +12,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from baselines.smooth_search import SmoothSearch
+from segquant.core.boundaries import Boundaries
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.linear import QuantLinear
+from segquant.core.lowrank import LowRankBudget
 from segquant.core.protocol import Method, QuantizationReport
-from segquant.core.rounding import Rounding
+from segquant.core.rounding import GptqVariant, Rounding
 from segquant.core.schemes import Bits
-from segquant.core.smoothing import SmoothingMode
+from segquant.core.smoothing import AlphaGrid, SmoothingMode
 from segquant.method import SegQuant
 from tests.unit.core import denoisers
 from tests.unit.core.helpers import bits, calibrate, power_ratio
@@ -146,6 +148,11 @@ def _equal_states(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         {"rounding": Rounding.gptq},
         {"rounding": Rounding.gptq, "damping": 0.5},
         {"rounding": Rounding.gptq, "act_order": True},
+        {"rounding": Rounding.gptq, "gptq_variant": GptqVariant.released},
+        {"alpha_grid": AlphaGrid.released},
+        {"boundaries": Boundaries.random},
+        {"boundaries": Boundaries.mismatched},
+        {"boundaries": Boundaries.none},
     ],
     ids=str,
 )
@@ -159,7 +166,12 @@ def test_each_setting_reaches_the_computation(change: dict[str, Any]) -> None:
 
 
 def test_segment_hessians_and_iterations_reach_the_computation() -> None:
-    for change in ({"segment_hessians": True}, {"rank": 2, "low_rank_iterations": 4}):
+    per_segment = LowRankBudget.per_segment
+    for change in (
+        {"segment_hessians": True},
+        {"rank": 2, "low_rank_iterations": 4},
+        {"rank": 2, "low_rank_budget": per_segment},
+    ):
         base = {"rank": 2} if "rank" in change else {}
         outputs = [
             quantized(SegQuant(rounding=Rounding.gptq, **some), "flux", bits(3, 8, fine=True))[2]

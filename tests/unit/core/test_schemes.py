@@ -58,6 +58,7 @@ def test_every_yaml_is_a_whole_bits(path: Path) -> None:
     assert isinstance(made, Bits)
     assert made.name == path.stem
     assert isinstance(made.weight.granularity, Granularity)
-    assert set(content) == {"name", "weight", "activation", "keep"}
-    fields = {"num_bits", "granularity", "group_size", "symmetric", "dynamic"}
+    assert set(content) == {"name", "weight", "activation", "keep", "keep_budget"}
+    fields = {"num_bits", "number_format", "granularity", "group_size", "symmetric", "dynamic"}
+    fields |= {"range_rule", "range_percentile"}
     assert set(content.weight) == set(content.activation) == fields

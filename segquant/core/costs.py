@@ -1,0 +1,36 @@
+"""What a quantized layer takes: stored bits, and products beyond a plain Linear's."""
+
+from __future__ import annotations
+
+from segquant.core.layer import QuantizedLayer
+from segquant.core.linear import QuantLinear
+from segquant.core.schemes import UNQUANTIZED_BITS
+
+BITS_OF_SCALE = 32
+
+
+def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
+    """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
+    scheme = quant.spec.weight
+    bits = quant.in_features * quant.out_features * scheme.num_bits
+    bits += quant.weight_scale.numel() * scheme.scale_bits + scheme.tensor_scale_bits
+    if quant.weight_zero_point is not None:
+        bits += quant.weight_zero_point.numel() * scheme.num_bits
+    for exact in (
+        quant.smoothing,
+        quant.activation_scale,
+        quant.activation_negative_scale,
+        quant.activation_zero_point,
+    ):
+        bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
+    return bits + sum(entry.low_rank_parameters) * UNQUANTIZED_BITS
+
+
+def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
+    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some."""
+    pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
+    extra = sum(size for size, dual in pairs if dual) * quant.out_features
+    down, up = entry.low_rank_parameters
+    # A branch per segment is read by its own smoothing vector alone.
+    readings = 1 if entry.low_rank_budget != "iso" else max(1, entry.smoothing_vectors)
+    return extra + down * readings + up

@@ -1,0 +1,60 @@
+"""The range that a scale reaches: all values, all but the furthest, or what costs least error.
+
+`percentile` leaves the furthest values beyond either end to be clipped. `mse` shrinks the range of
+all values by common factors and keeps, for each scale, the one of least squared error.
+
+Legend: T sampled rows, K values of one scale, N blocks of input features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+SHRINK_STEP = 0.02
+SHRINK_TRIES = 36  # from 1 down to 0.3
+
+
+class RangeRule(Enum):
+    """Member names are what a yaml says."""
+
+    amax = "amax"
+    percentile = "percentile"
+    mse = "mse"
+
+
+def tails(values_K: Tensor, *, percentile: float) -> tuple[Tensor, Tensor]:
+    """Values at both ends of the last dimension, [..., K] -> two of [...]; nearest ranks."""
+    count = values_K.shape[-1]
+    rank = min(count, max(1, math.ceil(count * percentile / 100)))
+    high = values_K.kthvalue(rank, -1).values
+    return values_K.kthvalue(count + 1 - rank, -1).values, high
+
+
+def block_tails(x_TI: Tensor, sizes: Sequence[int], *, percentile: float) -> tuple[Tensor, Tensor]:
+    """`tails` of each block of input features over all rows: two of [N]."""
+    parts = torch.split_with_sizes(x_TI, list(sizes), -1)
+    found = [tails(part.reshape(-1), percentile=percentile) for part in parts]
+    return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+
+
+def least_error(
+    low: Tensor, high: Tensor, *, error: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The range, shrunk for each scale so that its error is least; the whole range wins ties.
+
+    Args:
+        error: squared error per scale of a range, in the shape of `low`.
+    """
+    best = error(low, high)
+    factor = torch.ones_like(best)
+    for n in range(1, SHRINK_TRIES):
+        shrink = 1.0 - SHRINK_STEP * n
+        found = error(low * shrink, high * shrink)
+        factor = torch.where(found < best, shrink, factor)
+        best = torch.minimum(found, best)
+    return low * factor, high * factor
