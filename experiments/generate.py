@@ -21,6 +21,7 @@ from evaluation.images import write_png
 from experiments.config import ModelConfig
 from experiments.data import Prompt, noise_seed
 from experiments.pipelines import get_denoiser
+from segquant.graph import capture_example_inputs
 
 Progress = Callable[[int], None]  # told how many prompts are done
 
@@ -107,24 +108,10 @@ def observed(
 def example_inputs(pipeline: Any, prompt: Prompt, *, config: ModelConfig) -> dict[str, Any]:
     """The arguments of the denoiser's first call, as the pipeline gives them."""
 
-    class SeenError(Exception):
-        pass
+    def call() -> Any:
+        return sample(pipeline, [prompt], config=config, seed=0, output_type="latent")
 
-    caught: dict[str, Any] = {}
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = list(inspect.signature(module.forward).parameters)
-        caught.update({**dict(zip(names, args, strict=False)), **kwargs})
-        raise SeenError
-
-    handle = get_denoiser(pipeline).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        sample(pipeline, [prompt], config=config, seed=0, output_type="latent")
-    except SeenError:
-        pass
-    finally:
-        handle.remove()
-    return caught
+    return capture_example_inputs(get_denoiser(pipeline), call)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.records import write_text_atomically
 from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -164,9 +165,7 @@ def verify(stage: Stage) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text_atomically(path, text)
 
 
 def _write_manifest(
