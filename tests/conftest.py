@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import micro
+
+# The same examples in every run, so that a verdict can be had again. To look for new ones:
+# pytest --hypothesis-profile=explore
+settings.register_profile("repeatable", derandomize=True, max_examples=60, deadline=None)
+settings.register_profile("explore", max_examples=3000, deadline=None)
+settings.load_profile("repeatable")
 
 FAMILIES = ("tiny_mmdit", "tiny_flux", "tiny_unet")
 SETTINGS = (

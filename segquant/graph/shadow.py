@@ -24,7 +24,9 @@ def along(values: Tensor, shape: Shape, *, dim: int) -> Tensor:
 
 
 def core(shadow: Tensor) -> Tensor:
-    """The part that is stored: axes of stride 0 narrowed to one element."""
+    """The part that is stored: axes of stride 0 narrowed to one element, an empty tensor as is."""
+    if shadow.numel() == 0:
+        return shadow
     if shadow.untyped_storage().nbytes() == shadow.element_size():
         ones = (1,) * shadow.dim()
         return shadow.as_strided(ones, ones)
@@ -72,6 +74,8 @@ def combine(
     shadows: Sequence[Tensor], shape: Shape, *, label: Callable[[tuple[int, ...]], int]
 ) -> Tensor:
     """Applies `label` to each distinct tuple of numbers found at one place of the shadows."""
+    if 0 in shape:
+        return uniform(0, shape)
     cores = [core(shadow) for shadow in shadows]
     extent = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
         *(part.shape for part in cores)
@@ -100,6 +104,8 @@ def combine(
 def distinct_rows(shadow: Tensor) -> Tensor:
     """The rows along the last axis as a matrix, constant axes and most repetitions left out."""
     small = core(shadow)
+    if small.numel() == 0:
+        return small.new_empty(0, shadow.shape[-1])
     if small.dim() == 0:
         return small.reshape(1, 1)
     rows = small.reshape(-1, small.shape[-1])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segquant.core import activation as act
@@ -15,10 +15,8 @@ from tests.unit.core.helpers import CHANNEL, GROUP, TENSOR, TOKEN, generator, sc
 
 BITS = st.integers(2, 8)
 VALUES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
-PROPERTY = settings(max_examples=60, deadline=None)
 
 
-@PROPERTY
 @given(VALUES, BITS)
 def test_symmetric_error_is_half_a_step(values: list[float], num_bits: int) -> None:
     x, grid = torch.tensor(values), grids.int_grid(num_bits)
@@ -32,7 +30,6 @@ def test_symmetric_error_is_half_a_step(values: list[float], num_bits: int) -> N
     assert error <= 0.5 * scale * 1.0001 or x.abs().max() < grids.SMALLEST_RANGE
 
 
-@PROPERTY
 @given(VALUES, BITS)
 def test_asymmetric_holds_zero_exactly_and_the_rest_to_a_step(
     values: list[float], num_bits: int
@@ -47,7 +44,6 @@ def test_asymmetric_holds_zero_exactly_and_the_rest_to_a_step(
     assert (found - x).abs().max() <= scale * 1.001 or (x.max() - x.min()) < 1e-30
 
 
-@PROPERTY
 @given(VALUES, BITS)
 def test_quantizing_twice_changes_nothing(values: list[float], num_bits: int) -> None:
     x = torch.tensor(values)
@@ -57,7 +53,6 @@ def test_quantizing_twice_changes_nothing(values: list[float], num_bits: int) ->
     assert torch.equal(act.fake_quantize(once, grid=grid, static=static), once)
 
 
-@PROPERTY
 @given(st.integers(0, 10_000), BITS)
 def test_dual_scale_is_never_coarser_than_symmetric(seed: int, num_bits: int) -> None:
     """Positive codes are the symmetric grid's own where the largest value is positive."""

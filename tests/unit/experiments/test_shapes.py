@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.config import DatasetConfig
@@ -36,7 +36,6 @@ def test_the_same_arguments_give_the_same_samples_and_images() -> None:
     assert not np.array_equal(image, shapes.render(one[0].scene, key="b"))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_caption_says_what_is_drawn(seed: int) -> None:
     scene = shapes.take("train", 1, seed=seed)[0].scene

@@ -291,3 +291,15 @@ add("functional", lambda m, x, y: F.linear(x, m.a.weight, m.a.bias).chunk(2, -1)
 add("matmul_weight", lambda m, x, y: (x @ m.a.weight.T).chunk(2, -1)[0] * y, out=(8, 8))
 add("called_twice", lambda m, x, y: (m.c(F.silu(x)), m.c(y)))
 add("called_twice_cut", lambda m, x, y: (m.a(x).chunk(2, -1)[0] * y, m.a(y).cumsum(1)), out=(8, 8))
+
+
+# Empty pieces say nothing of the rest, whether what they were cut from is uniform or not.
+def _with_empty_pieces(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    a, b = m.a(x), m.b(x)
+    both = torch.cat([a, b], -1)
+    narrow = F.silu(a[..., :1])[..., 1:]
+    uniform, mixed = F.silu(a[..., 2 * WIDTH :]) + y[..., :0], 2 * F.gelu(both[..., 4 * WIDTH :])
+    return m.c(torch.cat([uniform, F.relu(a), mixed, uniform * mixed, torch.exp(narrow)], -1))
+
+
+add("empty_pieces", _with_empty_pieces, c=2 * WIDTH, into=(2 * WIDTH,), one_sided=(True,))

@@ -108,7 +108,7 @@ class Reader(nn.Module):
         return self.after(self.value.compute([leaf(x) for leaf in self.leaves]))
 
 
-fast = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+fast = settings(suppress_health_check=list(HealthCheck))
 
 
 @fast
