@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.execution import EXECUTIONS
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
@@ -104,6 +105,7 @@ class RunConfig:
     logger: LoggerConfig
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
+    execution: str  # of quantized layers: simulated, kernel, or auto (kernel where there is one)
     num_threads: int | None  # CPU threads; null is all cores
     out: str
     group: str  # name under which W&B groups the cells
@@ -117,7 +119,7 @@ _SCHEMAS: dict[str, type] = {
     "logger": LoggerConfig,
     "bits": Bits,
 }
-_TOP_LEVEL = ("seed", "device", "num_threads", "out", "group", "sweep")
+_TOP_LEVEL = ("seed", "device", "execution", "num_threads", "out", "group", "sweep")
 
 
 def options(group: str) -> list[str]:
@@ -242,6 +244,7 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         method_name=method_name,
         seed=_integer(node, "seed"),
         device=str(node.device),
+        execution=str(node.execution),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
         out=str(node.out),
         group=str(node.group),
@@ -261,6 +264,7 @@ def _check_values(config: RunConfig) -> None:
     model, dataset, metrics = config.model, config.dataset, config.metrics
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("dataset.kind", dataset.kind, ("shapes", "prompts"))
+    _one_of("execution", config.execution, EXECUTIONS)
     _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))
     for name, value, least in (
         ("model.num_inference_steps", model.num_inference_steps, 1),
