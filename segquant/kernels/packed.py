@@ -130,11 +130,14 @@ def pack_linear(quant: QuantLinear) -> PackedLinear:
         steps=_steps_of(spec.activation),
         groups=max(1, spec.smoothing_count),
     )
+    rows_ON = expand_rows(quant.weight_scale, spec.weight_grid.scale_rows)
+    weight_scale_SN, up_NR = rows_ON.T.expand(-1, spec.out_features), quant.low_rank_up
+    if quant.row_factors is not None:  # another layer's smoothing, folded into this one's output
+        weight_scale_SN = weight_scale_SN * quant.row_factors
+        up_NR = None if up_NR is None else up_NR * quant.row_factors[:, None]
     return assemble(
         quant.integer_codes(),
-        expand_rows(quant.weight_scale, spec.weight_grid.scale_rows)
-        .T.expand(-1, spec.out_features)
-        .contiguous(),
+        weight_scale_SN,
         plan=plan,
         runs=spec.runs(),
         dtype=quant.dense_OI.dtype,
@@ -142,7 +145,7 @@ def pack_linear(quant: QuantLinear) -> PackedLinear:
         smoothing_GI=quant.smoothing,
         bias=quant.bias,
         down_RI=quant.low_rank_down,
-        up_NR=quant.low_rank_up,
+        up_NR=up_NR,
         packed=spec.weight.num_bits <= PACKED_BITS,
     )
 
@@ -220,8 +223,8 @@ def assemble(
         bias_N=None if total is None else total.float(),
         column_sum_SN=None if sums_SN is None else sums_SN.float(),
         smooth_GI=factor_GI if up_NR is not None else None,
-        down_RI=down_RI,
-        up_NR=up_NR,
+        down_RI=None if down_RI is None else down_RI.to(dtype),
+        up_NR=None if up_NR is None else up_NR.to(dtype),
     )
 
 
@@ -298,8 +301,8 @@ def low_rank_inner(x_TI: Tensor, packed: PackedLinear) -> Tensor | None:
     if down_RI is None:
         return None
     if packed.smooth_GI is None:
-        inner_TR = F.linear(x_TI.to(packed.dtype), down_RI.to(packed.dtype))
+        inner_TR = F.linear(x_TI.to(packed.dtype), down_RI)
         return inner_TR[None].expand(packed.plan.groups, -1, -1)
     wide = x_TI.float()
     smooth = [(wide * factor_I).to(packed.dtype) for factor_I in packed.smooth_GI]
-    return torch.stack([F.linear(one, down_RI.to(packed.dtype)) for one in smooth])
+    return torch.stack([F.linear(one, down_RI) for one in smooth])

@@ -76,6 +76,16 @@ def test_codes_compute_what_the_simulation_does(
     assert torch.equal(copy.deepcopy(kernel)(x), found)
 
 
+def test_factors_of_rows_that_folding_left_are_kept() -> None:
+    recipe = LayerRecipe(dual_scale=True, low_rank=LowRankSettings(rank=3))
+    quant, x = make(bits(), recipe, CUT)
+    quant.add_row_factors()
+    assert quant.row_factors is not None
+    quant.row_factors.copy_(torch.linspace(0.1, 2.0, quant.out_features))
+    quant.refresh()
+    torch.testing.assert_close(KernelLinear(pack_linear(quant))(x), quant(x), rtol=1e-3, atol=1e-3)
+
+
 def scheme_of(number_format: NumberFormat, **more: Any) -> TensorScheme:
     return TensorScheme(num_bits=8, number_format=number_format, **more)
 
