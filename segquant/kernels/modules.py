@@ -21,15 +21,17 @@ class KernelLinear(nn.Module):
 
     def __init__(self, packed: PackedLinear) -> None:
         super().__init__()
-        self._packed = packed
+        items = packed.tensor_items()
+        # The structure alone: the tensors are the buffers, wherever they have been moved.
+        self._structure = packed.with_tensors(dict.fromkeys(items))
         self.in_features, self.out_features = packed.plan.in_features, packed.out_features
-        for name, value in packed.tensor_items().items():
+        for name, value in items.items():
             self.register_buffer(name, value)
 
     @property
     def packed(self) -> PackedLinear:
         """The layer on its present device."""
-        return self._packed.with_tensors(dict(self._buffers))
+        return self._structure.with_tensors(dict(self._buffers))
 
     def forward(self, input: Tensor) -> Tensor:
         return quantized_linear(input, self.packed)
@@ -44,7 +46,7 @@ class KernelLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        plan = self._packed.plan
+        plan = self._structure.plan
         return f"{self.in_features} -> {self.out_features}, {plan.name()}"
 
 
