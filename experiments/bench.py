@@ -41,6 +41,7 @@ from experiments.pipelines import (
     weights_hash,
 )
 from experiments.progress import Progress
+from experiments.replay import count_calls, replay_of
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import save_quantized
@@ -161,6 +162,9 @@ class Bench:
             if self.store.find("calibration", self.calibration_key(gram=True)) is None:
                 key = self.calibration_key(gram=self.needs.gram)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
+            if config.method.needs().replay:
+                key = self.calibration_inputs_key()
+                wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
             wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
         return [
             (self.store.folder(kind, key), count)
@@ -291,6 +295,26 @@ class Bench:
         calibration.save(folder / "statistics")
         return {"forwards": recorder.forwards}
 
+    def calibration_inputs_key(self) -> Any:
+        return {"sampler": self.sampler(), "prompts": prompts_hash(self.dataset.calibration)}
+
+    def calibration_inputs(self) -> Stage:
+        """The unquantized denoiser's inputs over the calibration prompts; a pass of its own."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                notes = record_trajectory(
+                    pipeline,
+                    self.dataset.calibration,
+                    folder,
+                    config=self.config.model,
+                    seed=self.config.seed,
+                    limit_bytes=int(self.config.replay_gigabytes * 1e9),
+                )
+            return {**notes, "forwards": count_calls(notes)}
+
+        return self.store.build("calibration_inputs", self.calibration_inputs_key(), make)
+
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
         return {
@@ -306,13 +330,19 @@ class Bench:
         def make(folder: Path) -> dict[str, Any]:
             stage, calibration = self.calibration()
             method: Method = config.method
+            forwards, seconds = stage.notes["forwards"], stage.seconds
             if method.needs().graph:
                 calibration.graph = self.graph
+            if method.needs().replay:
+                inputs = self.calibration_inputs()
+                calibration.replay = replay_of(inputs.path, inputs.notes)
+                forwards, seconds = forwards + inputs.notes["forwards"], seconds + inputs.seconds
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
             save_quantized(denoiser, folder / "denoiser", report)
-            return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
+            forwards += report.replay_forwards
+            return {"forwards": forwards, "calibration_seconds": seconds}
 
         return self.store.build("quantized", self.quantized_key(config), make)
 

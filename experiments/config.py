@@ -105,6 +105,7 @@ class RunConfig:
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
     num_threads: int | None  # CPU threads; null is all cores
+    replay_gigabytes: float  # disk for the denoiser's inputs, for methods that run it again
     out: str
     group: str  # name under which W&B groups the cells
 
@@ -117,7 +118,7 @@ _SCHEMAS: dict[str, type] = {
     "logger": LoggerConfig,
     "bits": Bits,
 }
-_TOP_LEVEL = ("seed", "device", "num_threads", "out", "group", "sweep")
+_TOP_LEVEL = ("seed", "device", "num_threads", "replay_gigabytes", "out", "group", "sweep")
 
 
 def options(group: str) -> list[str]:
@@ -243,6 +244,7 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         seed=_integer(node, "seed"),
         device=str(node.device),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
+        replay_gigabytes=_positive(node, "replay_gigabytes"),
         out=str(node.out),
         group=str(node.group),
     )
@@ -255,6 +257,13 @@ def _integer(node: DictConfig, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{key}={value!r} is not an integer")
     return value
+
+
+def _positive(node: DictConfig, key: str) -> float:
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{key}={value!r}; give a number above 0")
+    return float(value)
 
 
 def _check_values(config: RunConfig) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segquant.core.files import read_folder, write_folder
 from segquant.core.statistics import LayerStatistics
@@ -16,17 +16,27 @@ KIND = "calibration"
 SCHEMA_VERSION = 1
 
 
+class Replay(Protocol):
+    """Runs a denoiser on the calibration's inputs, those that the unquantized one was given."""
+
+    def __call__(self, denoiser: nn.Module, *, calls: int | None = None) -> None:
+        """Every input in its order, or the first few."""
+        ...
+
+
 @dataclass(kw_only=True)
 class Calibration:
     """Statistics of each Linear that was called, and what the static graph says of it.
 
     `graph` maps a layer's name to its segments (see `segquant.core.segments.LayerShape`). It is
-    not saved: it is cheap, and follows from the denoiser.
+    not saved: it is cheap, and follows from the denoiser. Nor is `replay`, for methods whose needs
+    say so: it is the caller's to give again.
     """
 
     statistics: Mapping[str, LayerStatistics]
     forwards: int
     graph: Any = field(default=None, repr=False)
+    replay: Replay | None = field(default=None, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes safetensors and JSON; what layers share is stored once."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
-from segquant.core.layer import QuantizedLayer, quantize_linear
+from segquant.core.layer import QuantizedLayer, needs_gram, quantize_linear
 from segquant.core.linear import QuantLinear
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import QuantizationReport
@@ -18,6 +18,7 @@ from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
+from segquant.core.sequential import stages
 from segquant.core.smoothing import SmoothingMode
 from segquant.core.statistics import linear_layers
 
@@ -37,6 +38,7 @@ class _Cost:
     kept_weights: int = 0
     macs: int = 0
     extra_macs: int = 0
+    replay_forwards: int = 0
 
 
 def quantize_layers(
@@ -49,7 +51,7 @@ def quantize_layers(
     elements: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
-    """Replaces every Linear that the bits and the calibration allow, in module order.
+    """Replaces every Linear that the bits and the calibration allow, all or in stages.
 
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
@@ -66,28 +68,40 @@ def quantize_layers(
         )
     quantized: list[dict[str, object]] = []
     kept: list[dict[str, str]] = []
-    for name, linear in linear_layers(denoiser).items():
+    linears = linear_layers(denoiser)
+    wanted: list[str] = []
+    for name, linear in linears.items():
         seen = calibration.statistics.get(name)
-        products = linear.weight.numel() * (0 if seen is None else seen.rows)
-        cost.macs += products
+        cost.macs += linear.weight.numel() * (0 if seen is None else seen.rows)
         reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
-        if reason is not None or seen is None:
-            kept.append({"name": name, "reason": reason or "never called during calibration"})
-            cost.kept_weights += linear.weight.numel()
+        if reason is None:
+            wanted.append(name)
             continue
-        shape = shape_of(name, linear)
-        quant, entry = quantize_linear(
-            linear,
-            name=name,
-            seen=seen,
-            shape=shape,
-            bits=bits,
-            recipe=recipe,
-            factors=factors,
-        )
-        replace_module(denoiser, old=linear, new=quant)
-        quantized.append(asdict(entry))
-        _count(cost, quant, entry, rows=seen.rows)
+        kept.append({"name": name, "reason": reason})
+        cost.kept_weights += linear.weight.numel()
+    for stage in stages(
+        denoiser,
+        calibration=calibration,
+        sequential=recipe.sequential,
+        wanted=wanted,
+        gram=needs_gram(recipe),
+    ):
+        cost.replay_forwards += stage.forwards
+        for name in stage.layers:
+            seen = stage.statistics[name]
+            quant, entry = quantize_linear(
+                linears[name],
+                name=name,
+                seen=seen,
+                shape=shape_of(name, linears[name]),
+                bits=bits,
+                recipe=recipe,
+                factors=factors,
+            )
+            replace_module(denoiser, old=linears[name], new=quant)
+            quantized.append(asdict(entry))
+            _count(cost, quant, entry, rows=seen.rows)
+    quantized.sort(key=lambda entry: wanted.index(str(entry["name"])))
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
     searched = recipe.smoothing.mode is SmoothingMode.search
     return _report(
@@ -143,6 +157,7 @@ def _report(
         extra_macs_fraction=cost.extra_macs / cost.macs if cost.macs else 0.0,
         weight_bytes=(all_bits + BITS_OF_BYTE - 1) // BITS_OF_BYTE,
         search_candidates=search_candidates,
+        replay_forwards=cost.replay_forwards,
         elements=elements,
         left_out=left_out,
     )
