@@ -12,6 +12,7 @@ from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
 from segquant.core.layer import QuantizedLayer, needs_gram, quantize_linear
 from segquant.core.linear import QuantLinear
+from segquant.core.mixed import choose_layer_bits
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
@@ -60,25 +61,18 @@ def quantize_layers(
     """
     shape_of = shape_of or _uncut
     cost = _Cost()
-    factors = FactorCache()
-    spared: dict[str, str] = {}
-    if bits.keep_budget is not None and bits.quantized:
-        spared = choose_kept_layers(
-            denoiser, calibration=calibration, bits=bits, budget=bits.keep_budget
-        )
     quantized: list[dict[str, object]] = []
-    kept: list[dict[str, str]] = []
     linears = linear_layers(denoiser)
-    wanted: list[str] = []
+    kept = _kept(denoiser, calibration=calibration, bits=bits)
     for name, linear in linears.items():
         seen = calibration.statistics.get(name)
         cost.macs += linear.weight.numel() * (0 if seen is None else seen.rows)
-        reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
-        if reason is None:
-            wanted.append(name)
-            continue
-        kept.append({"name": name, "reason": reason})
-        cost.kept_weights += linear.weight.numel()
+        cost.kept_weights += linear.weight.numel() if name in kept else 0
+    chosen = {}
+    if bits.mixed_budget is not None:
+        chosen = choose_layer_bits(denoiser, calibration=calibration, bits=bits)
+    factors = FactorCache()
+    wanted = [name for name in linears if name not in kept]
     for stage in stages(
         denoiser,
         calibration=calibration,
@@ -88,19 +82,19 @@ def quantize_layers(
     ):
         cost.replay_forwards += stage.forwards
         for name in stage.layers:
-            seen = stage.statistics[name]
             quant, entry = quantize_linear(
                 linears[name],
                 name=name,
-                seen=seen,
+                seen=stage.statistics[name],
                 shape=shape_of(name, linears[name]),
-                bits=bits,
+                bits=chosen[name].bits if name in chosen else bits,
                 recipe=recipe,
                 factors=factors,
             )
+            entry.notes += [chosen[name].reason] if name in chosen else []
             replace_module(denoiser, old=linears[name], new=quant)
             quantized.append(asdict(entry))
-            _count(cost, quant, entry, rows=seen.rows)
+            _count(cost, quant, entry, rows=stage.statistics[name].rows)
     quantized.sort(key=lambda entry: wanted.index(str(entry["name"])))
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
     searched = recipe.smoothing.mode is SmoothingMode.search
@@ -108,11 +102,25 @@ def quantize_layers(
         cost,
         bits=bits,
         quantized=quantized,
-        kept=kept,
+        kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
         search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
         elements=list(elements),
         left_out=list(left_out),
     )
+
+
+def _kept(denoiser: nn.Module, *, calibration: Calibration, bits: Bits) -> dict[str, str]:
+    """The layers that stay as they are, in module order, each with its reason."""
+    spared: dict[str, str] = {}
+    if bits.keep_budget is not None and bits.quantized:
+        spared = choose_kept_layers(
+            denoiser, calibration=calibration, bits=bits, budget=bits.keep_budget
+        )
+    reasons = {
+        name: reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
+        for name in linear_layers(denoiser)
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
