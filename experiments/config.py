@@ -105,6 +105,7 @@ class RunConfig:
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
     num_threads: int | None  # CPU threads; null is all cores
+    statistics_gigabytes: float | None  # memory for a calibration's statistics; null is no limit
     replay_gigabytes: float  # disk for the denoiser's inputs, for methods that run it again
     out: str
     group: str  # name under which W&B groups the cells
@@ -118,7 +119,16 @@ _SCHEMAS: dict[str, type] = {
     "logger": LoggerConfig,
     "bits": Bits,
 }
-_TOP_LEVEL = ("seed", "device", "num_threads", "replay_gigabytes", "out", "group", "sweep")
+_TOP_LEVEL = (
+    "seed",
+    "device",
+    "num_threads",
+    "statistics_gigabytes",
+    "replay_gigabytes",
+    "out",
+    "group",
+    "sweep",
+)
 
 
 def options(group: str) -> list[str]:
@@ -244,6 +254,9 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         seed=_integer(node, "seed"),
         device=str(node.device),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
+        statistics_gigabytes=(
+            None if node.statistics_gigabytes is None else _positive(node, "statistics_gigabytes")
+        ),
         replay_gigabytes=_positive(node, "replay_gigabytes"),
         out=str(node.out),
         group=str(node.group),

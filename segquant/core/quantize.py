@@ -64,10 +64,10 @@ def quantize_layers(
     quantized: list[dict[str, object]] = []
     linears = linear_layers(denoiser)
     kept = _kept(denoiser, calibration=calibration, bits=bits)
-    for name, linear in linears.items():
-        seen = calibration.statistics.get(name)
-        cost.macs += linear.weight.numel() * (0 if seen is None else seen.rows)
-        cost.kept_weights += linear.weight.numel() if name in kept else 0
+    for name in kept:
+        cost.kept_weights += linears[name].weight.numel()
+        if name in calibration.statistics:
+            cost.macs += linears[name].weight.numel() * calibration.statistics[name].rows
     chosen = {}
     if bits.mixed_budget is not None:
         chosen = choose_layer_bits(denoiser, calibration=calibration, bits=bits)
@@ -82,10 +82,11 @@ def quantize_layers(
     ):
         cost.replay_forwards += stage.forwards
         for name in stage.layers:
+            seen = stage.statistics[name]
             quant, entry = quantize_linear(
                 linears[name],
                 name=name,
-                seen=stage.statistics[name],
+                seen=seen,
                 shape=shape_of(name, linears[name]),
                 bits=chosen[name].bits if name in chosen else bits,
                 recipe=recipe,
@@ -94,7 +95,7 @@ def quantize_layers(
             entry.notes += [chosen[name].reason] if name in chosen else []
             replace_module(denoiser, old=linears[name], new=quant)
             quantized.append(asdict(entry))
-            _count(cost, quant, entry, rows=stage.statistics[name].rows)
+            _count(cost, quant, entry, rows=seen.rows)
     quantized.sort(key=lambda entry: wanted.index(str(entry["name"])))
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
     searched = recipe.smoothing.mode is SmoothingMode.search
@@ -136,6 +137,7 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
 
 
 def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
+    cost.macs += quant.in_features * quant.out_features * rows
     cost.quantized_weights += quant.in_features * quant.out_features
     cost.quantized_bits += stored_bits(quant, entry)
     cost.extra_macs += extra_macs_per_row(quant, entry) * rows

@@ -23,15 +23,34 @@ def test_sequential_gptq_states_its_forwards(
     answer = segbench("run", *arguments, "method=gptq", "method.sequential=blocks", "--json")
     (record,) = answer.records
     assert record["status"] == "ok"
-    assert parallel["calibration_forwards"] == STEPS
-    # The calibration's pass, the one that keeps its inputs, one for the order, one a stage.
-    extra = record["calibration_forwards"] - 2 * STEPS - 1
+    # One forward for the memory plan, and the calibration's pass.
+    assert parallel["calibration_forwards"] == 1 + STEPS
+    # The pass that keeps the inputs, one forward for the order, a pass for every stage.
+    extra = record["calibration_forwards"] - parallel["calibration_forwards"] - STEPS - 1
     assert extra > 0
     assert extra % STEPS == 0
     assert "sequential=blocks" in " ".join(record["method_elements"]["included"])
     assert record["protocol"]["method"]["sequential"] == "blocks"
     errors = [one["metrics"]["step_error"]["value"] for one in (parallel, record)]
     assert errors[0] != errors[1]
+
+
+def test_a_memory_budget_takes_more_passes_and_changes_no_result(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    errors, forwards = [], []
+    for budget in ("null", "0.004"):
+        arguments = small("tiny_mmdit", "method=gptq", f"out={tmp_path / budget}")
+        answer = segbench("run", *arguments, f"statistics_gigabytes={budget}", "--json")
+        (record,) = answer.records
+        assert record["status"] == "ok", record["reason"]
+        errors.append(record["metrics"]["step_error"]["value"])
+        forwards.append(record["calibration_forwards"])
+        assert "statistics of" in answer.err
+    assert errors[0] == errors[1]
+    assert forwards[0] == 1 + STEPS
+    assert forwards[1] > forwards[0]
+    assert forwards[1] % STEPS == 1
 
 
 def test_inputs_above_the_cap_fail_the_cell_and_say_what_to_do(
