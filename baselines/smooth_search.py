@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
+    NOT_FOLDED,
     AlphaGrid,
     Bits,
     Calibration,
@@ -36,10 +38,11 @@ class SmoothSearch:
     # released: the last alpha and "no smoothing" are never evaluated, as in the authors' code
     alpha_grid: AlphaGrid = AlphaGrid.full
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     sample_rows: int = 256  # rows per layer on which the candidates are compared
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram)
+        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
 
     def unsupported(self, bits: Bits) -> str | None:
         return None
@@ -56,7 +59,11 @@ class SmoothSearch:
             use_gram=self.use_gram,
             alpha_grid=self.alpha_grid,
         )
-        elements = ["smoothing of every Linear, alpha searched", "rounding to nearest"]
+        elements = [
+            "smoothing of every Linear, alpha searched",
+            *([FOLDED] if self.fold else []),
+            "rounding to nearest",
+        ]
         if self.alpha_grid is AlphaGrid.released:
             elements.append(
                 'switch alpha_grid=released: last alpha and "no smoothing" never evaluated'
@@ -65,9 +72,9 @@ class SmoothSearch:
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(smoothing=smoothing),
+            recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
             elements=elements,
-            left_out=["factors folded into the previous operation: they are applied at run time"],
+            left_out=[] if self.fold else [NOT_FOLDED],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:

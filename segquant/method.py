@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
     AlphaGrid,
     Bits,
     Boundaries,
@@ -61,6 +62,7 @@ class SegQuant:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     rounding: Rounding = Rounding.rtn
     damping: float = 0.01
     block_size: int = 128
@@ -84,7 +86,7 @@ class SegQuant:
         return StatisticsNeeds(
             gram=gram,
             rows=self.sample_rows,
-            graph=self.seg_linear or self.dual_scale,
+            graph=self.seg_linear or self.dual_scale or self.fold,
             replay=self.sequential is not Sequential.none,
         )
 
@@ -98,7 +100,7 @@ class SegQuant:
         if graph is None and self.needs().graph:
             raise ValueError(
                 "SegQuant needs the denoiser's static graph and the calibration has none; set "
-                "calibration.graph, or seg_linear=false and dual_scale=false"
+                "calibration.graph, or seg_linear=false, dual_scale=false and fold=false"
             )
 
         def shape_of(name: str, linear: nn.Linear) -> LayerShape:
@@ -152,6 +154,7 @@ class SegQuant:
             ),
             dual_scale=self.dual_scale,
             sequential=self.sequential,
+            fold=self.fold,
         )
 
     def _elements(self) -> list[str]:
@@ -162,6 +165,7 @@ class SegQuant:
             done.append("alpha searched per layer" + (" and segment" if self.seg_linear else ""))
         elif self.smoothing is SmoothingMode.fixed:
             done.append(f"smoothing, alpha {self.alpha:g}")
+        done += [FOLDED] if self.fold and self.smoothing is not SmoothingMode.none else []
         whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
         done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
         done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")

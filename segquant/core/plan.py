@@ -23,6 +23,7 @@ class LayerRecipe:
     low_rank: LowRankSettings = field(default_factory=LowRankSettings)
     dual_scale: bool = False
     sequential: Sequential = Sequential.none
+    fold: bool = False  # one smoothing vector for layers that read one tensor, folded where exact
 
 
 def effective_shape(

@@ -17,6 +17,7 @@ from segquant.core.quantize import quantize_layers
 from segquant.core.rounding import Rounding
 from segquant.core.sequential import Sequential, block_of_layers, call_order, stage_layers
 from segquant.core.statistics import linear_layers
+from segquant.graph import analyze
 from segquant.method import SegQuant
 from tests.unit.core import denoisers
 from tests.unit.core.helpers import bits, calibrate, correlated, generator
@@ -219,3 +220,27 @@ def test_segquant_in_sequence(rounding: Rounding) -> None:
             outputs.append(quant(**batches[0])[0])
     assert bool(outputs[1].isfinite().all())
     assert not torch.equal(*outputs)
+
+
+def test_folding_mixed_bits_and_sequence_go_together() -> None:
+    """Folding last changes no output; layers of one input but unlike widths share no vector."""
+    model, batches, _ = denoisers.sd3()
+    calibration = replace(replayed(model, batches), graph=analyze(model, batches[0]))
+    how = replace(bits(4, 8, fine=True), mixed_bits=[8], mixed_budget=6.5)
+    outputs, at_run_time = [], []
+    for fold in (False, True):
+        quant = copy.deepcopy(model)
+        method = SegQuant(
+            seg_linear=False, dual_scale=False, fold=fold, sequential=Sequential.blocks
+        )
+        report = method.quantize(quant, calibration=calibration, bits=how)
+        assert report.replay_forwards > 0
+        assert {entry["weight"][:4] for entry in report.layers_quantized} == {"int4", "int8"}
+        at_run_time.append(sum(e["smoothing_at_run_time"] for e in report.layers_quantized))
+        with torch.no_grad():
+            outputs.append(quant(**batches[0])[0])
+    assert at_run_time[1] < at_run_time[0]
+    with torch.no_grad():
+        exact = model(**batches[0])[0]
+    errors = [float((out - exact).square().sum() / exact.square().sum()) for out in outputs]
+    assert max(errors) < 2 * min(errors) < 0.1
