@@ -108,6 +108,8 @@ class RunConfig:
     num_threads: int | None  # CPU threads; null is all cores
     latents: str  # initial noise of evaluation images: per_prompt, or shared (one for all)
     image: str  # png, or jpeg: images go through JPEG of quality 75 before they are measured
+    statistics_gigabytes: float | None  # memory for a calibration's statistics; null is no limit
+    replay_gigabytes: float  # disk for the denoiser's inputs, for methods that run it again
     out: str
     group: str  # name under which W&B groups the cells
 
@@ -120,7 +122,18 @@ _SCHEMAS: dict[str, type] = {
     "logger": LoggerConfig,
     "bits": Bits,
 }
-_TOP_LEVEL = ("seed", "device", "num_threads", "latents", "image", "out", "group", "sweep")
+_TOP_LEVEL = (
+    "seed",
+    "device",
+    "num_threads",
+    "latents",
+    "image",
+    "statistics_gigabytes",
+    "replay_gigabytes",
+    "out",
+    "group",
+    "sweep",
+)
 
 
 def options(group: str) -> list[str]:
@@ -248,6 +261,10 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
         latents=str(node.latents),
         image=str(node.image),
+        statistics_gigabytes=(
+            None if node.statistics_gigabytes is None else _positive(node, "statistics_gigabytes")
+        ),
+        replay_gigabytes=_positive(node, "replay_gigabytes"),
         out=str(node.out),
         group=str(node.group),
     )
@@ -260,6 +277,13 @@ def _integer(node: DictConfig, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{key}={value!r} is not an integer")
     return value
+
+
+def _positive(node: DictConfig, key: str) -> float:
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{key}={value!r}; give a number above 0")
+    return float(value)
 
 
 def _check_values(config: RunConfig) -> None:

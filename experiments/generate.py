@@ -159,13 +159,19 @@ def record_trajectory(
     config: ModelConfig,
     seed: int,
     shared_noise: bool = False,
+    limit_bytes: int | None = None,
 ) -> dict[str, Any]:
     """What the unquantized denoiser was given and said at every step, batch by batch.
 
     Returns:
-        Per batch the prompts' number and the calls' argument trees, for `replay_errors`.
+        Per batch the prompts' number and the calls' argument trees, for `recorded_calls`.
+
+    Raises:
+        ValueError: it takes more than `limit_bytes`, looked at after every batch; what was written
+            is removed.
     """
     described = []
+    written = 0
     for index, batch in enumerate(batches(prompts, config.batch_size)):
         tensors: dict[str, torch.Tensor] = {}
         calls: list[Any] = []
@@ -199,7 +205,19 @@ def record_trajectory(
                 shared_noise=shared_noise,
                 output_type="latent",
             )
-        save_file(tensors, folder / f"batch{index:04d}.safetensors")
+        path = folder / f"batch{index:04d}.safetensors"
+        save_file(tensors, path)
+        written += path.stat().st_size
+        if limit_bytes is not None and written > limit_bytes:
+            for stale in folder.glob("batch*.safetensors"):
+                stale.unlink()
+            done = (index + 1) * config.batch_size
+            raise ValueError(
+                f"the denoiser's inputs of {done} of {len(prompts)} prompts take "
+                f"{written / 1e9:.3g} GB on disk, above replay_gigabytes={limit_bytes / 1e9:g}; "
+                "raise replay_gigabytes, lower dataset.calibration_prompts, or choose a method "
+                "that keeps no inputs (method.sequential=none)"
+            )
         described.append({"prompts": len(batch), "calls": calls})
     return {"batches": described}
 
@@ -221,19 +239,37 @@ def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> t
         float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2; where a call holds a prompt
         twice (guidance), both are summed.
     """
-    device = next(iter(denoiser.state_dict().values())).device
+    device = device_of(denoiser)
     rows = []
-    for index, described in enumerate(notes["batches"]):
-        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+    for described, calls in recorded_calls(folder, notes, device=device):
         steps = []
-        for number, tree in enumerate(described["calls"]):
-            arguments = _restore(tree, tensors, device)
+        for arguments, said in calls:
             with torch.no_grad():
                 output = denoiser(**arguments)[0].detach().cpu().double()
-            reference = tensors[f"out{number:04d}"].double()
-            steps.append(_per_prompt(output, reference, described["prompts"]))
+            steps.append(_per_prompt(output, said.double(), described["prompts"]))
         rows.append(torch.stack(steps, dim=1))
     return torch.cat(rows)
+
+
+def device_of(denoiser: nn.Module) -> torch.device:
+    return next(iter(denoiser.state_dict().values())).device
+
+
+Call = tuple[dict[str, Any], torch.Tensor]
+
+
+def recorded_calls(
+    folder: Path, notes: dict[str, Any], *, device: torch.device
+) -> Iterator[tuple[dict[str, Any], Iterator[Call]]]:
+    """Batch by batch of a recorded trajectory: its description, and what each call got and said."""
+
+    def calls(trees: list[Any], tensors: dict[str, torch.Tensor]) -> Iterator[Call]:
+        for number, tree in enumerate(trees):
+            yield _restore(tree, tensors, device), tensors[f"out{number:04d}"]
+
+    for index, described in enumerate(notes["batches"]):
+        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+        yield described, calls(described["calls"], tensors)
 
 
 def _per_prompt(output: torch.Tensor, reference: torch.Tensor, prompts: int) -> torch.Tensor:

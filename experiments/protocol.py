@@ -89,6 +89,8 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         },
         "keep_patterns": list(bits.keep),
         "keep_budget": bits.keep_budget,
+        "mixed_bits": list(bits.mixed_bits),
+        "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
         "evaluator": bench.evaluator.key,
         "device": bench.sampler()["device"],
