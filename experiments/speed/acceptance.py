@@ -197,10 +197,50 @@ ITEMS = (
 )
 
 
-def acceptance(result: Result) -> list[dict[str, Any]]:
+def _step(model: str) -> Callable[[Result], float | None]:
+    return lambda result: _of_step(result, model, "ratio_to_bf16", best=max)
+
+
+def _of_step(result: Result, model: str, key: str, *, best: Callable[..., float]) -> float | None:
+    """A figure of the int8 steps of a model (of any, for no name)."""
+    found = [
+        row[key]
+        for row in result["rows"]
+        if model in ("", row["model"]) and row["variant"] == "int8" and row["status"] == "ok"
+    ]
+    return best(found) if found else None
+
+
+MODEL_ITEMS = (
+    Item(
+        text="FLUX.1-dev, one step: bf16 / static int8",
+        minimum=">= 1.25x",
+        target=">= 1.4x",
+        passes=lambda value: value >= 1.25,
+        value=_step("flux.1-dev"),
+    ),
+    Item(
+        text="SD3.5-medium, one step: bf16 / static int8",
+        minimum=">= 1.12x",
+        target=">= 1.25x",
+        passes=lambda value: value >= 1.12,
+        value=_step("sd35-medium"),
+    ),
+    Item(
+        text="Linears' bytes / those in bf16, largest of the models",
+        minimum="<= 0.55",
+        target="<= 0.52",
+        unit="",
+        passes=lambda value: value <= 0.55,
+        value=lambda result: _of_step(result, "", "linear_bytes_ratio", best=max),
+    ),
+)
+
+
+def acceptance(result: Result, items: Sequence[Item] = ITEMS) -> list[dict[str, Any]]:
     """Every item with its measured value, or that there is none."""
     rows = []
-    for item in ITEMS:
+    for item in items:
         value = None if result["device_kind"] != "cuda" else item.value(result)
         state = "not measured" if value is None else "met" if item.passes(value) else "MISSED"
         rows.append(

@@ -8,6 +8,7 @@ Legend: M rows, K input features, N output features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -60,6 +61,11 @@ class Setting:
     device: torch.device
     seed: int = 0
     compiled: bool = True  # whether to time what torch.compile makes as well
+
+    @property
+    def triton(self) -> bool:
+        """Whether Triton's kernels run here: on a GPU, or in Triton's interpreter."""
+        return self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
     @cached_property
     def x(self) -> Tensor:
@@ -223,8 +229,8 @@ def product(encoded: Encoded, packed: PackedLinear, **more: Any) -> Tensor:
 
 
 def tiles(setting: Setting, code: ActivationCode) -> list[Candidate]:
-    """Every tile of the rule's list; Triton on a GPU only."""
-    if setting.device.type != "cuda":
+    """Every tile of the rule's list; Triton only."""
+    if not setting.triton:
         return []
     packed = setting.packed(code)
     encoded = encode_input(setting.x, packed, Producer.none)
@@ -242,8 +248,8 @@ def tiles(setting: Setting, code: ActivationCode) -> list[Candidate]:
 
 
 def extras(setting: Setting) -> list[Candidate]:
-    """What the epilogue can take on, beside the plain product; Triton on a GPU only."""
-    if setting.device.type != "cuda" or setting.shape.rows <= SMALL_ROWS:
+    """What the epilogue can take on, beside the plain product; Triton only."""
+    if not setting.triton or setting.shape.rows <= SMALL_ROWS:
         return []
     packed = setting.packed(CODE.symmetric)
     encoded = encode_input(setting.x, packed, Producer.none)

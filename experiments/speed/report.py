@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.speed.acceptance import acceptance
+from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, Item, acceptance
 from experiments.speed.kernels import SIXTEEN_BIT, mean_ratio, seconds_of
 
 WAYS = ("symmetric", "zero_point", "dual", "w4a8", "fp8")
@@ -49,13 +49,7 @@ def kernels_markdown(result: dict[str, Any]) -> str:
         "",
         "## Acceptance",
         "",
-        *table(
-            ["item (least favourable shape)", "minimum", "target", "measured", ""],
-            [
-                [a["item"], a["minimum"], a["target"], a["text"], a["state"]]
-                for a in acceptance(result)
-            ],
-        ),
+        *_acceptance_rows(result, ITEMS),
         "",
         "## Whole models' Linears, bf16's time over ours (geometric mean by time and number)",
         "",
@@ -69,6 +63,14 @@ def kernels_markdown(result: dict[str, Any]) -> str:
     if result["not_measured"]:
         lines += [f"Not measured, out of time: {', '.join(result['not_measured'])}.", ""]
     return "\n".join(lines)
+
+
+def _acceptance_rows(result: dict[str, Any], items: Sequence[Item]) -> list[str]:
+    rows = acceptance(result, items)
+    return table(
+        ["item (least favourable shape)", "minimum", "target", "measured", ""],
+        [[row["item"], row["minimum"], row["target"], row["text"], row["state"]] for row in rows],
+    )
 
 
 def _model_rows(result: dict[str, Any]) -> list[str]:
@@ -129,6 +131,8 @@ def model_markdown(result: dict[str, Any]) -> str:
         "Random weights at full size, 1024 x 1024. `Linears' bytes` is against bfloat16. The error",
         "is of the step's output against bfloat16 eager: it shows that the step computes, and says",
         "nothing of quality.",
+        "",
+        *_acceptance_rows(result, MODEL_ITEMS),
         "",
         *table([*head, "Linears' bytes", "error", "what"], rows),
     ]

@@ -27,6 +27,7 @@ class KernelLinear(nn.Module):
         self.in_features, self.out_features = packed.plan.in_features, packed.out_features
         for name, value in items.items():
             self.register_buffer(name, value)
+        self._assembled: PackedLinear | None = None
 
     @property
     def packed(self) -> PackedLinear:
@@ -34,7 +35,13 @@ class KernelLinear(nn.Module):
         return self._structure.with_tensors(dict(self._buffers))
 
     def forward(self, input: Tensor) -> Tensor:
-        return quantized_linear(input, self.packed)
+        if torch.compiler.is_compiling():
+            return quantized_linear(input, self.packed)
+        # Putting the parts together takes longer than the launch of a kernel.
+        assembled = self._assembled
+        if assembled is None or assembled.weight is not self._buffers["weight"]:
+            assembled = self._assembled = self.packed
+        return quantized_linear(input, assembled)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelLinear:
         before = dict(self._buffers)

@@ -1,6 +1,9 @@
 """The speed verbs on a CPU: the code paths of a GPU as far as a CPU has them, and the books."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,14 @@ import pytest
 import torch
 
 from experiments.speed import arguments, candidates, command, kernels, timing
-from experiments.speed.acceptance import ITEMS, acceptance
+from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, acceptance
 from experiments.speed.candidates import Candidate
 from experiments.speed.models import MODELS, Shape, post_activation, shapes
 from segquant.kernels.choice import TABLE
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
+ROOT = Path(__file__).resolve().parents[3]
 FAST = ("--device", "cpu", "--small", "--no-compile")
 
 
@@ -180,6 +184,43 @@ def test_full_size_shapes_are_those_of_the_published_models() -> None:
     assert found[4608, 3072, 3072].count == 114
     assert post_activation("transformer_blocks.0.ff.net.2") == "feed-forward"
     assert post_activation("transformer_blocks.0.ff.net.0.proj") == ""
+
+
+def test_what_only_triton_runs_is_right_in_its_interpreter() -> None:
+    """Tiles, the low-rank branch, GELU and codes in the epilogue: a GPU's rows, interpreted."""
+    code = """
+import json, torch
+from experiments.speed import candidates, kernels
+from experiments.speed.models import Shape
+from segquant.kernels import ActivationCode
+shape = Shape(model="m", rows=20, in_features=32, out_features=48, after="x", count=1, example="l")
+setting = candidates.Setting(shape=shape, device=torch.device("cpu"), compiled=False)
+found = candidates.extras(setting)
+found += [one for code in (ActivationCode.symmetric, ActivationCode.dual)
+          for one in candidates.tiles(setting, code)]
+errors = {one.name: [kernels.check(one, setting.device), one.tolerance] for one in found}
+print(json.dumps(errors))
+"""
+    made = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    errors = json.loads(made.stdout)
+    assert len(errors) == 2 + 5 + 4
+    for name, (error, tolerance) in errors.items():
+        assert error <= 2 * tolerance, name  # the interpreter cuts bfloat16 off
+
+
+def test_a_models_figures_are_held_against_the_minimum() -> None:
+    row = {"variant": "int8", "status": "ok", "linear_bytes_ratio": 0.53}
+    rows = [row | {"model": "flux.1-dev", "ratio_to_bf16": 1.3}]
+    rows += [row | {"model": "sd35-medium", "ratio_to_bf16": 1.0}]
+    found = acceptance({"device_kind": "cuda", "rows": rows}, MODEL_ITEMS)
+    assert [one["state"] for one in found] == ["met", "MISSED", "met"]
 
 
 def test_candidates_of_few_rows_have_no_library_product() -> None:

@@ -194,6 +194,13 @@ def test_the_product_uses_the_matrix_unit_without_spills(
     check(compiled, sm, tmp_path)
 
 
+def test_hopper_waits_for_every_integer_product(tmp_path: Path) -> None:
+    """Triton pipelines wgmma for float sums alone: recorded here, so that a change is noticed."""
+    ptx = product(tiles.LARGE, 90).asm["ptx"]
+    waits = set(re.findall(r"wgmma\.wait_group\.sync\.aligned (\d+)", ptx))
+    assert waits == {"0"}, "int8 wgmma is asynchronous now: measure the tiles again"
+
+
 EXTRAS: dict[str, dict[str, Any]] = {
     "flux proj_out: dual on the second interval": {"planes": (1, 2), "segments": (3072, 12288)},
     "low rank, steps by token": {
