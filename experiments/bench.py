@@ -352,7 +352,9 @@ class Bench:
 
     def quantized_name(self, config: RunConfig) -> str:
         """What images and step errors of the quantized denoiser are filed under."""
-        return execution_name(digest(self.quantized_key(config)), config.execution)
+        return execution_name(
+            digest(self.quantized_key(config)), config.execution, config.activation_code
+        )
 
     def quantized(self, config: RunConfig) -> Stage:
         """The quantized denoiser as a checkpoint."""

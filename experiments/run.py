@@ -26,7 +26,7 @@ from experiments.bench import Bench, floor_of, threads
 from experiments.config import RunConfig
 from experiments.data import prompts_hash
 from experiments.errors import UserError
-from experiments.execution import kernel_left_out, prepare, runs_on_kernels
+from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
@@ -56,7 +56,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
-        "execution": config.execution,
+        "execution": [config.execution, config.activation_code],
         "metrics": protocol.plain(asdict(config.metrics)),
         "evaluator": bench.evaluator.key,
         "code": source_digest(*_CODE),
@@ -147,7 +147,8 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     record.seconds["reference"] = reference.seconds
     if floor is not None or isinstance(config.method, FullPrecision):
         denoiser, name = None, "float"
-        calibration = Calibration(statistics={}, forwards=0)
+        calibration: Calibration | None = Calibration(statistics={}, forwards=0)
+        assert calibration is not None
         report = config.method.quantize(
             bench.float_denoiser, calibration=calibration, bits=config.bits
         )
@@ -158,7 +159,10 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
             copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
         )
         name = bench.quantized_name(config)
-        entries = prepare(denoiser, config.execution)
+        calibration = bench.calibration()[1] if config.activation_code != "method" else None
+        entries = prepare(
+            denoiser, config.execution, code=config.activation_code, calibration=calibration
+        )
         record.calibration_forwards = stage.notes["forwards"]
         record.seconds["calibration"] = stage.notes["calibration_seconds"]
         record.seconds["quantize"] = stage.seconds
@@ -172,6 +176,10 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     if denoiser is not None and config.execution != "simulated":
         record.execution_by_layer_class = summarize(entries)
         record.method_elements["left_out"] = kernel_left_out(report.left_out, record.execution)
+        if config.activation_code != "method" and calibration is not None:
+            more = extra_products(entries, bench.float_denoiser, calibration)
+            record.protocol["activation_code"] = config.activation_code
+            record.protocol["extra_products_of_codes"] = more
     _fill_metrics(bench, record, images=images, reference=reference)
     _fill_step_errors(bench, record, errors=bench.step_errors(denoiser, name, floor=floor))
     return record

@@ -67,16 +67,29 @@ class Execution:
     way: str
     reason: str
     warning: str = ""
+    products: float = 1.0  # of the layer's size; 1 where it is simulated
+
+
+Packer = Callable[[str, QuantLinear], PackedLinear]
+
+
+def _as_it_is(name: str, quant: QuantLinear) -> PackedLinear:
+    return pack_linear(quant)
 
 
 def use_kernels(
-    denoiser: nn.Module, *, rows: Mapping[str, int] | None = None, required: bool = False
+    denoiser: nn.Module,
+    *,
+    rows: Mapping[str, int] | None = None,
+    required: bool = False,
+    pack: Packer = _as_it_is,
 ) -> list[Execution]:
     """Turns the QuantLinears of a denoiser into KernelLinears, in place, where there is a kernel.
 
     Args:
         rows: rows that each layer is going to see, where that is known; it decides on a GPU.
         required: a layer without a kernel is an error rather than left as it is.
+        pack: how a layer that has a kernel is packed; see `recode` for other codes.
 
     Raises:
         ValueError: with `required`, the first layer that has no kernel, and why. The denoiser is
@@ -84,18 +97,20 @@ def use_kernels(
     """
     layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, QuantLinear)}
     found: list[Execution] = []
+    made: dict[str, PackedLinear] = {}
     for name, quant in layers.items():
-        entry = explain(name, quant, rows=(rows or {}).get(name))
+        packed = None if why_not(quant) else pack(name, quant)
+        entry = explain(name, quant, packed=packed, rows=(rows or {}).get(name))
+        if packed is not None and entry.execution == "kernel":
+            made[name] = packed
         if required and entry.execution != "kernel":
             raise ValueError(
                 f"{name}: execution=kernel is not possible: {entry.reason}; use execution=auto to "
                 "simulate such layers"
             )
         found.append(entry)
-    for entry in found:
-        if entry.execution == "kernel":
-            quant = layers[entry.layer]
-            replace_module(denoiser, old=quant, new=KernelLinear(pack_linear(quant)))
+    for name, packed in made.items():
+        replace_module(denoiser, old=layers[name], new=KernelLinear(packed))
     return found
 
 
@@ -103,15 +118,18 @@ def use_kernels(
 MANY_ROWS = 4096
 
 
-def explain(name: str, quant: QuantLinear, *, rows: int | None = None) -> Execution:
-    """What `use_kernels` makes of a layer."""
-    reason = why_not(quant)
-    if reason is not None:
-        kind = quant.spec.activation.describe()
+def explain(
+    name: str, quant: QuantLinear, *, packed: PackedLinear | None, rows: int | None = None
+) -> Execution:
+    """What `use_kernels` makes of a layer; `packed` is None where there is no kernel."""
+    if packed is None:
         return Execution(
-            layer=name, kind=kind, execution="simulated", way="simulated", reason=reason
+            layer=name,
+            kind=quant.spec.activation.describe(),
+            execution="simulated",
+            way="simulated",
+            reason=why_not(quant) or "",
         )
-    packed = pack_linear(quant)
     device = Device.of(quant.codes.device)
     choice = choose(packed, rows=MANY_ROWS if rows is None else rows, device=device)
     return Execution(
@@ -121,6 +139,7 @@ def explain(name: str, quant: QuantLinear, *, rows: int | None = None) -> Execut
         way=choice.way.name,
         reason=choice.reason,
         warning=choice.warning,
+        products=packed.plan.products,
     )
 
 

@@ -122,14 +122,7 @@ def pack_linear(quant: QuantLinear) -> PackedLinear:
     reason = why_not(quant)
     if reason is not None:
         raise ValueError(f"no kernel for {reason}; run this layer with execution=simulated")
-    spec = quant.spec
-    plan = CodePlan(
-        segments=spec.activation_blocks,
-        codes=tuple(_code(spec.activation, dual=dual) for dual in spec.dual),
-        num_bits=spec.activation.num_bits,
-        steps=_steps_of(spec.activation),
-        groups=max(1, spec.smoothing_count),
-    )
+    spec, plan = quant.spec, plan_of(quant)
     rows_ON = expand_rows(quant.weight_scale, spec.weight_grid.scale_rows)
     weight_scale_SN, up_NR = rows_ON.T.expand(-1, spec.out_features), quant.low_rank_up
     if quant.row_factors is not None:  # another layer's smoothing, folded into this one's output
@@ -147,6 +140,18 @@ def pack_linear(quant: QuantLinear) -> PackedLinear:
         down_RI=quant.low_rank_down,
         up_NR=up_NR,
         packed=spec.weight.num_bits <= PACKED_BITS,
+    )
+
+
+def plan_of(quant: QuantLinear) -> CodePlan:
+    """The codes that a layer's own scheme amounts to."""
+    spec = quant.spec
+    return CodePlan(
+        segments=spec.activation_blocks,
+        codes=tuple(_code(spec.activation, dual=dual) for dual in spec.dual),
+        num_bits=spec.activation.num_bits,
+        steps=_steps_of(spec.activation),
+        groups=max(1, spec.smoothing_count),
     )
 
 

@@ -67,3 +67,34 @@ def test_an_unknown_execution_is_refused(segbench: Segbench, small: Small, tmp_p
     answer = segbench("run", *small("tiny_unet", "execution=real", f"out={tmp_path}"))
     assert answer.status == 2
     assert "choose one of simulated, kernel, auto" in answer.err
+
+
+def test_another_code_takes_dual_scales_place(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    """The paper's code judged by images: at equal products the high and low byte are finer."""
+    records = {}
+    for code in ("method", "high_low", "auto"):
+        more = ("method=segquant_dual_only", "execution=kernel", f"activation_code={code}")
+        answer = segbench("run", *small("tiny_mmdit", *more, f"out={tmp_path / code}"))
+        assert answer.status == 0, answer.err
+        records[code] = _record(tmp_path / code)
+    kinds = {code: set(record.execution_by_layer_class) for code, record in records.items()}
+    assert "w8 int8 dual static" in kinds["method"]
+    assert "w8 int8 high_low static" in kinds["high_low"]
+    assert not any("dual" in kind for kind in kinds["high_low"])
+    assert kinds["auto"] - kinds["method"]
+    extra = "extra_products_of_codes"
+    paid = records["method"].extra_macs_fraction
+    assert records["high_low"].protocol[extra] == pytest.approx(paid)
+    assert records["high_low"].settings["activation_code"] == "high_low"
+    errors = {code: record.metrics["step_error"].value for code, record in records.items()}
+    assert len(set(errors.values())) == 3
+
+
+def test_a_code_without_kernels_is_refused(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    answer = segbench("run", *small("tiny_unet", "activation_code=auto", f"out={tmp_path}"))
+    assert answer.status == 2
+    assert "set execution=kernel" in answer.err

@@ -14,7 +14,16 @@ from segquant.core.plan import LayerRecipe
 from segquant.core.schemes import Bits, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings
-from segquant.kernels import KernelLinear, pack_linear, summarize, use_kernels, weight_bytes
+from segquant.kernels import (
+    ActivationCode,
+    KernelLinear,
+    PackedLinear,
+    pack_linear,
+    summarize,
+    use_kernels,
+    weight_bytes,
+)
+from segquant.kernels.recode import pack_recoded, why_not_recoded
 from tests.unit.core.helpers import CHANNEL, GROUP, TENSOR, bits, correlated, one, scheme, seen
 
 SMOOTH = SmoothingSettings(mode=SmoothingMode.fixed)
@@ -128,3 +137,36 @@ def test_a_denoiser_changes_in_place_and_drops_its_dense_weights() -> None:
     assert "simulated (simulated), 1 layers: activations in 16 bit" in said.values()
     assert weight_bytes(model) < 2 * quant.in_features * quant.out_features * 2
     assert model["a"](x).shape == (64, 10)
+
+
+RECODED = LayerRecipe(smoothing=SMOOTH, dual_scale=True, low_rank=LowRankSettings(rank=3))
+
+
+def recoded(code: str, **more: float) -> tuple[PackedLinear, QuantLinear, Tensor]:
+    quant, x = make(bits(), RECODED, CUT)
+    return pack_recoded(quant, seen=seen(x), code=code, **more), quant, x
+
+
+def test_a_recoded_layer_keeps_all_but_its_code() -> None:
+    same, quant, x = recoded("dual")
+    assert torch.equal(KernelLinear(same)(x), KernelLinear(pack_linear(quant))(x))
+    finer, _, _ = recoded("high_low")
+    assert finer.plan.codes == (ActivationCode.symmetric, ActivationCode.high_low)
+    smooth = quant.weight
+    exact = x @ smooth.T + quant.bias
+    errors = [(KernelLinear(one)(x) - exact).norm() for one in (finer, same)]
+    assert errors[0] < errors[1]
+
+
+def test_auto_takes_the_cheapest_code_within_the_tolerance() -> None:
+    strict, _, _ = recoded("auto", tolerance=1e-9)
+    assert set(strict.plan.codes) == {ActivationCode.high_low}
+    loose, _, _ = recoded("auto", tolerance=1.0)
+    assert loose.plan.products == 1
+
+
+def test_only_static_int8_is_coded_anew() -> None:
+    quant, x = make(bits(fine=True), LayerRecipe(), WHOLE)
+    assert "not int8 symmetric token" in (why_not_recoded(quant) or "")
+    with pytest.raises(ValueError, match="no other code"):
+        pack_recoded(quant, seen=seen(x), code="auto")
