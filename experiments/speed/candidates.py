@@ -30,7 +30,7 @@ from segquant.kernels import (
     pack_dense,
     quantized_linear,
 )
-from segquant.kernels.choice import int_mm_fits
+from segquant.kernels.choice import Facts, int_mm_fits
 from segquant.kernels.door import encode_input
 from segquant.kernels.encode import Encoded, encode
 from segquant.kernels.packed import weight_codes
@@ -223,7 +223,6 @@ def product(encoded: Encoded, packed: PackedLinear, **more: Any) -> Tensor:
         packed.plan.planes,
         packed.flat_runs,
         packed.dtype,
-        False,
     )
     return made
 
@@ -312,7 +311,7 @@ def _plain_codes(x: Tensor, packed: PackedLinear) -> Tensor:
 
 def _libraries(setting: Setting) -> list[Candidate]:
     packed = setting.packed(CODE.symmetric)
-    if not int_mm_fits(packed, rows=setting.shape.rows) and setting.device.type == "cuda":
+    if not int_mm_fits(Facts.of(packed), rows=setting.shape.rows) and setting.device.type == "cuda":
         return []
     if not setting.compiled and setting.shape.rows <= SMALL_ROWS:
         return []
@@ -373,7 +372,7 @@ def _torchao(setting: Setting) -> list[Candidate]:
 def _naive_dual(setting: Setting) -> list[Candidate]:
     """DualScale as two products with float32 temporaries, in plain torch: what it costs unfused."""
     packed = setting.packed(CODE.dual)
-    if not int_mm_fits(packed, rows=setting.shape.rows) and setting.device.type == "cuda":
+    if not int_mm_fits(Facts.of(packed), rows=setting.shape.rows) and setting.device.type == "cuda":
         return []
     x, w, tensors = setting.x, packed.weight, packed.tensors
     assert tensors.scale_GSP is not None

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from segquant.kernels.codes import ActivationCode
+from segquant.kernels.encode import Steps
 from segquant.kernels.packed import PackedLinear
 
 TABLE = Path(__file__).with_name("table.json")
@@ -23,6 +25,7 @@ SMALL_ROWS = 16  # up to here the weights are the traffic
 INT_MM_MULTIPLE = 8
 INT_MM_MIN_ROWS = 17
 FP8_CAPABILITY = (8, 9)
+FP8_MULTIPLE = 16  # of features, for torch._scaled_mm
 INT8_CAPABILITY = (8, 0)
 WEAK_INT8 = ((10, 3),)  # B300: a thirtieth of its fp8 rate
 
@@ -81,61 +84,93 @@ class Choice:
     warning: str = ""  # where 16 bit is faster than what was asked for
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What of a layer decides its way."""
+
+    integer: bool
+    four_bit: bool
+    small: bool  # the kernel for few rows knows it
+    segments: tuple[int, ...]  # features of the input's parts
+    runs: tuple[int, ...]  # output features of each run
+
+    @property
+    def features(self) -> tuple[int, int]:
+        return sum(self.runs), sum(self.segments)
+
+    @classmethod
+    def of(cls, packed: PackedLinear) -> Facts:
+        return cls(
+            integer=packed.plan.integer,
+            four_bit=packed.packed,
+            small=small_fits(packed),
+            segments=packed.plan.segments,
+            runs=tuple(stop - start for _, start, stop in packed.runs),
+        )
+
+
 def choose(packed: PackedLinear, *, rows: int, device: Device) -> Choice:
     """How `rows` rows go through a layer on a device."""
-    if not packed.plan.integer:
-        return _choose_fp8(device)
+    return decide(Facts.of(packed), rows=rows, device=device)
+
+
+def decide(facts: Facts, *, rows: int, device: Device) -> Choice:
+    """The same from facts alone. The operators call it when they run: it is never traced."""
+    if not facts.integer:
+        return _decide_fp8(facts, device)
     if device.kind == "cpu":
         return Choice(way=Way.exact, reason="integers, exact in int32, on the CPU")
     if device.kind != "cuda":
         return Choice(way=Way.simulated, reason=f"no integer product on {device.kind}")
     if device.capability < INT8_CAPABILITY:
         return Choice(way=Way.simulated, reason=f"no int8 product on {_sm(device)}")
-    return _choose_integer(packed, rows=rows, device=device)
+    return _decide_integer(facts, rows=rows, device=device)
 
 
-def _choose_fp8(device: Device) -> Choice:
+def _decide_fp8(facts: Facts, device: Device) -> Choice:
     if device.kind == "cuda" and device.capability >= FP8_CAPABILITY:
-        return Choice(way=Way.scaled_mm, reason="torch._scaled_mm")
+        if not any(size % FP8_MULTIPLE for size in (*facts.segments, *facts.runs)):
+            return Choice(way=Way.scaled_mm, reason="torch._scaled_mm")
+        reason = f"torch._scaled_mm wants multiples of {FP8_MULTIPLE} features"
+        return Choice(way=Way.simulated, reason=reason)
     what = _sm(device) if device.kind == "cuda" else f"the {device.kind}"
     return Choice(way=Way.simulated, reason=f"no fp8 product on {what}")
 
 
-def _choose_integer(packed: PackedLinear, *, rows: int, device: Device) -> Choice:
+def _decide_integer(facts: Facts, *, rows: int, device: Device) -> Choice:
     warning = ""
     if device.capability in WEAK_INT8:
         warning = f"{_sm(device)} has little int8: fp8 or 16 bit is faster"
-    entry = measured(device, rows=rows, features=(packed.out_features, packed.plan.in_features))
+    entry = measured(device, rows=rows, features=facts.features)
     if entry is not None and entry["ratio_to_bf16"] < 1:
         warning = f"16 bit is faster here, {1 / entry['ratio_to_bf16']:.2f} times (measured)"
+    fits = int_mm_fits(facts, rows=rows)
     if not device.triton:
-        if int_mm_fits(packed, rows=rows):
+        if fits:
             return Choice(way=Way.int_mm, reason="Triton is not installed", warning=warning)
         return Choice(way=Way.simulated, reason="Triton is not installed, _int_mm does not fit")
     said = "by rule" if entry is None else "measured"
-    if packed.packed:
+    if facts.four_bit:
         return Choice(way=Way.triton_w4, reason=f"4-bit weights, {said}", warning=warning)
-    if entry is not None and entry["way"] == Way.int_mm.name and int_mm_fits(packed, rows=rows):
-        return Choice(way=Way.int_mm, reason="measured", warning=warning)
-    if rows <= SMALL_ROWS and small_fits(packed):
+    if facts.small and rows <= SMALL_ROWS:
         reason = f"{rows} rows: the weights are the traffic, {said}"
         return Choice(way=Way.triton_small, reason=reason, warning=warning)
+    if entry is not None and entry["way"] == Way.int_mm.name and fits:
+        return Choice(way=Way.int_mm, reason="measured", warning=warning)
     return Choice(way=Way.triton, reason=said, warning=warning)
 
 
 def small_fits(packed: PackedLinear) -> bool:
     """Whether the kernel for few rows, which encodes the input itself, knows the layer."""
-    from segquant.kernels.codes import ActivationCode
-    from segquant.kernels.encode import Steps
-
     plan = packed.plan
     simple = plan.codes in ((ActivationCode.symmetric,), (ActivationCode.dual,))
-    return simple and plan.steps is Steps.static and plan.groups == 1 and packed.up_NR is None
+    plain = plan.groups == 1 and packed.up_NR is None and not packed.packed
+    return simple and plain and plan.steps is Steps.static
 
 
-def int_mm_fits(packed: PackedLinear, *, rows: int) -> bool:
-    """Whether torch._int_mm on CUDA takes these sizes (every plane's and segment's)."""
-    sizes = (*packed.plan.segments, *(stop - start for _, start, stop in packed.runs))
+def int_mm_fits(facts: Facts, *, rows: int) -> bool:
+    """Whether torch._int_mm on CUDA takes these sizes (every part's)."""
+    sizes = (*facts.segments, *facts.runs)
     return rows >= INT_MM_MIN_ROWS and not any(size % INT_MM_MULTIPLE for size in sizes)
 
 

@@ -152,15 +152,13 @@ def decode_planes(planes: list[Tensor], steps: CodeSteps) -> Tensor:
 
 
 def _nearest(units: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    bounds = (torch.as_tensor(bound, device=units.device) for bound in (low, high))
-    lowest, highest = bounds
-    bounded = torch.minimum(torch.maximum(units, lowest), highest)
+    # Numbers stay numbers: as tensors they would be copied to the device, which waits for it.
+    bounded = torch.clamp(units, low, high)  # type: ignore[arg-type]
     return torch.where(units == units, bounded, 0.0).round()
 
 
 def _byte(units: Tensor, low: int, high: int) -> Tensor:
-    bounded = units.clamp(low, high).round()
-    return torch.where(units == units, bounded, 0.0).to(torch.int8)
+    return _nearest(units, low, high).to(torch.int8)
 
 
 def _step(reach: Tensor, steps: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels import operators
-from segquant.kernels.choice import Choice, Device, Way, choose
+from segquant.kernels.choice import SMALL_ROWS, small_fits
 from segquant.kernels.encode import Encoded, Producer, Steps, encode
 from segquant.kernels.packed import PackedLinear, low_rank_inner
 
@@ -30,13 +30,14 @@ def quantized_linear(
             f"an input with {x.shape[-1]} features for a layer of {packed.plan.in_features}"
         )
     x_TI = x.reshape(-1, x.shape[-1])
-    choice = choose(packed, rows=x_TI.shape[0], device=Device.of(x.device))
-    if choice.way is Way.triton_small:
+    # Nothing here but the device's kind and the number of rows decides, so that it can be traced;
+    # the operators look further when they run. `choose` says what comes of it.
+    if not packed.plan.integer:
+        output_TN = _fp8(x_TI, packed, producer)
+    elif x.device.type == "cuda" and x_TI.shape[0] <= SMALL_ROWS and small_fits(packed):
         output_TN = _small(x_TI, packed, producer)
-    elif packed.plan.integer:
-        output_TN = _integer(x_TI, packed, producer, choice)
     else:
-        output_TN = _fp8(x_TI, packed, producer, choice)
+        output_TN = _integer(x_TI, packed, producer)
     return output_TN.view(*x.shape[:-1], packed.out_features)
 
 
@@ -69,13 +70,10 @@ def encode_input(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Enco
     return Encoded(codes=codes, scale_GSPT=scale, shift_GST=None, rows=x_TI.shape[0])
 
 
-def _integer(x_TI: Tensor, packed: PackedLinear, producer: Producer, choice: Choice) -> Tensor:
+def _integer(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:
     encoded = encode_input(x_TI, packed, producer)
     if packed.down_RI is not None and producer is not Producer.none:
         x_TI = producer.apply(x_TI)
-    library = choice.way in (Way.int_mm, Way.simulated)
-    if choice.way is Way.simulated:
-        return _simulated(encoded, x_TI, packed)
     output_TN: Tensor = operators.coded_product(
         encoded.codes,
         packed.weight,
@@ -91,34 +89,8 @@ def _integer(x_TI: Tensor, packed: PackedLinear, producer: Producer, choice: Cho
         packed.plan.planes,
         packed.flat_runs,
         packed.dtype,
-        library,
     )
     return output_TN
-
-
-def _simulated(encoded: Encoded, x_TI: Tensor, packed: PackedLinear) -> Tensor:
-    """The same numbers through float32 products, where a device has no integers."""
-    from segquant.kernels.integers import chunked_product
-    from segquant.kernels.packed import weight_codes
-    from segquant.kernels.product import coded_product
-
-    return coded_product(
-        encoded.codes,
-        weight_codes(packed),
-        scale_GSPT=encoded.scale_GSPT,
-        weight_scale_SN=packed.weight_scale_SN,
-        shift_GST=encoded.shift_GST,
-        column_sum_SN=packed.column_sum_SN,
-        bias_N=packed.bias_N,
-        inner_GTR=low_rank_inner(x_TI, packed),
-        up_NR=packed.up_NR,
-        rows=encoded.rows,
-        segments=packed.plan.segments,
-        planes=packed.plan.planes,
-        runs=packed.flat_runs,
-        dtype=packed.dtype,
-        product=chunked_product,
-    )
 
 
 def _small(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:
@@ -139,7 +111,7 @@ def _small(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:
     return output_TN
 
 
-def _fp8(x_TI: Tensor, packed: PackedLinear, producer: Producer, choice: Choice) -> Tensor:
+def _fp8(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:
     encoded = encode(x_TI, plan=packed.plan, tensors=packed.tensors, producer=producer)
     codes_GTI = encoded.codes.view(packed.plan.groups, *x_TI.shape)
     outputs = [
@@ -150,7 +122,6 @@ def _fp8(x_TI: Tensor, packed: PackedLinear, producer: Producer, choice: Choice)
             packed.weight_scale_SN[0, first:last],
             None if packed.bias_N is None else packed.bias_N[first:last],
             packed.dtype,
-            choice.way is Way.scaled_mm,
         )
         for group, first, last in packed.runs
     ]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from segquant.kernels.choice import INT8_CAPABILITY, Device, Facts, Way, decide
 from segquant.kernels.encode import Producer, encode, static_plan
 from segquant.kernels.integers import exact_product
 from segquant.kernels.layout import unpack_halves
@@ -37,32 +38,38 @@ def coded_product(
     planes: Sequence[int],
     runs: Sequence[int],
     dtype: torch.dtype,
-    library: bool,
 ) -> Tensor:
-    """The output [T, N] of coded inputs; see `product.coded_product`.
-
-    Args:
-        library: on CUDA, multiply with torch._int_mm rather than the Triton kernel.
-    """
-    if codes.device.type == "cuda" and not library:
+    """The output [T, N] of coded inputs; see `product.coded_product`."""
+    way = Way.exact
+    if codes.device.type != "cpu":
+        facts = Facts(
+            integer=True,
+            four_bit=weight.dtype is torch.uint8,
+            small=False,
+            segments=tuple(segments),
+            runs=tuple(last - first for first, last in zip(runs[1::3], runs[2::3], strict=True)),
+        )
+        way = decide(facts, rows=rows, device=Device.of(codes.device)).way
+    if way in (Way.triton, Way.triton_w4):
         from segquant.kernels import launch
 
-        return launch.product(
-            codes,
-            weight,
-            scale_GSPT=scale_GSPT,
-            weight_scale_SN=weight_scale_SN,
-            shift_GST=shift_GST,
-            column_sum_SN=column_sum_SN,
-            bias_N=bias_N,
-            inner_GTR=inner_GTR,
-            up_NR=up_NR,
-            rows=rows,
-            segments=segments,
-            planes=planes,
-            runs=runs,
-            dtype=dtype,
-        )
+        with torch.cuda.device(codes.device):
+            return launch.product(
+                codes,
+                weight,
+                scale_GSPT=scale_GSPT,
+                weight_scale_SN=weight_scale_SN,
+                shift_GST=shift_GST,
+                column_sum_SN=column_sum_SN,
+                bias_N=bias_N,
+                inner_GTR=inner_GTR,
+                up_NR=up_NR,
+                rows=rows,
+                segments=segments,
+                planes=planes,
+                runs=runs,
+                dtype=dtype,
+            )
     return coded_product_reference(
         codes,
         unpack_halves(weight) if weight.dtype is torch.uint8 else weight,
@@ -78,7 +85,7 @@ def coded_product(
         planes=planes,
         runs=runs,
         dtype=dtype,
-        product=_int_mm if codes.device.type == "cuda" else exact_product,
+        product=_int_mm if way is Way.int_mm else exact_product,
     )
 
 
@@ -98,7 +105,6 @@ def _(
     planes: Sequence[int],
     runs: Sequence[int],
     dtype: torch.dtype,
-    library: bool,
 ) -> Tensor:
     return codes.new_empty((rows, weight.shape[0]), dtype=dtype)
 
@@ -115,14 +121,17 @@ def fp8_product(
     weight_scale_N: Tensor,
     bias_N: Tensor | None,
     dtype: torch.dtype,
-    library: bool,
 ) -> Tensor:
-    """The output [T, N] of e4m3 codes; see `product.fp8_product`.
-
-    Args:
-        library: use torch._scaled_mm, with the scales of rows and columns applied after it.
-    """
-    if not library:
+    """The output [T, N] of e4m3 codes; see `product.fp8_product`."""
+    facts = Facts(
+        integer=False,
+        four_bit=False,
+        small=False,
+        segments=(weight_NI.shape[1],),
+        runs=(weight_NI.shape[0],),
+    )
+    rows = codes_TI.shape[0]
+    if decide(facts, rows=rows, device=Device.of(codes_TI.device)).way is not Way.scaled_mm:
         return fp8_product_reference(
             codes_TI,
             weight_NI,
@@ -152,9 +161,15 @@ def _(
     weight_scale_N: Tensor,
     bias_N: Tensor | None,
     dtype: torch.dtype,
-    library: bool,
 ) -> Tensor:
     return codes_TI.new_empty((codes_TI.shape[0], weight_NI.shape[0]), dtype=dtype)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    found = Device.of(device)
+    return found.triton and found.capability >= INT8_CAPABILITY
 
 
 @torch.library.custom_op("segquant::encode_static", mutates_args=())
@@ -172,18 +187,19 @@ def encode_static(
     Args:
         codes: of each segment, with a comma between.
     """
-    if x_TI.device.type == "cuda":
+    if _has_kernels(x_TI.device):
         from segquant.kernels import launch
 
-        return launch.encode(
-            x_TI,
-            inverse_GPI,
-            zero_GI,
-            segments=segments,
-            codes=codes,
-            num_bits=num_bits,
-            producer=producer,
-        )
+        with torch.cuda.device(x_TI.device):
+            return launch.encode(
+                x_TI,
+                inverse_GPI,
+                zero_GI,
+                segments=segments,
+                codes=codes,
+                num_bits=num_bits,
+                producer=producer,
+            )
     plan, tensors = static_plan(
         inverse_GPI, zero_GI, segments=segments, codes=codes, num_bits=num_bits
     )
@@ -217,20 +233,21 @@ def small_product(
     dtype: torch.dtype,
 ) -> Tensor:
     """Encodes and multiplies a few rows in one kernel on CUDA; symmetric or dual static codes."""
-    if x_TI.device.type == "cuda":
+    if _has_kernels(x_TI.device):
         from segquant.kernels import launch
 
-        return launch.small(
-            x_TI,
-            weight_NI,
-            inverse_PI,
-            scale_P,
-            weight_scale_N,
-            bias_N,
-            producer=producer,
-            num_bits=num_bits,
-            dtype=dtype,
-        )
+        with torch.cuda.device(x_TI.device):
+            return launch.small(
+                x_TI,
+                weight_NI,
+                inverse_PI,
+                scale_P,
+                weight_scale_N,
+                bias_N,
+                producer=producer,
+                num_bits=num_bits,
+                dtype=dtype,
+            )
     names = "symmetric" if inverse_PI.shape[0] == 1 else "dual"
     sizes = (x_TI.shape[1],)
     plan, tensors = static_plan(

@@ -252,3 +252,100 @@ def test_encoding_loads_sixteen_bytes(code: int, producer: int, sm: int, tmp_pat
     compiled = encoder(sm, code=code, producer=producer)
     assert WIDE_LOAD.search(compiled.asm["ptx"])
     check(compiled, sm, tmp_path)
+
+
+class _NoDevice:
+    """Stands in for the driver of a Hopper GPU, up to the launch."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Kernels go through Triton's own binding and compilation for sm_90, and stop there."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    made: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        made.append(kernel)
+        return kernel
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(driver, "_active", _NoDevice())
+    return made
+
+
+def test_launches_bind_and_compile_as_they_are_written(hopper: list[Any]) -> None:
+    """The arguments of every launch, from real layers: all but the launch itself."""
+    from segquant.kernels import ActivationCode, PackedLinear, Producer, Steps, launch
+    from segquant.kernels.encode import encode
+    from segquant.kernels.packed import low_rank_inner
+    from tests.unit.kernels.cases import inputs, layer
+
+    def multiply(x: Any, packed: PackedLinear, **more: Any) -> None:
+        encoded = encode(x, plan=packed.plan, tensors=packed.tensors)
+        made = launch.product(
+            encoded.codes,
+            packed.weight,
+            scale_GSPT=encoded.scale_GSPT,
+            weight_scale_SN=packed.weight_scale_SN,
+            shift_GST=encoded.shift_GST,
+            column_sum_SN=packed.column_sum_SN,
+            bias_N=packed.bias_N,
+            inner_GTR=low_rank_inner(x, packed),
+            up_NR=packed.up_NR,
+            rows=encoded.rows,
+            segments=packed.plan.segments,
+            planes=packed.plan.planes,
+            runs=packed.flat_runs,
+            dtype=packed.dtype,
+            **more,
+        )
+        assert made.shape[0] in (40, 40 * 128, 80 * 128)
+
+    code, x = ActivationCode, inputs("gelu", 40, 128)
+    cut = {"codes": [code.symmetric, code.dual], "segments": (32, 96), "output": (48, 80)}
+    multiply(x, layer(x, 128, codes=[code.dual]))
+    multiply(x, layer(x, 128, **cut, rank=8))
+    multiply(x, layer(x, 128, codes=[code.zero_point], steps=Steps.token))
+    multiply(x, layer(x, 128, codes=[code.dual], weight_bits=4, output=(48, 80)))
+    inverse = inputs("positive", 2, 128)
+    more = {"producer": "gelu_tanh", "next_code": "dual", "next_inverse_PN": inverse}
+    multiply(x, layer(x, 128, codes=[code.symmetric]), **more)
+    packed = layer(x, 128, **cut)
+    launch.encode(
+        x,
+        packed.tensors.inverse_GPI,
+        packed.tensors.zero_GI,
+        segments=(32, 96),
+        codes="symmetric,dual",
+        num_bits=8,
+        producer=Producer.gelu.name,
+    )
+    packed = layer(x[:3], 128, codes=[code.dual])
+    assert packed.tensors.inverse_GPI is not None
+    assert packed.tensors.scale_GSP is not None
+    launch.small(
+        x[:3],
+        packed.weight,
+        packed.tensors.inverse_GPI[0],
+        packed.tensors.scale_GSP[0, 0],
+        packed.weight_scale_SN[0],
+        packed.bias_N,
+        producer="silu",
+        num_bits=8,
+        dtype=packed.dtype,
+    )
+    assert len(hopper) == 5 + 2 * 2 + 1
+    assert all("sm_90" in kernel.asm["ptx"] for kernel in hopper)

@@ -34,7 +34,6 @@ def product_arguments(steps: Steps, code: CODE, **more: Any) -> tuple[Any, ...]:
         list(packed.plan.planes),
         packed.flat_runs,
         torch.bfloat16,
-        False,
     )
 
 
@@ -76,7 +75,7 @@ def test_the_other_operators_pass_the_operator_checks() -> None:
     codes = encode(x, plan=fp8.plan, tensors=fp8.tensors)
     scale = codes.scale_GSPT[0, 0, 0]
     given = (codes.codes.view(10, 24), fp8.weight, scale, fp8.weight_scale_SN[0], None)
-    torch.library.opcheck(operators.fp8_product, (*given, torch.float32, False))
+    torch.library.opcheck(operators.fp8_product, (*given, torch.float32))
 
 
 def test_the_encoding_operator_gives_the_codes_of_plain_torch() -> None:
