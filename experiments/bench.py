@@ -47,7 +47,7 @@ from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import save_quantized
 from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
 from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
@@ -266,7 +266,7 @@ class Bench:
 
     def calibration_key(self, *, gram: bool) -> Any:
         return {
-            "sampler": self.sampler(),
+            "sampler": self.sampler(batch_size=self._calibration_batch_size),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
             "gram": gram,
@@ -286,7 +286,7 @@ class Bench:
         gram, rows = self.needs.gram, self.sample_rows
         denoiser = self.float_denoiser
         with threads(self.num_threads), self._with_denoiser(None) as pipeline:
-            first, *_ = prompts = batches(self.dataset.calibration, self.config.model.batch_size)
+            first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
 
             def sampled(batch: Sequence[Prompt]) -> None:
                 model, seed = self.config.model, self.config.seed
@@ -302,9 +302,10 @@ class Bench:
             )
             self.progress.note(plan.describe())
 
-            def run() -> None:
+            def run(recorder: StatisticsRecorder) -> None:
                 done = 0
-                for batch in prompts:
+                for number, batch in enumerate(prompts):
+                    recorder.part = number * PARTS // len(prompts)
                     sampled(batch)
                     done += len(batch)
                     report(done)
@@ -315,6 +316,11 @@ class Bench:
             )
         # One more forward has shown what the plan needs.
         return {"forwards": forwards + 1, "plan": plan.describe()}
+
+    @property
+    def _calibration_batch_size(self) -> int:
+        """Small enough for as many parts as the statistics tell apart."""
+        return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
 
     def _statistics_bytes(self) -> int | None:
         limit = self.config.statistics_gigabytes
