@@ -196,6 +196,8 @@ class Bench:
         return {
             "sampler": sampler,
             "prompts": prompts_hash(self.dataset.evaluation),
+            "latents": self.config.latents,
+            "image": self.config.image,
             "denoiser": denoiser,
         }
 
@@ -218,6 +220,8 @@ class Bench:
                     config=model,
                     seed=self.config.seed,
                     progress=self.progress.part("images"),
+                    shared_noise=self.config.latents == "shared",
+                    jpeg=self.config.image == "jpeg",
                 )
             return {**notes, "peak_memory_bytes": peak_memory_bytes()}
 
@@ -241,7 +245,11 @@ class Bench:
         if count == 0:
             return None
         prompts = self.dataset.evaluation[:count]
-        key = {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
+        key = {
+            "sampler": self.sampler(),
+            "prompts": prompts_hash(prompts),
+            "latents": self.config.latents,
+        }
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(self.num_threads), self._with_denoiser(None) as pipeline:
@@ -251,6 +259,7 @@ class Bench:
                     folder,
                     config=self.config.model,
                     seed=self.config.seed,
+                    shared_noise=self.config.latents == "shared",
                 )
 
         return self.store.build("trajectory", key, make)

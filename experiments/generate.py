@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evaluation.images import write_png
+from evaluation.images import through_jpeg, write_png
 from experiments.config import ModelConfig
 from experiments.data import Prompt, noise_seed
 from experiments.pipelines import get_denoiser
 from segquant.graph import capture_example_inputs
 
+SHARED = "shared"  # in a prompt id's place, where all prompts share their noise
 Progress = Callable[[int], None]  # told how many prompts are done
 
 
@@ -36,10 +37,16 @@ def sample(
     *,
     config: ModelConfig,
     seed: int,
+    shared_noise: bool = False,
     output_type: str = "np",
 ) -> Any:
-    """One call of the pipeline: images (N, H, W, 3) in [0, 1], or latents."""
-    generators = [torch.Generator().manual_seed(noise_seed(p.id, seed=seed)) for p in prompts]
+    """One call of the pipeline: images (N, H, W, 3) in [0, 1], or latents.
+
+    Args:
+        shared_noise: every prompt starts from one and the same noise.
+    """
+    keys = [SHARED if shared_noise else prompt.id for prompt in prompts]
+    generators = [torch.Generator().manual_seed(noise_seed(key, seed=seed)) for key in keys]
     settings: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, **config.call}
     for key in ("height", "width", "guidance_scale"):
         if getattr(config, key) is not None:
@@ -64,10 +71,15 @@ def generate_images(
     config: ModelConfig,
     seed: int,
     progress: Progress,
+    shared_noise: bool = False,
+    jpeg: bool = False,
 ) -> dict[str, Any]:
     """Writes `<id>.png` for every prompt; goes on where a killed call stopped.
 
     A batch with one image missing is made again as a whole: another batch would move bits.
+
+    Args:
+        jpeg: images go through JPEG on their way, as those of some published protocols did.
 
     Returns:
         The ids whose images came out with a value that is not finite (they are drawn black).
@@ -77,12 +89,14 @@ def generate_images(
     for batch in batches(prompts, config.batch_size):
         paths = [folder / f"{prompt.id}.png" for prompt in batch]
         if not all(path.exists() for path in paths):
-            images = np.asarray(sample(pipeline, batch, config=config, seed=seed), np.float32)
+            made = sample(pipeline, batch, config=config, seed=seed, shared_noise=shared_noise)
+            images = np.asarray(made, np.float32)
             for prompt, path, image in zip(batch, paths, images, strict=True):
                 if not np.isfinite(image).all():
                     damaged.append(prompt.id)
                 clean = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
-                write_png(path, np.round(clean * 255.0).astype(np.uint8))
+                pixels = np.round(clean * 255.0).astype(np.uint8)
+                write_png(path, through_jpeg(pixels) if jpeg else pixels)
         done += len(batch)
         progress(done)
     return {"not_finite": damaged}
@@ -144,6 +158,7 @@ def record_trajectory(
     *,
     config: ModelConfig,
     seed: int,
+    shared_noise: bool = False,
     limit_bytes: int | None = None,
 ) -> dict[str, Any]:
     """What the unquantized denoiser was given and said at every step, batch by batch.
@@ -182,7 +197,14 @@ def record_trajectory(
             calls.append(_rename(tree, renamed))
 
         with observed(get_denoiser(pipeline), see):
-            sample(pipeline, batch, config=config, seed=seed, output_type="latent")
+            sample(
+                pipeline,
+                batch,
+                config=config,
+                seed=seed,
+                shared_noise=shared_noise,
+                output_type="latent",
+            )
         path = folder / f"batch{index:04d}.safetensors"
         save_file(tensors, path)
         written += path.stat().st_size
