@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
+    text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
+    _verb(verbs, "bench-calibration", _bench_calibration, text)
     _verb(verbs, "methods", _methods, "the methods, what each does and needs")
     _verb(verbs, "models", _models, "the models that conf/model names")
     return parser
@@ -201,6 +203,20 @@ def _inspect(options: argparse.Namespace) -> int:
         sys.stdout.write(to_json(graph) + "\n")
     else:
         sys.stdout.write(render_table(graph) + "\n")
+    return EXIT_OK
+
+
+def _bench_calibration(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from experiments.bench_calibration import measure, ratios, render
+    from experiments.sweep import read_request
+
+    given = ["method=segquant_a", *options.overrides]
+    (config,) = read_request(given, multirun=False).cells
+    costs = measure(config)
+    data = {"costs": [asdict(cost) for cost in costs], "ratios": ratios(costs)}
+    _answer(options, data=data, text=render(costs))
     return EXIT_OK
 
 
