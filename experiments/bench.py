@@ -23,6 +23,7 @@ from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
 from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
+from experiments.execution import execution_name
 from experiments.generate import (
     batches,
     example_inputs,
@@ -166,7 +167,7 @@ class Bench:
             if config.method.needs().replay:
                 key = self.calibration_inputs_key()
                 wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
-            wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
+            wanted.append(("images", self.images_key(self.quantized_name(config)), n))
         return [
             (self.store.folder(kind, key), count)
             for kind, key, count in wanted
@@ -354,6 +355,12 @@ class Bench:
             "bits": protocol.plain(asdict(config.bits)),
             "code": source_digest("segquant", "baselines"),
         }
+
+    def quantized_name(self, config: RunConfig) -> str:
+        """What images and step errors of the quantized denoiser are filed under."""
+        return execution_name(
+            digest(self.quantized_key(config)), config.execution, config.activation_code
+        )
 
     def quantized(self, config: RunConfig) -> Stage:
         """The quantized denoiser as a checkpoint."""

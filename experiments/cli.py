@@ -58,7 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "bench-calibration", _bench_calibration, text)
     _verb(verbs, "methods", _methods, "the methods, what each does and needs")
     _verb(verbs, "models", _models, "the models that conf/model names")
+    _add_speed_verbs(verbs)
     return parser
+
+
+def _add_speed_verbs(verbs: Any) -> None:
+    from experiments.speed.arguments import add_arguments
+
+    text = "speed of every Linear shape of three models, every way through it"
+    add_arguments(_verb(verbs, "bench-kernels", _bench_kernels, text), table=True)
+    text = "speed of one denoiser step at full size, with random weights"
+    add_arguments(_verb(verbs, "bench-model", _bench_model, text), table=False)
 
 
 def _verb(
@@ -225,6 +235,22 @@ def _methods(options: argparse.Namespace) -> int:
 
     methods = describe_methods()
     _answer(options, data=methods, text=render_methods(methods))
+    return EXIT_OK
+
+
+def _bench_kernels(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_kernels
+
+    data, text = bench_kernels(options)
+    _answer(options, data=data, text=text)
+    return EXIT_OK
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_model
+
+    data, text = bench_model(options)
+    _answer(options, data=data, text=text)
     return EXIT_OK
 
 

@@ -26,11 +26,13 @@ from experiments.bench import Bench, floor_of, threads
 from experiments.config import RunConfig
 from experiments.data import prompts_hash
 from experiments.errors import UserError
+from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized
 from segquant.core.protocol import QuantizationReport
+from segquant.kernels import summarize
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 _CODE = (
     "evaluation",
     "experiments/bench.py",
+    "experiments/execution.py",
     "experiments/run.py",
     "experiments/protocol.py",
 )
@@ -53,6 +56,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
+        "execution": [config.execution, config.activation_code],
         "metrics": protocol.plain(asdict(config.metrics)),
         "evaluator": bench.evaluator.key,
         "code": source_digest(*_CODE),
@@ -63,7 +67,7 @@ def image_folder(bench: Bench, config: RunConfig) -> Path:
     """Where the cell's images lie once they are made."""
     floor = floor_of(config)
     unquantized = floor is not None or isinstance(config.method, FullPrecision)
-    name = "float" if unquantized else digest(bench.quantized_key(config))
+    name = "float" if unquantized else bench.quantized_name(config)
     return bench.store.folder("images", bench.images_key(name, floor=floor))
 
 
@@ -143,7 +147,8 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     record.seconds["reference"] = reference.seconds
     if floor is not None or isinstance(config.method, FullPrecision):
         denoiser, name = None, "float"
-        calibration = Calibration(statistics={}, forwards=0)
+        calibration: Calibration | None = Calibration(statistics={}, forwards=0)
+        assert calibration is not None
         report = config.method.quantize(
             bench.float_denoiser, calibration=calibration, bits=config.bits
         )
@@ -153,17 +158,28 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         denoiser, report = load_quantized(
             copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
         )
-        name = stage.hash
+        name = bench.quantized_name(config)
+        calibration = bench.calibration()[1] if config.activation_code != "method" else None
+        entries = prepare(
+            denoiser, config.execution, code=config.activation_code, calibration=calibration
+        )
         record.calibration_forwards = stage.notes["forwards"]
         record.seconds["calibration"] = stage.notes["calibration_seconds"]
         record.seconds["quantize"] = stage.seconds
-        record.execution = report.execution
+        record.execution = "kernel" if runs_on_kernels(entries) else report.execution
     images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
     record.seconds["images"] = images.seconds
     count = len(bench.dataset.evaluation)
     record.seconds["seconds_per_image"] = images.seconds / count
     record.peak_memory_bytes = images.notes["peak_memory_bytes"]
     _fill_report(record, report, denoiser=denoiser or bench.float_denoiser)
+    if denoiser is not None and config.execution != "simulated":
+        record.execution_by_layer_class = summarize(entries)
+        record.method_elements["left_out"] = kernel_left_out(report.left_out, record.execution)
+        if config.activation_code != "method" and calibration is not None:
+            more = extra_products(entries, bench.float_denoiser, calibration)
+            record.protocol["activation_code"] = config.activation_code
+            record.protocol["extra_products_of_codes"] = more
     _fill_metrics(bench, record, images=images, reference=reference)
     _fill_step_errors(bench, record, errors=bench.step_errors(denoiser, name, floor=floor))
     return record
