@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,15 +263,18 @@ class Bench:
     def calibration(self) -> tuple[Stage, Calibration]:
         """The statistics, from one pass of the unquantized model over the calibration prompts."""
         richest = self.store.find("calibration", self.calibration_key(gram=True))
-        stage = richest or self.store.build(
-            "calibration", self.calibration_key(gram=self.needs.gram), self._calibrate
+        gram = self.needs.gram or richest is not None
+        stage = self.store.build(
+            "calibration",
+            self.calibration_key(gram=gram),
+            functools.partial(self._calibrate, gram=gram),
         )
         return stage, Calibration.load(stage.path / "statistics")
 
-    def _calibrate(self, folder: Path) -> dict[str, Any]:
+    def _calibrate(self, folder: Path, *, gram: bool) -> dict[str, Any]:
         recorder = StatisticsRecorder(
             self.float_denoiser,
-            gram=self.needs.gram,
+            gram=gram,
             sample_rows=self.sample_rows,
             seed=self.config.seed,
         )

@@ -30,6 +30,7 @@ from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized
 from segquant.core.protocol import QuantizationReport
+from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def run_cell(bench: Bench, config: RunConfig) -> Record:
         record = _blank(bench, config, run_id=path.parent.name, status="failed")
         record.reason = f"{type(error).__name__}: {error}"
         record.traceback = traceback.format_exc()
-    record.environment = describe_environment(repository=PROJECT)
+    record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"started": started, "finished": utc_now()}
     write_record(path, record)
     return record
@@ -109,7 +110,7 @@ def record_failure(bench: Bench, config: RunConfig, reason: str) -> Record:
     path = record_path(bench, config)
     record = _blank(bench, config, run_id=path.parent.name, status="failed")
     record.reason = reason
-    record.environment = describe_environment(repository=PROJECT)
+    record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"finished": utc_now()}
     write_record(path, record)
     return record
@@ -157,8 +158,10 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.execution = report.execution
     images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
     record.seconds["images"] = images.seconds
-    count = len(bench.dataset.evaluation)
-    record.seconds["seconds_per_image"] = images.seconds / count
+    each = images.notes["seconds_per_image"]
+    record.seconds["seconds_per_image"] = (
+        images.seconds / len(bench.dataset.evaluation) if each is None else each
+    )
     record.peak_memory_bytes = images.notes["peak_memory_bytes"]
     _fill_report(record, report, denoiser=denoiser or bench.float_denoiser)
     _fill_metrics(bench, record, images=images, reference=reference)
