@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from evaluation.clip import Evaluator, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
-from experiments.data import Dataset, load_dataset, prompts_hash, write_true_images
+from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
 from experiments.generate import (
     batches,
@@ -56,6 +56,23 @@ def floor_of(config: RunConfig) -> NoiseFloor | None:
     return config.method if isinstance(config.method, NoiseFloor) else None
 
 
+def planned_gpu(config: RunConfig) -> str:
+    """The GPU that jobs will have: results depend on it, so it is known before they run.
+
+    Raises:
+        UserError: it is not named and this machine has none to go by.
+    """
+    if config.cluster.gpu_name is not None:
+        return config.cluster.gpu_name
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    raise UserError(
+        "the jobs ask for GPUs and this machine has none: say what torch calls theirs with "
+        "cluster.gpu_name='...' (srun --gpus=1 python -c 'import torch; "
+        "print(torch.cuda.get_device_name())' prints it), or give device=cpu"
+    )
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """CPU threads of torch inside the block."""
@@ -75,10 +92,21 @@ class Bench:
     store: Store
     progress: Progress
     needs: StatisticsNeeds  # the union over the sweep: one calibration serves it
+    samples: bool = True  # False: other machines make the stages, here they are only looked at
 
     @cached_property
     def device(self) -> torch.device:
-        return resolve_device(self.config.device)
+        if not self.samples:
+            return torch.device("cpu")
+        device = resolve_device(self.config.device)
+        expected = self.config.cluster.gpu_name
+        if device.type == "cuda" and expected not in (None, torch.cuda.get_device_name(device)):
+            raise UserError(
+                f"this machine's GPU is {torch.cuda.get_device_name(device)}, the request is for "
+                f"cluster.gpu_name={expected}; name it, or keep to one kind of node with "
+                "cluster.jobs.constraint"
+            )
+        return device
 
     @cached_property
     def num_threads(self) -> int:
@@ -150,7 +178,21 @@ class Bench:
         }
 
     def _device_name(self) -> str:
+        if not self.samples and self.config.device != "cpu":
+            return planned_gpu(self.config)
         return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+
+    def has_reference(self) -> bool:
+        """Whether the reference's images and trajectory are there."""
+        trajectory = self.trajectory_key()
+        return self.store.find("images", self.images_key("float")) is not None and (
+            trajectory is None or self.store.find("trajectory", trajectory) is not None
+        )
+
+    def has_calibration(self) -> bool:
+        grams = (True, self.needs.gram)
+        keys = [self.calibration_key(gram=gram) for gram in grams]
+        return any(self.store.find("calibration", key) is not None for key in keys)
 
     def pending(self, config: RunConfig) -> list[tuple[Path, int]]:
         """Stages that sample prompts and are not there yet: their folder and number of prompts."""
@@ -170,6 +212,15 @@ class Bench:
         ]
 
     # stages --------------------------------------------------------------------------------
+
+    def _build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Stage:
+        def refuse(folder: Path) -> None:
+            raise RuntimeError(
+                f"{folder.with_suffix('')} is gone or damaged, and this job only measures; give "
+                "the same command again"
+            )
+
+        return self.store.build(kind, key, make if self.samples else refuse)
 
     def true_images(self) -> Stage | None:
         """The dataset's own images of the evaluation prompts."""
@@ -217,7 +268,7 @@ class Bench:
                 )
             return {**notes, "peak_memory_bytes": peak_memory_bytes()}
 
-        return self.store.build("images", key, make)
+        return self._build("images", key, make)
 
     @contextmanager
     def _with_denoiser(self, denoiser: nn.Module | None) -> Iterator[Any]:
@@ -231,13 +282,20 @@ class Bench:
     def reference(self) -> Stage:
         return self.images(None, self.images_key("float"), floor=None)
 
+    def _traced(self) -> tuple[Prompt, ...]:
+        return self.dataset.evaluation[: self.config.metrics.teacher_forced_prompts]
+
+    def trajectory_key(self) -> Any:
+        prompts = self._traced()
+        if not prompts:
+            return None
+        return {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
+
     def trajectory(self) -> Stage | None:
         """What the unquantized denoiser was given and said, for some evaluation prompts."""
-        count = min(self.config.metrics.teacher_forced_prompts, len(self.dataset.evaluation))
-        if count == 0:
+        prompts, key = self._traced(), self.trajectory_key()
+        if key is None:
             return None
-        prompts = self.dataset.evaluation[:count]
-        key = {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(self.num_threads), self._with_denoiser(None) as pipeline:
@@ -249,7 +307,7 @@ class Bench:
                     seed=self.config.seed,
                 )
 
-        return self.store.build("trajectory", key, make)
+        return self._build("trajectory", key, make)
 
     def calibration_key(self, *, gram: bool) -> Any:
         return {
@@ -264,7 +322,7 @@ class Bench:
         """The statistics, from one pass of the unquantized model over the calibration prompts."""
         richest = self.store.find("calibration", self.calibration_key(gram=True))
         gram = self.needs.gram or richest is not None
-        stage = self.store.build(
+        stage = self._build(
             "calibration",
             self.calibration_key(gram=gram),
             functools.partial(self._calibrate, gram=gram),
@@ -318,7 +376,7 @@ class Bench:
             save_quantized(denoiser, folder / "denoiser", report)
             return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
 
-        return self.store.build("quantized", self.quantized_key(config), make)
+        return self._build("quantized", self.quantized_key(config), make)
 
     def step_errors(
         self, denoiser: nn.Module | None, name: str, *, floor: NoiseFloor | None
@@ -337,7 +395,7 @@ class Bench:
             torch.save(errors, folder / "errors.pt")
             return {}
 
-        stage = self.store.build("step_errors", key, make)
+        stage = self._build("step_errors", key, make)
         loaded = torch.load(stage.path / "errors.pt", weights_only=True)
         assert isinstance(loaded, torch.Tensor)
         return loaded

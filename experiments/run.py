@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +96,21 @@ def run_cell(bench: Bench, config: RunConfig) -> Record:
         raise
     except Exception as error:  # one cell's failure is its own: recorded, never passed on
         log.exception("%s %s failed", config.method_name, config.bits.name)
-        record = _blank(bench, config, run_id=path.parent.name, status="failed")
-        record.reason = f"{type(error).__name__}: {error}"
-        record.traceback = traceback.format_exc()
+        return record_failure(
+            bench, config, f"{type(error).__name__}: {error}", trace=traceback.format_exc()
+        )
     record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"started": started, "finished": utc_now()}
     write_record(path, record)
     return record
 
 
-def record_failure(bench: Bench, config: RunConfig, reason: str) -> Record:
-    """Writes a record of a cell that could not speak for itself."""
+def record_failure(bench: Bench, config: RunConfig, reason: str, *, trace: str = "") -> Record:
+    """Writes the record of a cell that failed, or that could not speak for itself."""
     path = record_path(bench, config)
     record = _blank(bench, config, run_id=path.parent.name, status="failed")
     record.reason = reason
+    record.traceback = trace
     record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"finished": utc_now()}
     write_record(path, record)
@@ -136,37 +137,67 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.reason = reason
         return record
     record = _blank(bench, config, run_id=run_id, status="ok")
+    made = make_images(bench, config)
+    record.seconds = dict(made.seconds)
+    record.execution = made.execution
+    record.calibration_forwards = made.calibration_forwards
+    record.peak_memory_bytes = made.images.notes["peak_memory_bytes"]
+    _fill_report(record, made.report, denoiser=made.denoiser or bench.float_denoiser)
+    _fill_metrics(bench, record, images=made.images, reference=made.reference)
+    _fill_step_errors(bench, record, errors=made.step_errors)
+    return record
+
+
+@dataclass(kw_only=True)
+class Made:
+    """A cell's stages up to its metrics."""
+
+    reference: Stage
+    images: Stage
+    denoiser: nn.Module | None  # None: the unquantized one
+    report: QuantizationReport
+    step_errors: torch.Tensor | None
+    execution: str = "float"
+    calibration_forwards: int = 0
+    seconds: dict[str, float]
+
+
+def make_images(bench: Bench, config: RunConfig) -> Made:
+    """Everything of a cell that its device decides: what is left are metrics of files."""
     floor = floor_of(config)
     reference = bench.reference()
-    record.seconds["reference"] = reference.seconds
+    seconds = {"reference": reference.seconds}
+    forwards = 0
     if floor is not None or isinstance(config.method, FullPrecision):
         denoiser, name = None, "float"
         calibration = Calibration(statistics={}, forwards=0)
         report = config.method.quantize(
             bench.float_denoiser, calibration=calibration, bits=config.bits
         )
-        record.execution = "float"
+        execution = "float"
     else:
         stage = bench.quantized(config)
         denoiser, report = load_quantized(
             copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
         )
-        name = stage.hash
-        record.calibration_forwards = stage.notes["forwards"]
-        record.seconds["calibration"] = stage.notes["calibration_seconds"]
-        record.seconds["quantize"] = stage.seconds
-        record.execution = report.execution
+        name, execution = stage.hash, report.execution
+        forwards = stage.notes["forwards"]
+        seconds |= {"calibration": stage.notes["calibration_seconds"], "quantize": stage.seconds}
     images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
-    record.seconds["images"] = images.seconds
     each = images.notes["seconds_per_image"]
-    record.seconds["seconds_per_image"] = (
-        images.seconds / len(bench.dataset.evaluation) if each is None else each
+    count = len(bench.dataset.evaluation)
+    seconds["images"] = images.seconds
+    seconds["seconds_per_image"] = images.seconds / count if each is None else each
+    return Made(
+        reference=reference,
+        images=images,
+        denoiser=denoiser,
+        report=report,
+        step_errors=bench.step_errors(denoiser, name, floor=floor),
+        execution=execution,
+        calibration_forwards=forwards,
+        seconds=seconds,
     )
-    record.peak_memory_bytes = images.notes["peak_memory_bytes"]
-    _fill_report(record, report, denoiser=denoiser or bench.float_denoiser)
-    _fill_metrics(bench, record, images=images, reference=reference)
-    _fill_step_errors(bench, record, errors=bench.step_errors(denoiser, name, floor=floor))
-    return record
 
 
 def _fill_report(record: Record, report: QuantizationReport, *, denoiser: nn.Module) -> None:
