@@ -18,7 +18,7 @@ from torch import nn
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
-from evaluation.clip import Evaluator, load_evaluator
+from evaluation.clip import Evaluator, evaluator_key, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
@@ -137,6 +137,14 @@ class Bench:
     @cached_property
     def evaluator(self) -> Evaluator:
         return load_evaluator(self.checked_evaluator)
+
+    @cached_property
+    def evaluator_key(self) -> str:
+        """Known without loading it: a look at a sweep takes no model."""
+        try:
+            return evaluator_key(self.checked_evaluator)
+        except ValueError as error:
+            raise UserError(f"metrics.evaluator={self.config.metrics.evaluator}: {error}") from error
 
     @cached_property
     def checked_evaluator(self) -> Path:

@@ -110,6 +110,7 @@ def _note_failure(bench: Bench, cell: RunConfig, error: Exception) -> str:
 
 def _bench(config: RunConfig, needs: StatisticsNeeds, *, code: str, samples: bool = True) -> Bench:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("submitit").propagate = False  # it prints by itself
     if code != code_version():
         raise RuntimeError(
             "the project's code changed after this job was submitted; give the same command again "

@@ -83,7 +83,7 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "keep_patterns": list(bits.keep),
         "keep_budget": bits.keep_budget,
         "method": method_fields(config.method),
-        "evaluator": bench.evaluator.key,
+        "evaluator": bench.evaluator_key,
         "device": bench.sampler()["device"],
         "num_threads": bench.num_threads,
         "noise_floor": _floor(bench, config),

@@ -53,7 +53,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
         "metrics": protocol.plain(asdict(config.metrics)),
-        "evaluator": bench.evaluator.key,
+        "evaluator": bench.evaluator_key,
         "code": source_digest(*_CODE),
     }
 

@@ -127,7 +127,7 @@ def _with_endings(states: list[CellState]) -> list[CellState]:
 
 
 def _log_path(entry: Entry) -> Path:
-    return Path(entry.folder) / f"{entry.job}_0_log.err"
+    return Path(entry.folder) / f"{entry.job}_0_log.out"
 
 
 def last_words(path: Path) -> str:

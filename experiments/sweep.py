@@ -254,7 +254,7 @@ def check_request(request: Request, benches: dict[int, Bench], store: Store) -> 
         bench = benches[index]
         _ = bench.device, bench.dataset
         check_weights(check_folder(cell.model))
-        _ = bench.checked_evaluator
+        _ = bench.evaluator_key
         side = (cell.model.height or 1024) * (cell.model.width or 1024)
         pixels += cell.dataset.evaluation_prompts * side
     store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)

@@ -73,11 +73,9 @@ def process_start(pid: int) -> int | None:
 def is_gone(owner: dict[str, Any]) -> bool:
     """Whether the process that said this of itself has certainly ended.
 
-    False means only that it cannot be told from here: it may run on another machine.
+    False means only that it cannot be told from here: it may run on another machine, be it an
+    earlier run of this very job on a node that Slurm lost and that is alive.
     """
-    job = job_id()
-    if job and owner.get("job") == job and int(owner.get("requeues", 0)) < requeues():
-        return True  # Slurm starts a job again only when its last run is over
     if not machine() or owner.get("machine") != machine():
         return False
     start = process_start(int(owner.get("pid", 0)))

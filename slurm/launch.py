@@ -67,7 +67,7 @@ def submit_arrays(
         token = f"{name}-{array.stage}-{uuid.uuid4().hex[:12]}"
         ledger.intend(token, [job.items for job in array.jobs], stage=array.stage)
         executor = _slurm_executor(
-            array, folder=folder, name=token, dependency=_dependency(array, made, home)
+            array, folder=folder / token, name=token, dependency=_dependency(array, made, home)
         )
         try:
             with executor.batch():
@@ -75,13 +75,13 @@ def submit_arrays(
         except submitit.core.utils.FailedJobError as error:
             raise SlurmError(f"sbatch refused: {_reason(error)}") from error
         job = handles[0].job_id.partition("_")[0]
-        ledger.confirm(token, job, folder=folder / job)
+        ledger.confirm(token, job, folder=folder / token)
         home |= {
             item: handle.job_id
             for handle, member in zip(handles, array.jobs, strict=True)
             for item in member.items
         }
-        made.append(Submitted(job, array, folder / job))
+        made.append(Submitted(job, array, folder / token))
         yield made[-1]
 
 
@@ -127,7 +127,7 @@ def preview(jobs: Sequence[Job], *, folder: Path, name: str) -> list[tuple[Array
 def _slurm_executor(
     array: Array, *, folder: Path, name: str, dependency: str
 ) -> submitit.SlurmExecutor:
-    """submitit's executor of an array; its pickles and logs go to `folder/<job>`.
+    """submitit's executor of an array; its pickles and logs go to `folder`.
 
     Raises:
         SlurmError: there is no Slurm on this machine.
@@ -150,6 +150,7 @@ def _slurm_executor(
         "setup": _setup(settings),
         # since 22.05 srun no longer inherits the number of CPUs
         "srun_args": [f"--cpus-per-task={settings.cpus}"],
+        "stderr_to_stdout": True,  # one log a job
         "additional_parameters": options,
         "dependency": dependency or None,
     }
@@ -162,7 +163,7 @@ def _slurm_executor(
 def _new_slurm_executor(settings: JobSettings, *, folder: Path) -> submitit.SlurmExecutor:
     try:
         return submitit.SlurmExecutor(
-            folder / "%j", max_num_timeout=settings.max_requeues, python=settings.python
+            folder, max_num_timeout=settings.max_requeues, python=settings.python
         )
     except RuntimeError as error:
         raise SlurmError(

@@ -55,7 +55,7 @@ class Ledger:
             if job is None:
                 self.withdraw(token)
             else:
-                self.confirm(token, job, folder=folder / job)
+                self.confirm(token, job, folder=folder / token)
 
     def _append(self, content: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class Ledger:
         for token, intent in intents.items():
             job = find(token)
             if job is not None:
-                latest |= _entries(intent, job=job, folder=str(self.path.parent / job))
+                latest |= _entries(intent, job=job, folder=str(self.path.parent / token))
         return latest
 
     def _lines(self) -> Iterable[dict[str, Any]]:

@@ -39,7 +39,7 @@ def test_a_launcher_killed_after_sbatch_leaves_a_job_that_is_found(ledger: Ledge
     found = ledger.entries({"t1": "7"}.get)
     assert {item: entry.job for item, entry in found.items()} == {"a": "7_0", "b": "7_1"}
     ledger.settle({"t1": "7"}.get, folder=Path("/x"))
-    assert ledger.entries(nobody)["a"].folder == "/x/7"
+    assert ledger.entries(nobody)["a"].folder == "/x/t1"
 
 
 def test_a_launcher_killed_before_sbatch_leaves_nothing(ledger: Ledger) -> None:
