@@ -144,7 +144,9 @@ class Bench:
         try:
             return evaluator_key(self.checked_evaluator)
         except ValueError as error:
-            raise UserError(f"metrics.evaluator={self.config.metrics.evaluator}: {error}") from error
+            raise UserError(
+                f"metrics.evaluator={self.config.metrics.evaluator}: {error}"
+            ) from error
 
     @cached_property
     def checked_evaluator(self) -> Path:
