@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
+    NOT_FOLDED,
+    AlphaGrid,
     Bits,
     Calibration,
     LayerRecipe,
@@ -32,11 +35,14 @@ class SmoothSearch:
     alpha_max: float = 1.0
     alpha_step: float = 0.1
     include_none: bool = True  # "no smoothing" among the candidates; the authors' code has none
+    # released: the last alpha and "no smoothing" are never evaluated, as in the authors' code
+    alpha_grid: AlphaGrid = AlphaGrid.full
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     sample_rows: int = 256  # rows per layer on which the candidates are compared
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram)
+        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
 
     def unsupported(self, bits: Bits) -> str | None:
         return None
@@ -51,14 +57,24 @@ class SmoothSearch:
             alpha_step=self.alpha_step,
             include_none=self.include_none,
             use_gram=self.use_gram,
+            alpha_grid=self.alpha_grid,
         )
+        elements = [
+            "smoothing of every Linear, alpha searched",
+            *([FOLDED] if self.fold else []),
+            "rounding to nearest",
+        ]
+        if self.alpha_grid is AlphaGrid.released:
+            elements.append(
+                'switch alpha_grid=released: last alpha and "no smoothing" never evaluated'
+            )
         return quantize_layers(
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(smoothing=smoothing),
-            elements=["smoothing of every Linear, alpha searched", "rounding to nearest"],
-            left_out=["factors folded into the previous operation: they are applied at run time"],
+            recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
+            elements=elements,
+            left_out=[] if self.fold else [NOT_FOLDED],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:

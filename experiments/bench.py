@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -42,12 +42,14 @@ from experiments.pipelines import (
     weights_hash,
 )
 from experiments.progress import Progress
+from experiments.replay import count_calls, replay_of
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import save_quantized
+from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, StatisticsRecorder
-from segquant.graph import LayerGraph, analyze
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
 
@@ -200,9 +202,12 @@ class Bench:
         )
 
     def has_calibration(self) -> bool:
-        grams = (True, self.needs.gram)
-        keys = [self.calibration_key(gram=gram) for gram in grams]
-        return any(self.store.find("calibration", key) is not None for key in keys)
+        """Whether the statistics are there, and the inputs where a method replays them."""
+        keys = [self.calibration_key(gram=gram) for gram in (True, self.needs.gram)]
+        inputs = self.calibration_inputs_key()
+        return any(self.store.find("calibration", key) is not None for key in keys) and (
+            not self.needs.replay or self.store.find("calibration_inputs", inputs) is not None
+        )
 
     def pending(self, config: RunConfig) -> list[tuple[Path, int]]:
         """Stages that sample prompts and are not there yet: their folder and number of prompts."""
@@ -214,6 +219,9 @@ class Bench:
             if self.store.find("calibration", self.calibration_key(gram=True)) is None:
                 key = self.calibration_key(gram=self.needs.gram)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
+            if config.method.needs().replay:
+                key = self.calibration_inputs_key()
+                wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
             wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
         return [
             (self.store.folder(kind, key), count)
@@ -253,6 +261,8 @@ class Bench:
         return {
             "sampler": sampler,
             "prompts": prompts_hash(self.dataset.evaluation),
+            "latents": self.config.latents,
+            "image": self.config.image,
             "denoiser": denoiser,
         }
 
@@ -275,6 +285,8 @@ class Bench:
                     config=model,
                     seed=self.config.seed,
                     progress=self.progress.part("images"),
+                    shared_noise=self.config.latents == "shared",
+                    jpeg=self.config.image == "jpeg",
                 )
             return {**notes, "peak_memory_bytes": peak_memory_bytes()}
 
@@ -299,7 +311,11 @@ class Bench:
         prompts = self._traced()
         if not prompts:
             return None
-        return {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
+        return {
+            "sampler": self.sampler(),
+            "prompts": prompts_hash(prompts),
+            "latents": self.config.latents,
+        }
 
     def trajectory(self) -> Stage | None:
         """What the unquantized denoiser was given and said, for some evaluation prompts."""
@@ -315,6 +331,7 @@ class Bench:
                     folder,
                     config=self.config.model,
                     seed=self.config.seed,
+                    shared_noise=self.config.latents == "shared",
                 )
 
         return self._build("trajectory", key, make)
@@ -340,28 +357,63 @@ class Bench:
         return stage, Calibration.load(stage.path / "statistics")
 
     def _calibrate(self, folder: Path, *, gram: bool) -> dict[str, Any]:
-        recorder = StatisticsRecorder(
-            self.float_denoiser,
-            gram=gram,
-            sample_rows=self.sample_rows,
-            seed=self.config.seed,
-        )
         report = self.progress.part("calibration")
-        done = 0
-        with threads(self.num_threads), self._with_denoiser(None) as pipeline, recorder:
-            for batch in batches(self.dataset.calibration, self.config.model.batch_size):
-                sample(
+        rows = self.sample_rows
+        denoiser = self.float_denoiser
+        with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+            first, *_ = prompts = batches(self.dataset.calibration, self.config.model.batch_size)
+
+            def sampled(batch: Sequence[Prompt]) -> None:
+                model, seed = self.config.model, self.config.seed
+                sample(pipeline, batch, config=model, seed=seed, output_type="latent")
+
+            inputs = capture_example_inputs(denoiser, lambda: sampled(first))
+            plan = plan_statistics(
+                denoiser,
+                forward=lambda one: one(**inputs),
+                gram=gram,
+                rows=rows,
+                budget_bytes=self._statistics_bytes(),
+            )
+            self.progress.note(plan.describe())
+
+            def run() -> None:
+                done = 0
+                for batch in prompts:
+                    sampled(batch)
+                    done += len(batch)
+                    report(done)
+
+            seed, target = self.config.seed, folder / "statistics"
+            forwards = record_in_passes(
+                denoiser, target, plan=plan, run=run, gram=gram, rows=rows, seed=seed
+            )
+        # One more forward has shown what the plan needs.
+        return {"forwards": forwards + 1, "plan": plan.describe()}
+
+    def _statistics_bytes(self) -> int | None:
+        limit = self.config.statistics_gigabytes
+        return None if limit is None else int(limit * 1e9)
+
+    def calibration_inputs_key(self) -> Any:
+        return {"sampler": self.sampler(), "prompts": prompts_hash(self.dataset.calibration)}
+
+    def calibration_inputs(self) -> Stage:
+        """The unquantized denoiser's inputs over the calibration prompts; a pass of its own."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                notes = record_trajectory(
                     pipeline,
-                    batch,
+                    self.dataset.calibration,
+                    folder,
                     config=self.config.model,
                     seed=self.config.seed,
-                    output_type="latent",
+                    limit_bytes=int(self.config.replay_gigabytes * 1e9),
                 )
-                done += len(batch)
-                report(done)
-        calibration = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
-        calibration.save(folder / "statistics")
-        return {"forwards": recorder.forwards}
+            return {**notes, "forwards": count_calls(notes)}
+
+        return self._build("calibration_inputs", self.calibration_inputs_key(), make)
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
@@ -378,13 +430,19 @@ class Bench:
         def make(folder: Path) -> dict[str, Any]:
             stage, calibration = self.calibration()
             method: Method = config.method
+            forwards, seconds = stage.notes["forwards"], stage.seconds
             if method.needs().graph:
                 calibration.graph = self.graph
+            if method.needs().replay:
+                inputs = self.calibration_inputs()
+                calibration.replay = replay_of(inputs.path, inputs.notes)
+                forwards, seconds = forwards + inputs.notes["forwards"], seconds + inputs.seconds
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
             save_quantized(denoiser, folder / "denoiser", report)
-            return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
+            forwards += report.replay_forwards
+            return {"forwards": forwards, "calibration_seconds": seconds}
 
         return self._build("quantized", self.quantized_key(config), make)
 

@@ -42,6 +42,8 @@ class SharedWork:
     def __call__(self) -> str:
         bench = _bench(self.config, self.needs, code=self.code)
         if self.stage == "calibration":
+            if self.needs.replay:
+                bench.calibration_inputs()
             return bench.calibration()[0].hash
         bench.true_images()
         reference = bench.reference()

@@ -57,7 +57,8 @@ def reference_item(bench: Bench) -> str:
 
 def calibration_item(bench: Bench) -> str:
     key = bench.calibration_key(gram=bench.needs.gram)
-    return f"calibration:{bench.store.folder('calibration', key).name}"
+    inputs = "+inputs" if bench.needs.replay else ""
+    return f"calibration:{bench.store.folder('calibration', key).name}{inputs}"
 
 
 def plan_jobs(
@@ -101,7 +102,8 @@ def _absolute(cell: RunConfig) -> RunConfig:
 
 
 def _needs_calibration(bench: Bench, cell: RunConfig) -> bool:
-    return any(folder.parent.name == "calibration" for folder, _ in bench.pending(cell))
+    kinds = ("calibration", "calibration_inputs")
+    return any(folder.parent.name in kinds for folder, _ in bench.pending(cell))
 
 
 def _shared_job(bench: Bench, cell: RunConfig, stage: str, item: str, each: float | None) -> Job:

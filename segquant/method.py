@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
     AlphaGrid,
     Bits,
     Boundaries,
@@ -19,6 +20,7 @@ from segquant.core import (
     LowRankSettings,
     QuantizationReport,
     Rounding,
+    Sequential,
     SmoothingMode,
     SmoothingSettings,
     StatisticsNeeds,
@@ -60,11 +62,14 @@ class SegQuant:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     rounding: Rounding = Rounding.rtn
     damping: float = 0.01
     block_size: int = 128
     act_order: bool = False
     segment_hessians: bool = False  # one H per input segment, cross terms dropped
+    # Later layers see the error of earlier ones; the authors quantize all layers at once.
+    sequential: Sequential = Sequential.none
     rank: int = 0  # of the low-rank branch; 0 for none
     low_rank_iterations: int = 1
     sample_rows: int = 256
@@ -79,7 +84,10 @@ class SegQuant:
     def needs(self) -> StatisticsNeeds:
         gram = self.rounding is Rounding.gptq or self.use_gram
         return StatisticsNeeds(
-            gram=gram, rows=self.sample_rows, graph=self.seg_linear or self.dual_scale
+            gram=gram,
+            rows=self.sample_rows,
+            graph=self.seg_linear or self.dual_scale or self.fold,
+            replay=self.sequential is not Sequential.none,
         )
 
     def unsupported(self, bits: Bits) -> str | None:
@@ -92,7 +100,7 @@ class SegQuant:
         if graph is None and self.needs().graph:
             raise ValueError(
                 "SegQuant needs the denoiser's static graph and the calibration has none; set "
-                "calibration.graph, or seg_linear=false and dual_scale=false"
+                "calibration.graph, or seg_linear=false, dual_scale=false and fold=false"
             )
 
         def shape_of(name: str, linear: nn.Linear) -> LayerShape:
@@ -145,6 +153,8 @@ class SegQuant:
                 budget=self.low_rank_budget,
             ),
             dual_scale=self.dual_scale,
+            sequential=self.sequential,
+            fold=self.fold,
         )
 
     def _elements(self) -> list[str]:
@@ -155,9 +165,12 @@ class SegQuant:
             done.append("alpha searched per layer" + (" and segment" if self.seg_linear else ""))
         elif self.smoothing is SmoothingMode.fixed:
             done.append(f"smoothing, alpha {self.alpha:g}")
+        done += [FOLDED] if self.fold and self.smoothing is not SmoothingMode.none else []
         whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
         done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
         done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")
+        if self.sequential is not Sequential.none:
+            done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
         return done + self._switches()
 
     def _switches(self) -> list[str]:

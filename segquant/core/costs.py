@@ -21,6 +21,7 @@ def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
         quant.activation_scale,
         quant.activation_negative_scale,
         quant.activation_zero_point,
+        quant.row_factors,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
     return bits + sum(entry.low_rank_parameters) * UNQUANTIZED_BITS

@@ -22,6 +22,7 @@ class StatisticsNeeds:
     gram: bool = False
     rows: int = DEFAULT_SAMPLE_ROWS
     graph: bool = False
+    replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
         """What serves both, for one calibration of a whole sweep."""
@@ -29,6 +30,7 @@ class StatisticsNeeds:
             gram=self.gram or other.gram,
             rows=max(self.rows, other.rows),
             graph=self.graph or other.graph,
+            replay=self.replay or other.replay,
         )
 
 
@@ -44,6 +46,7 @@ class QuantizationReport:
     extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
     weight_bytes: int  # of all Linear weights as they would be stored
     search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
+    replay_forwards: int = 0  # of the partly quantized denoiser, beyond the calibration's
     elements: list[str] = field(default_factory=list)  # of the published method: done
     left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
     execution: str = SIMULATED

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
-from segquant.core.layer import QuantizedLayer, quantize_linear
+from segquant.core.folding import FoldSite, fold_smoothing
+from segquant.core.layer import QuantizedLayer, needs_gram, quantize_linear
 from segquant.core.linear import QuantLinear
+from segquant.core.mixed import LayerBits, choose_layer_bits
 from segquant.core.plan import LayerRecipe
 from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
-from segquant.core.smoothing import SmoothingMode
+from segquant.core.sequential import stages
+from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
+from segquant.core.smoothing import Smoothing, SmoothingMode
 from segquant.core.statistics import linear_layers
 
 logger = logging.getLogger(__name__)
 
 BITS_OF_BYTE = 8
-
-ShapeOf = Callable[[str, nn.Linear], LayerShape]
 
 
 @dataclass
@@ -39,6 +41,15 @@ class _Cost:
     extra_macs: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """A layer's replacement, what the report says of it, and the rows of its calibration."""
+
+    quant: QuantLinear
+    entry: QuantizedLayer
+    rows: int
+
+
 def quantize_layers(
     denoiser: nn.Module,
     *,
@@ -49,56 +60,119 @@ def quantize_layers(
     elements: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
-    """Replaces every Linear that the bits and the calibration allow, in module order.
+    """Replaces every Linear that the bits and the calibration allow, all or in stages.
+
+    With `recipe.fold`, smoothing is folded last: what reads a folded input shares one vector.
 
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
         elements: what of the published method is done, for the report.
         left_out: what is not.
     """
-    shape_of = shape_of or _uncut
-    cost = _Cost()
+    linears = linear_layers(denoiser)
+    kept = _reasons_to_keep(denoiser, calibration=calibration, bits=bits)
+    chosen = {name: linear for name, linear in linears.items() if name not in kept}
+    layer_bits = _layer_bits(denoiser, chosen, calibration=calibration, bits=bits)
+    sites = fold_sites(calibration) if recipe.fold else ()
+    done: dict[str, _Done] = {}
+    forwards = 0
+    for stage in stages(
+        denoiser,
+        calibration=calibration,
+        sequential=recipe.sequential,
+        wanted=list(chosen),
+        gram=needs_gram(recipe),
+    ):
+        forwards += stage.forwards
+        done |= _quantize_stage(
+            denoiser,
+            {name: chosen[name] for name in stage.layers},
+            calibration=replace(calibration, statistics=stage.statistics),
+            layer_bits=layer_bits,
+            recipe=recipe,
+            shape_of=shape_of or _uncut,
+            sites=sites,
+        )
+    folded, reasons = fold_smoothing(denoiser, sites)
+    for name in folded:
+        done[name].entry.smoothing_at_run_time = False
+    logger.info("%s: %d Linears quantized, %d kept", bits.name, len(done), len(kept))
+    if recipe.fold:
+        at_run_time = sum(one.entry.smoothing_at_run_time for one in done.values())
+        logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
+    searched = recipe.smoothing.mode is SmoothingMode.search
+    return _report(
+        _cost(linears, done=done, calibration=calibration),
+        bits=bits,
+        quantized=[asdict(done[name].entry) for name in chosen],
+        kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
+        search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
+        replay_forwards=forwards,
+        elements=list(elements),
+        left_out=[*left_out, *reasons],
+    )
+
+
+def _quantize_stage(
+    denoiser: nn.Module,
+    chosen: dict[str, nn.Linear],
+    *,
+    calibration: Calibration,
+    layer_bits: dict[str, LayerBits],
+    recipe: LayerRecipe,
+    shape_of: ShapeOf,
+    sites: Sequence[FoldSite],
+) -> dict[str, _Done]:
+    """Replaces the chosen layers by what the calibration's statistics make of them."""
     factors = FactorCache()
+    shared: dict[str, Smoothing] = {}
+    for one in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
+        # Layers of one input but of unlike widths share no vector.
+        alike = {n: linear for n, linear in chosen.items() if layer_bits[n].bits is one}
+        shared |= shared_smoothing(
+            alike, sites=sites, calibration=calibration, bits=one, recipe=recipe, shape_of=shape_of
+        )
+    done: dict[str, _Done] = {}
+    for name, linear in chosen.items():
+        seen = calibration.statistics[name]
+        quant, entry = quantize_linear(
+            linear,
+            name=name,
+            seen=seen,
+            shape=shape_of(name, linear),
+            bits=layer_bits[name].bits,
+            recipe=recipe,
+            factors=factors,
+            smoothing=shared.get(name),
+        )
+        entry.notes += [layer_bits[name].reason] if layer_bits[name].reason else []
+        replace_module(denoiser, old=linear, new=quant)
+        done[name] = _Done(quant=quant, entry=entry, rows=seen.rows)
+    return done
+
+
+def _layer_bits(
+    denoiser: nn.Module, chosen: Iterable[str], *, calibration: Calibration, bits: Bits
+) -> dict[str, LayerBits]:
+    if bits.mixed_budget is not None:
+        return choose_layer_bits(denoiser, calibration=calibration, bits=bits)
+    return dict.fromkeys(chosen, LayerBits(bits=bits, reason=""))
+
+
+def _reasons_to_keep(
+    denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+) -> dict[str, str]:
+    """The layers that stay in 16 bit, in module order, each with its reason."""
     spared: dict[str, str] = {}
     if bits.keep_budget is not None and bits.quantized:
         spared = choose_kept_layers(
             denoiser, calibration=calibration, bits=bits, budget=bits.keep_budget
         )
-    quantized: list[dict[str, object]] = []
-    kept: list[dict[str, str]] = []
-    for name, linear in linear_layers(denoiser).items():
-        seen = calibration.statistics.get(name)
-        products = linear.weight.numel() * (0 if seen is None else seen.rows)
-        cost.macs += products
-        reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
-        if reason is not None or seen is None:
-            kept.append({"name": name, "reason": reason or "never called during calibration"})
-            cost.kept_weights += linear.weight.numel()
-            continue
-        shape = shape_of(name, linear)
-        quant, entry = quantize_linear(
-            linear,
-            name=name,
-            seen=seen,
-            shape=shape,
-            bits=bits,
-            recipe=recipe,
-            factors=factors,
-        )
-        replace_module(denoiser, old=linear, new=quant)
-        quantized.append(asdict(entry))
-        _count(cost, quant, entry, rows=seen.rows)
-    logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
-    searched = recipe.smoothing.mode is SmoothingMode.search
-    return _report(
-        cost,
-        bits=bits,
-        quantized=quantized,
-        kept=kept,
-        search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
-        elements=list(elements),
-        left_out=list(left_out),
-    )
+    reasons = {
+        name: reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
+        for name in linear_layers(denoiser)
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
@@ -113,10 +187,23 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
     return whole(in_features=linear.in_features, out_features=linear.out_features)
 
 
-def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
-    cost.quantized_weights += quant.in_features * quant.out_features
-    cost.quantized_bits += stored_bits(quant, entry)
-    cost.extra_macs += extra_macs_per_row(quant, entry) * rows
+def _cost(
+    linears: dict[str, nn.Linear], *, done: dict[str, _Done], calibration: Calibration
+) -> _Cost:
+    cost = _Cost()
+    for name, linear in linears.items():
+        weights = linear.weight.numel()
+        if name not in done:
+            cost.kept_weights += weights
+            if name in calibration.statistics:
+                cost.macs += weights * calibration.statistics[name].rows
+            continue
+        one = done[name]
+        cost.macs += weights * one.rows
+        cost.quantized_weights += weights
+        cost.quantized_bits += stored_bits(one.quant, one.entry)
+        cost.extra_macs += extra_macs_per_row(one.quant, one.entry) * one.rows
+    return cost
 
 
 def _report(
@@ -126,6 +213,7 @@ def _report(
     quantized: list[dict[str, object]],
     kept: list[dict[str, str]],
     search_candidates: int,
+    replay_forwards: int,
     elements: list[str],
     left_out: list[str],
 ) -> QuantizationReport:
@@ -143,6 +231,7 @@ def _report(
         extra_macs_fraction=cost.extra_macs / cost.macs if cost.macs else 0.0,
         weight_bytes=(all_bits + BITS_OF_BYTE - 1) // BITS_OF_BYTE,
         search_candidates=search_candidates,
+        replay_forwards=replay_forwards,
         elements=elements,
         left_out=left_out,
     )
