@@ -87,9 +87,12 @@ class Sweep:
         return self.call("run", *more, status=status)
 
     def call(self, verb: str, *more: str, status: int = 0) -> Answer:
-        answer = self.segbench(verb, "-m", *self.arguments, f"out={self.out}", *more)
+        answer = self.ask(verb, *more)
         assert answer.status == status, answer.err + answer.out
         return answer
+
+    def ask(self, verb: str, *more: str) -> Answer:
+        return self.segbench(verb, "-m", *self.arguments, f"out={self.out}", *more)
 
     def views(self) -> dict[tuple[str, str, str], Any]:
         return read_views(self.out)

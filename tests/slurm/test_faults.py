@@ -39,7 +39,9 @@ def _stamps(sweep: Sweep) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sweep.pictures()}
 
 
-def _check(sweep: Sweep, prepared: Prepared, *, kept: dict[str, int], attempts: int = 2) -> None:
+def _check(
+    sweep: Sweep, prepared: Prepared, *, kept: dict[str, int], attempts: int | None = 2
+) -> None:
     """The same records; images that were whole before the fault were kept."""
     assert sweep.views() == prepared.views
     images = [p for p in sweep.out.glob("stages/images/*/*.png") if ".damaged" not in p.parent.name]
@@ -47,7 +49,7 @@ def _check(sweep: Sweep, prepared: Prepared, *, kept: dict[str, int], attempts: 
     again = [name for name, stamp in kept.items() if (name, stamp) not in stamps]
     assert not again, f"made again: {again}"
     made = {len(tries) for tries in sweep.attempts().values()}
-    assert max(made) == attempts
+    assert attempts is None or max(made) == attempts
     assert not list(sweep.out.rglob("*.lock"))
     assert not list(sweep.out.rglob("*.partial"))
 
@@ -149,13 +151,16 @@ def test_the_controller_stops_and_comes_back(
     sweep.run()
     sweep.wait_for_pictures()
     (job,) = sweep.jobs()
+    process = sweep.maker()
+    os.kill(process, signal.SIGSTOP)  # so that the cell is not over before it is asked for
+    kept = _stamps(sweep)
     cluster.stop("slurmctld")
     try:
         for verb in ("status", "run"):
             answer = sweep.call(verb, status=2)
             assert "slurm" in answer.err.splitlines()[-1].lower()
-        kept = _stamps(sweep)
     finally:
+        os.kill(process, signal.SIGCONT)
         cluster.start_controller()
     sweep.run("--follow")
     assert sweep.jobs() == [job], "nothing was submitted twice"
@@ -165,7 +170,11 @@ def test_the_controller_stops_and_comes_back(
 def test_a_node_goes_down_and_comes_back(
     cluster: Cluster, sweep: Sweep, prepared: Prepared
 ) -> None:
-    """slurmd dies, its job lives on for a while; Slurm queues the job again."""
+    """slurmd dies, its job lives on; Slurm gives the node up and queues the job again.
+
+    Slurm holds such a job for two minutes while it clears the node; let go at once, its second run
+    may be caught in that and fail, which the same command then mends too.
+    """
     sweep.run()
     sweep.wait_for_pictures()
     (job,) = sweep.jobs()
@@ -175,13 +184,19 @@ def test_a_node_goes_down_and_comes_back(
     cluster.stop("slurmd", how=signal.SIGKILL)
     try:
         wait_until(lambda: "down" in cluster.node_state(), seconds=SECONDS)
+        assert _state(cluster, job) == "PENDING BeginTime"
+        assert "queued" in sweep.call("status").out
     finally:
         cluster.start_node()
-        os.kill(process, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+    wait_until(lambda: not Path(f"/proc/{process}").exists(), seconds=SECONDS)
     _release(cluster, job)
-    sweep.run("--follow")
-    assert sweep.jobs() == [job]
-    _check(sweep, prepared, kept=kept)
+    statuses: list[int] = []
+    while not statuses or (statuses[-1] and len(statuses) < 3):
+        statuses.append(sweep.ask("run", "--follow").status)
+    assert statuses[-1] == 0
+    _check(sweep, prepared, kept=kept, attempts=None)
 
 
 def test_a_corrupted_artifact_is_made_again(
