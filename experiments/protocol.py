@@ -93,7 +93,7 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "mixed_bits": list(bits.mixed_bits),
         "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
-        "evaluator": bench.evaluator.key,
+        "evaluator": bench.evaluator_key,
         "device": bench.sampler()["device"],
         "num_threads": bench.num_threads,
         "noise_floor": _floor(bench, config),
