@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segquant.kernels import ActivationCode, KernelLinear, Steps, operators, pack_dense
 from segquant.kernels.encode import Producer, encode
@@ -143,3 +144,42 @@ def test_steps_keep_float32_when_the_module_is_cast() -> None:
     assert torch.equal(model.to(torch.bfloat16)(x), before)
     meta = model.to("meta")
     assert meta(x.to("meta")).shape == before.shape
+
+
+def on_fake_cuda(module: nn.Module) -> None:
+    for name, value in list(module.named_buffers()):
+        setattr(module, name, torch.empty(value.shape, dtype=value.dtype, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("code", "steps", "rows", "operator"),
+    [
+        (CODE.dual, Steps.static, 4, "small_product"),
+        (CODE.dual, Steps.static, 64, "coded_product"),
+        (CODE.zero_point, Steps.token, 4, "coded_product"),
+        (CODE.fp8, Steps.static, 64, "fp8_product"),
+    ],
+)
+def test_a_cuda_layer_is_traced_in_one_graph_without_a_gpu(
+    code: CODE, steps: Steps, rows: int, operator: str
+) -> None:
+    """With tensors that only claim to be on a GPU: what is traced asks nothing of the device."""
+    x = inputs("gelu", rows, 32)
+    module = KernelLinear(
+        pack_dense(torch.ones(16, 32), code=code, steps=steps, low=x.min(), high=x.max())
+    )
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    with FakeTensorMode():
+        on_fake_cuda(module)
+        torch._dynamo.reset()
+        fake = torch.empty(rows, 32, device="cuda")
+        made = torch.compile(module, fullgraph=True, backend=backend)(fake)
+        eager = module(fake)
+    assert made.shape == eager.shape == (rows, 16)
+    assert made.device.type == eager.device.type == "cuda"
+    assert [name for name in seen if "segquant" in name] == [f"segquant.{operator}.default"]
