@@ -18,6 +18,7 @@ from evaluation.resources import describe_environment, utc_now
 from experiments.speed import candidates as ways
 from experiments.speed.candidates import Candidate, Setting
 from experiments.speed.models import Shape, SpeedModel, shapes
+from experiments.speed.peers import peers
 from experiments.speed.timing import Timer, ceilings, clocks, poison
 from segquant.kernels import ActivationCode
 from segquant.kernels.choice import has_triton
@@ -85,7 +86,7 @@ def _capability(device: torch.device) -> str:
 def measure(shape: Shape, *, timer: Timer, compiled: bool, deep: bool) -> dict[str, Any]:
     """One shape: every candidate checked, then timed."""
     setting = Setting(shape=shape, device=timer.device, compiled=compiled)
-    found = ways.candidates(setting) + ways.encoders(setting)
+    found = ways.candidates(setting) + peers(setting) + ways.encoders(setting)
     if deep:
         found += ways.extras(setting)
         for code in TILED:

@@ -8,6 +8,8 @@ from typing import Any
 from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, Item, acceptance
 from experiments.speed.kernels import SIXTEEN_BIT, mean_ratio, seconds_of
 
+# FLUX.1-dev's AdaLN, where the authors time their kernel: quantize and multiply.
+PAPER_TABLE_8 = (1, 3072, 18432)
 WAYS = ("symmetric", "zero_point", "dual", "w4a8", "fp8")
 
 
@@ -59,7 +61,7 @@ def kernels_markdown(result: dict[str, Any]) -> str:
         "",
     ]
     for entry in result["shapes"]:
-        lines += _shape_rows(entry)
+        lines += _shape_rows(entry, result["ceilings"])
     if result["not_measured"]:
         lines += [f"Not measured, out of time: {', '.join(result['not_measured'])}.", ""]
     return "\n".join(lines)
@@ -82,13 +84,27 @@ def _model_rows(result: dict[str, Any]) -> list[str]:
     return table(["model", *WAYS], rows)
 
 
-def _shape_rows(entry: dict[str, Any]) -> list[str]:
+def _sizes(entry: dict[str, Any]) -> tuple[int, int, int]:
+    return entry["rows"], entry["in_features"], entry["out_features"]
+
+
+def _of_ceiling(row: dict[str, Any], ceilings: dict[str, float]) -> str:
+    """The operations done (two products are twice as many) over those of a large product."""
+    if row["name"].startswith("encode"):
+        return "-"
+    kind = row["name"] if row["name"] == "fp8" else "int8"
+    kind = "bf16" if row["name"] in SIXTEEN_BIT else kind
+    ceiling = ceilings.get(f"{kind}_per_second")
+    return "-" if ceiling is None else f"{row['per_second'] * row['products'] / ceiling:.2f}"
+
+
+def _shape_rows(entry: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
     after = f", after {entry['after']}" if entry["after"] else ""
     base = seconds_of(entry, *SIXTEEN_BIT)
     rows = []
     for row in entry["rows_measured"]:
         if row["status"] != "ok":
-            rows.append([row["name"], "-", "-", "-", "-", f"{row['status']}: {row['reason']}"])
+            rows.append([row["name"], "-", "-", "-", "-", "-", f"{row['status']}: {row['reason']}"])
             continue
         ratio = "-" if base is None else f"{base / row['seconds']:.2f}"
         rows.append(
@@ -96,13 +112,15 @@ def _shape_rows(entry: dict[str, Any]) -> list[str]:
                 row["name"],
                 f"{row['seconds'] * 1e6:.1f}",
                 f"{row['per_second'] / 1e12:.4g}",
+                _of_ceiling(row, ceilings),
                 ratio,
                 f"{row['spread']:.1%}",
                 row["what"],
             ]
         )
-    title = f"### {entry['name']} ({entry['model']}, {entry['count']} layers{after})"
-    head = ["way", "us", "T/s of one product", "bf16 / this", "spread", "what"]
+    paper = ", the paper's table 8" if _sizes(entry) == PAPER_TABLE_8 else ""
+    title = f"### {entry['name']} ({entry['model']}, {entry['count']} layers{after}{paper})"
+    head = ["way", "us", "T/s of one product", "of ceiling", "bf16 / this", "spread", "what"]
     return [title, "", *table(head, rows), ""]
 
 
