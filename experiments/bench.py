@@ -24,6 +24,7 @@ from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
 from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
+from experiments.execution import execution_name
 from experiments.generate import (
     batches,
     example_inputs,
@@ -48,7 +49,7 @@ from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import save_quantized
 from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
 from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
@@ -222,7 +223,7 @@ class Bench:
             if config.method.needs().replay:
                 key = self.calibration_inputs_key()
                 wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
-            wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
+            wanted.append(("images", self.images_key(self.quantized_name(config)), n))
         return [
             (self.store.folder(kind, key), count)
             for kind, key, count in wanted
@@ -338,7 +339,7 @@ class Bench:
 
     def calibration_key(self, *, gram: bool) -> Any:
         return {
-            "sampler": self.sampler(),
+            "sampler": self.sampler(batch_size=self._calibration_batch_size),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
             "gram": gram,
@@ -361,7 +362,7 @@ class Bench:
         rows = self.sample_rows
         denoiser = self.float_denoiser
         with threads(self.num_threads), self._with_denoiser(None) as pipeline:
-            first, *_ = prompts = batches(self.dataset.calibration, self.config.model.batch_size)
+            first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
 
             def sampled(batch: Sequence[Prompt]) -> None:
                 model, seed = self.config.model, self.config.seed
@@ -377,9 +378,10 @@ class Bench:
             )
             self.progress.note(plan.describe())
 
-            def run() -> None:
+            def run(recorder: StatisticsRecorder) -> None:
                 done = 0
-                for batch in prompts:
+                for number, batch in enumerate(prompts):
+                    recorder.part = number * PARTS // len(prompts)
                     sampled(batch)
                     done += len(batch)
                     report(done)
@@ -390,6 +392,11 @@ class Bench:
             )
         # One more forward has shown what the plan needs.
         return {"forwards": forwards + 1, "plan": plan.describe()}
+
+    @property
+    def _calibration_batch_size(self) -> int:
+        """Small enough for as many parts as the statistics tell apart."""
+        return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
 
     def _statistics_bytes(self) -> int | None:
         limit = self.config.statistics_gigabytes
@@ -423,6 +430,12 @@ class Bench:
             "bits": protocol.plain(asdict(config.bits)),
             "code": source_digest("segquant", "baselines"),
         }
+
+    def quantized_name(self, config: RunConfig) -> str:
+        """What images and step errors of the quantized denoiser are filed under."""
+        return execution_name(
+            digest(self.quantized_key(config)), config.execution, config.activation_code
+        )
 
     def quantized(self, config: RunConfig) -> Stage:
         """The quantized denoiser as a checkpoint."""

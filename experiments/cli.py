@@ -62,9 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
+    text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
+    _verb(verbs, "bench-calibration", _bench_calibration, text)
     _verb(verbs, "methods", _methods, "the methods, what each does and needs")
     _verb(verbs, "models", _models, "the models that conf/model names")
+    _add_speed_verbs(verbs)
     return parser
+
+
+def _add_speed_verbs(verbs: Any) -> None:
+    from experiments.speed.arguments import add_arguments
+
+    text = "speed of every Linear shape of three models, every way through it"
+    add_arguments(_verb(verbs, "bench-kernels", _bench_kernels, text), table=True)
+    text = "speed of one denoiser step at full size, with random weights"
+    add_arguments(_verb(verbs, "bench-model", _bench_model, text), table=False)
 
 
 def _verb(
@@ -244,11 +256,41 @@ def _inspect(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _bench_calibration(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from experiments.bench_calibration import measure, ratios, render
+    from experiments.sweep import read_request
+
+    given = ["method=segquant_a", *options.overrides]
+    (config,) = read_request(given, multirun=False).cells
+    costs = measure(config)
+    data = {"costs": [asdict(cost) for cost in costs], "ratios": ratios(costs)}
+    _answer(options, data=data, text=render(costs))
+    return EXIT_OK
+
+
 def _methods(options: argparse.Namespace) -> int:
     from experiments.catalogue import describe_methods, render_methods
 
     methods = describe_methods()
     _answer(options, data=methods, text=render_methods(methods))
+    return EXIT_OK
+
+
+def _bench_kernels(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_kernels
+
+    data, text = bench_kernels(options)
+    _answer(options, data=data, text=text)
+    return EXIT_OK
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_model
+
+    data, text = bench_model(options)
+    _answer(options, data=data, text=text)
     return EXIT_OK
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.execution import ACTIVATION_CODES, EXECUTIONS
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
@@ -132,6 +133,8 @@ class RunConfig:
     logger: LoggerConfig
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
+    activation_code: str  # of inputs, with kernels: method (its own), auto, or a code by name
+    execution: str  # of quantized layers: simulated, kernel, or auto (kernel where there is one)
     num_threads: int | None  # CPU threads; null is all cores
     latents: str  # initial noise of evaluation images: per_prompt, or shared (one for all)
     image: str  # png, or jpeg: images go through JPEG of quality 75 before they are measured
@@ -152,6 +155,8 @@ _SCHEMAS: dict[str, type] = {
 _TOP_LEVEL = (
     "seed",
     "device",
+    "execution",
+    "activation_code",
     "num_threads",
     "latents",
     "image",
@@ -285,6 +290,8 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         method_name=method_name,
         seed=_integer(node, "seed"),
         device=str(node.device),
+        execution=str(node.execution),
+        activation_code=str(node.activation_code),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
         latents=str(node.latents),
         image=str(node.image),
@@ -328,6 +335,13 @@ def _check_values(config: RunConfig) -> None:
     model, dataset, metrics = config.model, config.dataset, config.metrics
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("dataset.kind", dataset.kind, ("shapes", "prompts"))
+    _one_of("execution", config.execution, EXECUTIONS)
+    _one_of("activation_code", config.activation_code, ACTIVATION_CODES)
+    if config.activation_code != "method" and config.execution == "simulated":
+        raise UserError(
+            f"activation_code={config.activation_code} with execution=simulated; codes are the "
+            "kernels': set execution=kernel or auto"
+        )
     _one_of("latents", config.latents, ("per_prompt", "shared"))
     _one_of("image", config.image, ("png", "jpeg"))
     _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))

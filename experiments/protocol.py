@@ -16,6 +16,7 @@ from experiments.data import prompts_hash
 from experiments.pipelines import check_folder
 from segquant.core.linear import QuantLinear
 from segquant.core.protocol import QuantizationReport
+from segquant.kernels import KernelLinear
 
 if TYPE_CHECKING:
     from experiments.bench import Bench
@@ -126,17 +127,17 @@ def coverage(denoiser: nn.Module, report: QuantizationReport) -> dict[str, Any]:
     linear = sum(
         module.in_features * module.out_features
         for module in denoiser.modules()
-        if isinstance(module, nn.Linear | QuantLinear)
+        if isinstance(module, nn.Linear | QuantLinear | KernelLinear)
     )
     quantized = sum(
         module.in_features * module.out_features
         for module in denoiser.modules()
-        if isinstance(module, QuantLinear)
+        if isinstance(module, QuantLinear | KernelLinear)
     )
     other = sum(
         parameter.numel()
         for module in denoiser.modules()
-        if not isinstance(module, nn.Linear | QuantLinear)
+        if not isinstance(module, nn.Linear | QuantLinear | KernelLinear)
         for parameter in module.parameters(recurse=False)
     )
     return {

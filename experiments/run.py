@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from experiments.bench import Bench, floor_of, threads
 from experiments.config import RunConfig
 from experiments.data import prompts_hash
 from experiments.errors import UserError
+from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized
 from segquant.core.protocol import QuantizationReport
+from segquant.kernels import summarize
 from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 _CODE = (
     "evaluation",
     "experiments/bench.py",
+    "experiments/execution.py",
     "experiments/run.py",
     "experiments/protocol.py",
 )
@@ -54,6 +57,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
+        "execution": [config.execution, config.activation_code],
         "metrics": protocol.plain(asdict(config.metrics)),
         "evaluator": bench.evaluator_key,
         "code": source_digest(*_CODE),
@@ -64,7 +68,7 @@ def image_folder(bench: Bench, config: RunConfig) -> Path:
     """Where the cell's images lie once they are made."""
     floor = floor_of(config)
     unquantized = floor is not None or isinstance(config.method, FullPrecision)
-    name = "float" if unquantized else digest(bench.quantized_key(config))
+    name = "float" if unquantized else bench.quantized_name(config)
     return bench.store.folder("images", bench.images_key(name, floor=floor))
 
 
@@ -146,6 +150,10 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     record.calibration_forwards = made.calibration_forwards
     record.peak_memory_bytes = made.images.notes["peak_memory_bytes"]
     _fill_report(record, made.report, denoiser=made.denoiser or bench.float_denoiser)
+    if made.kernels.by_layer_class:
+        record.execution_by_layer_class = made.kernels.by_layer_class
+        record.method_elements["left_out"] = made.kernels.left_out
+        record.protocol |= made.kernels.protocol
     _fill_metrics(bench, record, images=made.images, reference=made.reference)
     _fill_step_errors(bench, record, errors=made.step_errors)
     return record
@@ -163,6 +171,7 @@ class Made:
     execution: str = "float"
     calibration_forwards: int = 0
     seconds: dict[str, float]
+    kernels: KernelUse
 
 
 def make_images(bench: Bench, config: RunConfig) -> Made:
@@ -177,13 +186,15 @@ def make_images(bench: Bench, config: RunConfig) -> Made:
         report = config.method.quantize(
             bench.float_denoiser, calibration=calibration, bits=config.bits
         )
-        execution = "float"
+        execution, kernels = "float", KernelUse()
     else:
         stage = bench.quantized(config)
         denoiser, report = load_quantized(
             copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
         )
-        name, execution = stage.hash, report.execution
+        name = bench.quantized_name(config)
+        used = _on_kernels(bench, config, denoiser, report)
+        execution, kernels = ("kernel" if used.any else report.execution), used
         forwards = stage.notes["forwards"]
         seconds |= {"calibration": stage.notes["calibration_seconds"], "quantize": stage.seconds}
     images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
@@ -200,7 +211,44 @@ def make_images(bench: Bench, config: RunConfig) -> Made:
         execution=execution,
         calibration_forwards=forwards,
         seconds=seconds,
+        kernels=kernels,
     )
+
+
+@dataclass(kw_only=True)
+class KernelUse:
+    """What of a quantized denoiser runs as products of codes; empty where all is simulated."""
+
+    any: bool = False
+    by_layer_class: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def _on_kernels(
+    bench: Bench, config: RunConfig, denoiser: nn.Module, report: QuantizationReport
+) -> KernelUse:
+    """Prepares the denoiser for the execution that was asked for."""
+    if config.execution == "simulated":
+        return KernelUse()
+    own_code = config.activation_code == "method"
+    calibration = None if own_code else bench.calibration()[1]
+    entries = prepare(
+        denoiser, config.execution, code=config.activation_code, calibration=calibration
+    )
+    any_kernel = runs_on_kernels(entries)
+    execution = "kernel" if any_kernel else report.execution
+    use = KernelUse(
+        any=any_kernel,
+        by_layer_class=summarize(entries),
+        left_out=kernel_left_out(report.left_out, execution),
+    )
+    if calibration is not None:
+        use.protocol["activation_code"] = config.activation_code
+        use.protocol["extra_products_of_codes"] = extra_products(
+            entries, bench.float_denoiser, calibration
+        )
+    return use
 
 
 def _fill_report(record: Record, report: QuantizationReport, *, denoiser: nn.Module) -> None:
