@@ -68,7 +68,7 @@ def test_a_dry_run_shows_jobs_resources_hours_and_scripts(
     for word in (
         "1 x reference in gpu",
         "1 x calibration",
-        "2 x cell",
+        "2 x images",
         "2 x metrics",
         "8 CPUs, 64 GB, 1 GPUs, at most 240 min",
         "8 CPUs, 32 GB, 0 GPUs",
@@ -86,7 +86,7 @@ def test_a_dry_run_shows_jobs_resources_hours_and_scripts(
     assert [array["stage"] for array in plan["arrays"]] == [
         "reference",
         "calibration",
-        "cell",
+        "images",
         "metrics",
     ]
 
@@ -214,7 +214,7 @@ def test_short_cells_are_packed_by_what_an_image_took(
     given = small("tiny_unet", "method=rtn,gptq,smoothquant", "num_threads=1", *ON_SLURM, out)
     plan = json.loads(segbench("run", "-m", "--dry-run", "--json", *given).out)
     sizes = {array["stage"]: len(array["jobs"]) for array in plan["arrays"]}
-    assert sizes == {"calibration": 1, "cell": 1, "metrics": 1}
+    assert sizes == {"calibration": 1, "images": 1, "metrics": 1}
     assert plan["arrays"][1]["hours"] > 0
 
 
