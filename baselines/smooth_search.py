@@ -40,7 +40,7 @@ class SmoothSearch:
     held_out: bool = False  # each row judged by factors and scales from other calibration prompts
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
     fold: bool = False  # layers of one input share a vector, folded into what makes the input
-    sample_rows: int = 256  # rows per layer on which the candidates are compared
+    sample_rows: int = 1024  # rows per layer on which the candidates are compared
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)

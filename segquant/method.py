@@ -73,7 +73,7 @@ class SegQuant:
     sequential: Sequential = Sequential.none
     rank: int = 0  # of the low-rank branch; 0 for none
     low_rank_iterations: int = 1
-    sample_rows: int = 256
+    sample_rows: int = 1024
     # Switches that replay the authors' released code; each is off by default and in the report.
     gptq_variant: GptqVariant = GptqVariant.cholesky
     alpha_grid: AlphaGrid = AlphaGrid.full

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from baselines.smooth_search import SmoothSearch
 from experiments import alpha_check, bench_calibration
 from experiments.plain_loop import ALPHAS, plain_loop
 from segquant.core.rounding import Rounding
 from tests.conftest import Answer
 from tests.unit.core.helpers import bits, correlated, one
 
+ROOT = Path(__file__).parents[2]
 Segbench = Callable[..., Answer]
 Small = Callable[..., list[str]]
 STEPS = 3
@@ -72,3 +75,19 @@ def test_the_alpha_check_on_a_small_pipeline(small: Small, zoo: Path, tmp_path: 
         assert row["max_excess"] < 1e-3
         assert row["above_tolerance"] == 0
     assert "| tiny_unet | w8a8_int8 | 100000 |" in (tmp_path / "alpha_search.md").read_text()
+
+
+def test_the_committed_result_holds_the_tolerance() -> None:
+    """Of `python -m experiments.alpha_check`: 256 rows are too few, the default is enough."""
+    path = ROOT / "experiments" / "results" / "alpha_search.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    assert {row["model"] for row in rows} == set(alpha_check.MODELS)
+    by_rows = {
+        count: [row for row in rows if row["sample_rows"] == count and not row["use_gram"]]
+        for count in alpha_check.ROWS
+    }
+    chosen = by_rows[SmoothSearch().sample_rows]
+    assert len(chosen) == len(alpha_check.MODELS) * len(alpha_check.BITS)
+    for row in chosen:
+        assert row["max_excess"] <= alpha_check.TOLERANCE, row
+    assert max(row["max_excess"] for row in by_rows[256]) > alpha_check.TOLERANCE

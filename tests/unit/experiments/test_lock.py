@@ -106,7 +106,7 @@ def test_an_empty_lock_does_not_last_for_ever(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "DEAD_AFTER_SECONDS", 0.3)
     path.touch()
     with locked(path, poll_seconds=0.02):
-        pass
+        assert path.read_text()
 
 
 def test_only_the_dead_lock_is_removed_and_not_the_next_ones(path: Path) -> None:
