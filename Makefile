@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= runs
 
-.PHONY: demo test test-slurm lint unit integration table clean
+.PHONY: demo test test-slurm bench-slurm lint unit integration table clean
 
 demo: $(INSTALLED)
 	$(BIN)/segbench run +experiment=demo out=$(OUT)
@@ -17,6 +17,13 @@ test: $(INSTALLED) lint
 test-slurm: $(INSTALLED)
 	$(BIN)/python -m tests.slurm.cluster install
 	SEGBENCH_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
+
+# writes experiments/results/slurm_launcher.md
+bench-slurm: $(INSTALLED)
+	$(BIN)/python -m tests.slurm.cluster install
+	eval "$$($(BIN)/python -m tests.slurm.cluster up /tmp/segbench-bench)"; \
+	  $(BIN)/python -m slurm.benchmark; status=$$?; \
+	  $(BIN)/python -m tests.slurm.cluster down /tmp/segbench-bench; exit $$status
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ class Sweep:
         return jobs is not None and jobs.executor == "slurm"
 
     def states(self) -> list[CellState]:
-        """Where every cell stands.
+        """Where every cell stands; the queue is asked wherever there is one.
 
         Raises:
             UserError: the scheduler does not answer.

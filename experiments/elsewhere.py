@@ -21,6 +21,7 @@ from slurm.queue import SlurmError
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 3.0
+_IDLE_SHARE = 5.0  # of the time that a look takes
 _LOST_LOOKS = 3  # a record may show late on a shared file system
 
 Note = Callable[[str], None]
@@ -106,6 +107,7 @@ def follow(
     looks: dict[str, int] = {}
     answered = True
     while True:
+        begun = time.monotonic()
         try:
             states = cell_states(request, benches, root=root)
             answered = True
@@ -131,7 +133,8 @@ def follow(
                 note(f"{state.label}: {state.state}{f': {state.detail}' if state.detail else ''}")
         if not busy:
             break
-        time.sleep(poll_seconds)
+        # a look at thousands of cells takes a while: most of the time is spent waiting
+        time.sleep(max(poll_seconds, _IDLE_SHARE * (time.monotonic() - begun)))
     note(summary(states))
     return states
 

@@ -125,41 +125,50 @@ def _cell_jobs(
     bench: Bench, cells: Sequence[RunConfig], *, after: tuple[str, ...], each: float | None
 ) -> list[Job]:
     """Packs of cells; where metrics have resources of their own, a second job for each pack."""
+    split = [cell for cell in cells if _is_split(cell)]
     jobs = []
-    for pack in _packs(bench, cells, each):
-        ids = [run_id(bench, cell) for cell in pack]
-        label = ", ".join(f"{c.model.name} {c.method_name} {c.bits.name}" for c in pack)
-        settings = pack[0].cluster.settings("cell")
-        assert settings is not None
-        split = "metrics" in pack[0].cluster.stages
-        part = "images" if split else "all"
-        items = tuple(f"{name}:images" if split else name for name in ids)
-        jobs.append(
-            Job(
-                items=items,
-                work=CellWork(cells=list(pack), needs=bench.needs, part=part, run_ids=ids),
-                settings=settings,
-                stage="cell",
-                label=label,
-                after=after,
-                minutes=minutes(len(bench.dataset.evaluation) * len(pack), each),
-            )
-        )
-        if split:
-            measured = pack[0].cluster.settings("metrics")
-            assert measured is not None
-            work = CellWork(cells=list(pack), needs=bench.needs, part="metrics", run_ids=ids)
-            jobs.append(
-                Job(
-                    items=tuple(ids),
-                    work=work,
-                    settings=measured,
-                    stage="metrics",
-                    label=f"metrics of {label}",
-                    follows=items[0],
-                )
-            )
+    for pack in _packs(bench, [cell for cell in cells if cell not in split], each):
+        jobs.append(_pack_job(bench, pack, "cell", after=after, each=each))
+    for pack in _packs(bench, split, each):
+        images = _pack_job(bench, pack, "images", after=after, each=each)
+        jobs += [images, _pack_job(bench, pack, "metrics", follows=images.items[0])]
     return jobs
+
+
+def _is_split(cell: RunConfig) -> bool:
+    """Whether a cell's metrics are a job of their own.
+
+    Not where the device decides which layers run on kernels: the record says which, and only the
+    device knows.
+    """
+    simulated = cell.execution == "simulated" or cell.device == "cpu"
+    return "metrics" in cell.cluster.stages and simulated
+
+
+def _pack_job(
+    bench: Bench,
+    pack: Sequence[RunConfig],
+    stage: str,
+    *,
+    after: tuple[str, ...] = (),
+    follows: str = "",
+    each: float | None = None,
+) -> Job:
+    ids = [run_id(bench, cell) for cell in pack]
+    part = "all" if stage == "cell" else stage
+    label = ", ".join(f"{c.model.name} {c.method_name} {c.bits.name}" for c in pack)
+    settings = pack[0].cluster.settings("metrics" if stage == "metrics" else "cell")
+    assert settings is not None
+    return Job(
+        items=tuple(f"{name}:images" if stage == "images" else name for name in ids),
+        work=CellWork(cells=list(pack), needs=bench.needs, part=part, run_ids=ids),
+        settings=settings,
+        stage=stage,
+        label=label if stage == "cell" else f"{stage} of {label}",
+        after=after,
+        follows=follows,
+        minutes=minutes(len(bench.dataset.evaluation) * len(pack), each),
+    )
 
 
 def _packs(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.records import Record, read_record
 from experiments.bench import Bench
 from experiments.config import RunConfig
-from experiments.launch import entries_of, run_id
+from experiments.launch import calibration_item, entries_of, reference_item, run_id
 from experiments.run import record_path
 from experiments.sweep import Request
 from slurm.ledger import Entry
@@ -71,7 +71,27 @@ def cell_states(
     states = []
     for cell, name, record in zip(request.cells, ids, records, strict=True):
         states.append(_state(cell, name, record, entries=entries, queue=queue))
-    return _with_endings(states)
+    return [
+        _blocked(state, benches[index], entries)
+        for index, state in enumerate(_with_endings(states))
+    ]
+
+
+def _blocked(state: CellState, bench: Bench, entries: dict[str, Entry]) -> CellState:
+    """Of a cell that never began, because what it waited for failed: says what that was."""
+    if state.state != "lost" or Path(state.log).exists():
+        return state
+    waited = []
+    if not bench.has_reference():
+        waited.append(("reference", reference_item(bench)))
+    if not bench.has_calibration():
+        waited.append(("calibration", calibration_item(bench)))
+    parts = [state.detail]
+    for stage, item in waited:
+        if item in entries:
+            path = _log_path(entries[item])
+            parts.append(f"{stage} is not there (job {entries[item].job}): {last_words(path)}")
+    return replace(state, detail="; ".join(parts))
 
 
 def _state(
@@ -93,7 +113,8 @@ def _state(
         waits = job.state == "PENDING"
         detail = f"job {entry.job} " + (f"waits ({job.reason})" if waits else f"on {job.node}")
         return CellState(cell, name, "queued" if waits else "running", detail, entry.job)
-    last = known[0] if known else None
+    unfinished = [e for e in known if e.job not in queue or queue[e.job].state != "COMPLETED"]
+    last = next(iter(unfinished or known), None)
     log_path = "" if last is None else str(_log_path(last))
     if record is not None:
         job_id = str(record.environment.get("job") or "")
@@ -114,14 +135,7 @@ def _with_endings(states: list[CellState]) -> list[CellState]:
             word = state.detail or (ends[state.job].state if state.job in ends else "")
             last = last_words(Path(state.log))
             detail = f"job {state.job} ended{f' {word}' if word else ''} without a record"
-            state = CellState(
-                state.cell,
-                state.run_id,
-                "lost",
-                f"{detail}: {last}" if last else detail,
-                state.job,
-                state.log,
-            )
+            state = replace(state, detail=f"{detail}: {last}" if last else detail)
         told.append(state)
     return told
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import shlex
@@ -70,7 +72,8 @@ def submit_arrays(
             array, folder=folder / token, name=token, dependency=_dependency(array, made, home)
         )
         try:
-            with executor.batch():
+            # submitit prints what sbatch complains of; it is told once, in one line
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 handles = [executor.submit(Resumable(job.work)) for job in array.jobs]
         except submitit.core.utils.FailedJobError as error:
             raise SlurmError(f"sbatch refused: {_reason(error)}") from error

@@ -126,6 +126,7 @@ def test_a_time_out_with_checkpoint_and_continuation(
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGCONT)
     _release(cluster, job)
+    cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=30")  # once is enough
     kept = _stamps(sweep)
     sweep.run(*limits, "--follow")
     assert sweep.jobs() == [job]
