@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -43,12 +44,22 @@ from experiments.pipelines import (
 from experiments.progress import Progress
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
+from segquant.core.capture import DEFAULT_CAPTURE_BYTES, CallRecorder, CapturedCalls
 from segquant.core.checkpoint import save_quantized
 from segquant.core.protocol import Method, StatisticsNeeds
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, StatisticsRecorder
+from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.graph import LayerGraph, analyze
 
+_CALIBRATION_CODE = tuple(
+    f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
+)
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
+
+
+def _capture_bytes(needs: StatisticsNeeds) -> int:
+    """As many for a cell alone as in a sweep; a method takes the first calls under its own cap."""
+    return max(DEFAULT_CAPTURE_BYTES, needs.capture_bytes) if needs.capture_bytes else 0
 
 
 def floor_of(config: RunConfig) -> NoiseFloor | None:
@@ -158,8 +169,8 @@ class Bench:
         if floor is not None:
             wanted.append(("images", self.images_key("float", floor=floor), n))
         elif not isinstance(config.method, FullPrecision):
-            if self.store.find("calibration", self.calibration_key(gram=True)) is None:
-                key = self.calibration_key(gram=self.needs.gram)
+            if self._richer_calibration() is None:
+                key = self.calibration_key(self.needs)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
             wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
         return [
@@ -250,51 +261,83 @@ class Bench:
 
         return self.store.build("trajectory", key, make)
 
-    def calibration_key(self, *, gram: bool) -> Any:
+    def calibration_key(self, needs: StatisticsNeeds) -> Any:
         return {
             "sampler": self.sampler(),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
-            "gram": gram,
-            "code": source_digest("segquant/core/statistics.py", "segquant/core/calibration.py"),
+            "gram": needs.gram,
+            "steps": needs.steps,
+            "capture_bytes": _capture_bytes(needs),
+            "code": source_digest(*_CALIBRATION_CODE),
         }
 
+    def _richer_calibration(self) -> Stage | None:
+        """A finished calibration that has all that the sweep needs, and perhaps more."""
+        grams = dict.fromkeys((self.needs.gram, True))
+        steps = dict.fromkeys((self.needs.steps, True))
+        captures = dict.fromkeys((_capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
+        for gram, step, capture in itertools.product(grams, steps, captures):
+            if capture < _capture_bytes(self.needs):
+                continue
+            needs = replace(self.needs, gram=gram, steps=step, capture_bytes=capture)
+            found = self.store.find("calibration", self.calibration_key(needs))
+            if found is not None:
+                return found
+        return None
+
     def calibration(self) -> tuple[Stage, Calibration]:
-        """The statistics, from one pass of the unquantized model over the calibration prompts."""
-        richest = self.store.find("calibration", self.calibration_key(gram=True))
-        stage = richest or self.store.build(
-            "calibration", self.calibration_key(gram=self.needs.gram), self._calibrate
+        """What one pass of the unquantized model over the calibration prompts left behind."""
+        stage = self._richer_calibration() or self.store.build(
+            "calibration", self.calibration_key(self.needs), self._calibrate
         )
-        return stage, Calibration.load(stage.path / "statistics")
+        calibration = Calibration.load(stage.path / "statistics")
+        if (stage.path / "steps").is_dir():
+            calibration.steps = load_steps(stage.path / "steps")
+        if (stage.path / "calls").is_dir():
+            calibration.captured = CapturedCalls.load(stage.path / "calls")
+        return stage, calibration
 
     def _calibrate(self, folder: Path) -> dict[str, Any]:
+        denoiser, seed = self.float_denoiser, self.config.seed
         recorder = StatisticsRecorder(
-            self.float_denoiser,
-            gram=self.needs.gram,
-            sample_rows=self.sample_rows,
-            seed=self.config.seed,
+            denoiser, gram=self.needs.gram, sample_rows=self.sample_rows, seed=seed
         )
-        report = self.progress.part("calibration")
-        done = 0
-        with threads(self.num_threads), self._with_denoiser(None) as pipeline, recorder:
-            for batch in batches(self.dataset.calibration, self.config.model.batch_size):
-                sample(
-                    pipeline,
-                    batch,
-                    config=self.config.model,
-                    seed=self.config.seed,
-                    output_type="latent",
-                )
-                done += len(batch)
-                report(done)
+        steps = StepRecorder(denoiser, seed=seed) if self.needs.steps else None
+        with ExitStack() as stack:
+            stack.enter_context(threads(self.num_threads))
+            pipeline = stack.enter_context(self._with_denoiser(None))
+            stack.enter_context(recorder)
+            if steps is not None:
+                stack.enter_context(steps)
+            if cap_bytes := _capture_bytes(self.needs):
+                calls = CallRecorder(denoiser, folder / "calls", cap_bytes=cap_bytes)
+                stack.enter_context(calls)
+            self._run_calibration(pipeline, report=self.progress.part("calibration"))
         calibration = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
         calibration.save(folder / "statistics")
+        if steps is not None:
+            save_steps(steps.statistics(), folder / "steps")
         return {"forwards": recorder.forwards}
+
+    def _run_calibration(self, pipeline: Any, *, report: Callable[[int], None]) -> None:
+        """The calibration prompts through the pipeline, up to their latents."""
+        done = 0
+        for batch in batches(self.dataset.calibration, self.config.model.batch_size):
+            sample(
+                pipeline,
+                batch,
+                config=self.config.model,
+                seed=self.config.seed,
+                output_type="latent",
+            )
+            done += len(batch)
+            report(done)
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
         return {
-            "calibration": self.calibration_key(gram=needs.gram),
+            "calibration": self.calibration_key(needs),
             "method": protocol.method_fields(config.method),
             "bits": protocol.plain(asdict(config.bits)),
             "code": source_digest("segquant", "baselines"),

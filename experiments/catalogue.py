@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -36,7 +36,7 @@ def describe_methods() -> list[dict[str, Any]]:
                 "class": f"{type(method).__module__}.{type(method).__qualname__}",
                 "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
                 "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
-                "needs": {"gram": needs.gram, "rows": needs.rows, "graph": needs.graph},
+                "needs": asdict(needs),
                 "bits": bits_of(method),
             }
         )

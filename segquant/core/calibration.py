@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from segquant.core.capture import CapturedCalls
 from segquant.core.files import read_folder, write_folder
 from segquant.core.statistics import LayerStatistics
+from segquant.core.stepwise import StepStatistics
 
 KIND = "calibration"
 SCHEMA_VERSION = 1
@@ -27,6 +29,9 @@ class Calibration:
     statistics: Mapping[str, LayerStatistics]
     forwards: int
     graph: Any = field(default=None, repr=False)
+    # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
+    steps: StepStatistics | None = field(default=None, repr=False)
+    captured: CapturedCalls | None = field(default=None, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes safetensors and JSON; what layers share is stored once."""

@@ -22,6 +22,8 @@ class StatisticsNeeds:
     gram: bool = False
     rows: int = DEFAULT_SAMPLE_ROWS
     graph: bool = False
+    steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
+    capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
         """What serves both, for one calibration of a whole sweep."""
@@ -29,6 +31,8 @@ class StatisticsNeeds:
             gram=self.gram or other.gram,
             rows=max(self.rows, other.rows),
             graph=self.graph or other.graph,
+            steps=self.steps or other.steps,
+            capture_bytes=max(self.capture_bytes, other.capture_bytes),
         )
 
 

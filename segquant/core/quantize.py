@@ -10,9 +10,10 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
-from segquant.core.layer import QuantizedLayer, quantize_linear
+from segquant.core.layer import QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.plan import LayerRecipe
+from segquant.core.planned import LayerPlan, PlanOf, quantize_planned
 from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
@@ -20,6 +21,7 @@ from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
 from segquant.core.smoothing import SmoothingMode
 from segquant.core.statistics import linear_layers
+from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ def quantize_layers(
     bits: Bits,
     recipe: LayerRecipe,
     shape_of: ShapeOf | None = None,
+    plan_of: PlanOf | None = None,
     elements: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
@@ -53,6 +56,7 @@ def quantize_layers(
 
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
+        plan_of: what a layer gets that others do not; None for one recipe for all.
         elements: what of the published method is done, for the report.
         left_out: what is not.
     """
@@ -71,16 +75,19 @@ def quantize_layers(
         products = linear.weight.numel() * (0 if seen is None else seen.rows)
         cost.macs += products
         reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
+        plan = LayerPlan() if plan_of is None or reason or seen is None else plan_of(name, linear)
+        reason = reason or plan.keep
         if reason is not None or seen is None:
             kept.append({"name": name, "reason": reason or "never called during calibration"})
             cost.kept_weights += linear.weight.numel()
             continue
         shape = shape_of(name, linear)
-        quant, entry = quantize_linear(
+        quant, entry = quantize_planned(
             linear,
             name=name,
             seen=seen,
             shape=shape,
+            plan=plan,
             bits=bits,
             recipe=recipe,
             factors=factors,
@@ -88,6 +95,7 @@ def quantize_layers(
         replace_module(denoiser, old=linear, new=quant)
         quantized.append(asdict(entry))
         _count(cost, quant, entry, rows=seen.rows)
+    follow_steps(denoiser)
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
     searched = recipe.smoothing.mode is SmoothingMode.search
     return _report(
