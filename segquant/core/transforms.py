@@ -12,6 +12,7 @@ Legend: T rows, O output features, I input features, N blocks of B input feature
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -138,11 +139,12 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return matrix / math.sqrt(size)
 
 
-def signed_hadamard(features: int, *, block_size: int, generator: torch.Generator) -> Tensor:
-    """Randomized Hadamard blocks [N, B, B]: random signs of the input channels, then Hadamard."""
-    signs_I = torch.randint(0, 2, (features,), generator=generator) * 2.0 - 1.0
-    signs_NB = signs_I.reshape(-1, block_size)
-    return signs_NB[:, :, None] * hadamard(block_size)
+def hadamard_blocks(features: int, *, block_size: int, generator: torch.Generator | None) -> Tensor:
+    """Hadamard blocks [N, B, B]; with a generator, random signs of the input channels first."""
+    signs_I = torch.ones(features)
+    if generator is not None:
+        signs_I = torch.randint(0, 2, (features,), generator=generator) * 2.0 - 1.0
+    return signs_I.reshape(-1, block_size)[:, :, None] * hadamard(block_size)
