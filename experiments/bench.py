@@ -22,6 +22,7 @@ from evaluation.clip import Evaluator, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
+from experiments.correct import corrected_noise, learn_corrector, load_corrector
 from experiments.data import Dataset, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
 from experiments.generate import (
@@ -46,6 +47,7 @@ from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.capture import DEFAULT_CAPTURE_BYTES, CallRecorder, CapturedCalls
 from segquant.core.checkpoint import save_quantized
+from segquant.core.correction import Attached, Corrector
 from segquant.core.protocol import Method, StatisticsNeeds
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, StatisticsRecorder
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
@@ -55,6 +57,11 @@ _CALIBRATION_CODE = tuple(
     f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
 )
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
+
+
+def _corrector(config: RunConfig) -> Corrector | None:
+    method: Method = config.method
+    return method.corrector(calibration=Calibration(statistics={}, forwards=0))
 
 
 def _capture_bytes(needs: StatisticsNeeds) -> int:
@@ -205,8 +212,19 @@ class Bench:
             "denoiser": denoiser,
         }
 
-    def images(self, denoiser: nn.Module | None, key: Any, *, floor: NoiseFloor | None) -> Stage:
-        """Images of the evaluation prompts under a denoiser (None: the unquantized one)."""
+    def images(
+        self,
+        denoiser: nn.Module | None,
+        key: Any,
+        *,
+        floor: NoiseFloor | None,
+        attached: Attached | None = None,
+    ) -> Stage:
+        """Images of the evaluation prompts under a denoiser (None: the unquantized one).
+
+        Args:
+            attached: the denoiser's corrector, whose variance part is the sampler's business.
+        """
 
         def make(folder: Path) -> dict[str, Any]:
             reset_peak_memory()
@@ -216,6 +234,7 @@ class Bench:
             with (
                 threads(self.num_threads if floor is None else self.floor_threads(floor)),
                 self._with_denoiser(denoiser) as pipeline,
+                corrected_noise(pipeline, attached),
             ):
                 notes = generate_images(
                     pipeline,
@@ -336,11 +355,13 @@ class Bench:
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
+        corrected = _corrector(config) is not None
         return {
             "calibration": self.calibration_key(needs),
             "method": protocol.method_fields(config.method),
             "bits": protocol.plain(asdict(config.bits)),
             "code": source_digest("segquant", "baselines"),
+            "corrector": source_digest("experiments/correct.py") if corrected else None,
         }
 
     def quantized(self, config: RunConfig) -> Stage:
@@ -358,6 +379,33 @@ class Bench:
             return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
 
         return self.store.build("quantized", self.quantized_key(config), make)
+
+    def corrector(
+        self, config: RunConfig, denoiser: nn.Module, quantized: Stage
+    ) -> Attached | None:
+        """Hooks the method's corrector to its quantized denoiser; learned if it is not there yet.
+
+        Every corrector learns from all calibration prompts, on the quantized model's own path.
+        """
+        corrector = _corrector(config)
+        if corrector is None:
+            return None
+
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                return learn_corrector(
+                    pipeline,
+                    denoiser,
+                    corrector,
+                    folder,
+                    prompts=self.dataset.calibration,
+                    config=self.config.model,
+                    seed=self.config.seed,
+                    progress=self.progress.part("corrector"),
+                )
+
+        stage = self.store.build("corrector", {"quantized": quantized.hash}, make)
+        return load_corrector(denoiser, corrector, stage.path)
 
     def step_errors(
         self, denoiser: nn.Module | None, name: str, *, floor: NoiseFloor | None

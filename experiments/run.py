@@ -24,6 +24,7 @@ from evaluation.trajectory import trajectory_metrics
 from experiments import protocol
 from experiments.bench import Bench, floor_of, threads
 from experiments.config import RunConfig
+from experiments.correct import variance_note
 from experiments.data import prompts_hash
 from experiments.errors import UserError
 from experiments.store import Stage, digest, source_digest
@@ -135,7 +136,7 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.reason = reason
         return record
     record = _blank(bench, config, run_id=run_id, status="ok")
-    floor = floor_of(config)
+    floor, attached = floor_of(config), None
     reference = bench.reference()
     record.seconds["reference"] = reference.seconds
     if floor is not None or isinstance(config.method, FullPrecision):
@@ -155,7 +156,12 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.seconds["calibration"] = stage.notes["calibration_seconds"]
         record.seconds["quantize"] = stage.seconds
         record.execution = report.execution
-    images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
+        attached = bench.corrector(config, denoiser, stage)
+        if attached is not None:
+            note = variance_note(attached.corrector, bench.pipeline.scheduler)
+            report.left_out += [] if note is None else [note]
+    key = bench.images_key(name, floor=floor)
+    images = bench.images(denoiser, key, floor=floor, attached=attached)
     record.seconds["images"] = images.seconds
     count = len(bench.dataset.evaluation)
     record.seconds["seconds_per_image"] = images.seconds / count

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.correction import Corrector
 from segquant.core.schemes import Bits
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
 
@@ -64,12 +65,6 @@ class QuantizationReport:
         return cls(**values)
 
 
-class Corrector(Protocol):
-    """Corrects a quantized denoiser's output, step by step."""
-
-    def __call__(self, output: Tensor, *, step: int) -> Tensor: ...
-
-
 @runtime_checkable
 class Method(Protocol):
     """A way to quantize a denoiser. Implemented by dataclasses whose fields are its settings."""
@@ -89,5 +84,5 @@ class Method(Protocol):
         ...
 
     def corrector(self, *, calibration: Calibration) -> Corrector | None:
-        """A correction of the denoiser's output, or None."""
+        """A correction of the quantized denoiser step by step, yet to learn; or None."""
         ...
