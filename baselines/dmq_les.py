@@ -25,7 +25,7 @@ from segquant.core.planned import LayerPlan
 from segquant.core.segments import shape_from_graph
 from segquant.core.transforms import InputTransform
 
-QUICK_ITERATIONS = 150
+QUICK_ITERATIONS = 60
 PAPER_ITERATIONS = 6000
 SHIFTS = (0, 1, 2, 3)  # candidates of the power of two
 
@@ -39,7 +39,8 @@ class DmqLes:
     t's loss, so that steps with large losses do not drown the others.
     PTS: where the input is a concatenation, each channel's step is the common one over 2^d, d the
     candidate of four that most of the sampling steps vote for, if at least `consensus` of them do;
-    the weight takes it back by shifting.
+    integer products are shifted by d, and the weight stays on its own grid. Static scales only:
+    a dynamic one would follow the shifted channels.
     Source: Lee et al. 2025, arXiv 2507.12933; learning rate, iterations, momentum and consensus are
     the paper's; its exponent `focal` is not known to us and 1 is ours.
 
@@ -51,7 +52,7 @@ class DmqLes:
     channel at run time.
     """
 
-    budget: Budget = Budget.quick  # 150 iterations a layer, or the paper's 6000
+    budget: Budget = Budget.quick  # 60 iterations a layer, or the paper's 6000
     learning_rate: float = 1e-3
     focal: float = 1.0
     momentum: float = 0.95
@@ -101,29 +102,32 @@ class DmqLes:
     ) -> LayerPlan:
         steps = layer_steps(calibration, name)
         problem = layer_problem(linear, name=name, seen=calibration.statistics[name], bits=bits)
-        notes: tuple[str, ...] = ()
-        shifts_I = torch.ones(linear.in_features)
-        if self.power_of_two and _concatenated(name, linear, calibration=calibration):
-            sample_SKI = steps.sample_SKI.to(problem.w_OI.device)
-            shifts_I = power_of_two_factors(problem, sample_SKI, consensus=self.consensus)
-            notes = (f"power-of-two scaling: {int((shifts_I < 1).sum())} channels shifted",)
-        tau_I = self._learn(problem, steps.sample_SKI, start_I=shifts_I)
-        return LayerPlan(transform=InputTransform(scale_I=tau_I), notes=notes)
+        tau_I = self._learn(problem, steps.sample_SKI)
+        transform = InputTransform(scale_I=tau_I)
+        concatenated = self.power_of_two and _concatenated(name, linear, calibration=calibration)
+        if not concatenated or not bits.activation.calibrated or bits.activation.microscaled:
+            return LayerPlan(transform=transform)
+        scaled = layer_problem(
+            linear, name=name, seen=calibration.statistics[name], bits=bits, transform=transform
+        )
+        rows_SKI = torch.cat([steps.sample_SKI, steps.low_SI[:, None], steps.high_SI[:, None]], 1)
+        power_I = power_of_two_factors(
+            scaled, transform.of_input(rows_SKI), consensus=self.consensus
+        )
+        note = f"power-of-two scaling: {int((power_I < 1).sum())} channels shifted"
+        return LayerPlan(transform=transform, power_I=power_I, notes=(note,))
 
-    def _learn(self, problem: LayerProblem, sample_SKI: Tensor, *, start_I: Tensor) -> Tensor:
+    def _learn(self, problem: LayerProblem, sample_SKI: Tensor) -> Tensor:
         count = iterations(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS)
         sample_SKI = sample_SKI.to(problem.w_OI.device)
-        start_I = start_I.to(sample_SKI.device)
-        theta_I = torch.zeros_like(start_I, requires_grad=True)
+        theta_I = torch.zeros_like(problem.low_I, requires_grad=True)
         optimizer = torch.optim.Adam([theta_I], lr=self.learning_rate)
         generator = torch.Generator().manual_seed(self.seed)
         running_S = torch.zeros(sample_SKI.shape[0], dtype=torch.float64)
         target_SKO = sample_SKI @ problem.w_OI.T
         with torch.enable_grad():
             for step in _order(sample_SKI.shape[0], count, generator=generator):
-                found_KO = problem.learned_output(
-                    rows_TI=sample_SKI[step], scale_I=start_I * theta_I.exp()
-                )
+                found_KO = problem.learned_output(rows_TI=sample_SKI[step], scale_I=theta_I.exp())
                 loss = (found_KO - target_SKO[step]).square().mean()
                 weight = focal_weight(
                     running_S, step, float(loss), focal=self.focal, momentum=self.momentum
@@ -132,7 +136,7 @@ class DmqLes:
                 torch.autograd.backward(weight * loss)
                 optimizer.step()
         alive_I = (problem.amax > 0) & (problem.w_OI.abs().amax(0) > 0)
-        return safe_factors(start_I * theta_I.detach().exp(), alive_I=alive_I).cpu()
+        return safe_factors(theta_I.detach().exp(), alive_I=alive_I).cpu()
 
     def corrector(self, *, calibration: Calibration) -> None:
         return None
@@ -151,16 +155,17 @@ def focal_weight(
 
 
 def power_of_two_factors(problem: LayerProblem, sample_SKI: Tensor, *, consensus: float) -> Tensor:
-    """2^-d of each channel [I], by which the input is divided: d > 0 gives it finer steps.
+    """2^-d of each channel [I]: its step as a part of the common one.
 
     Each sampling step votes, channel by channel, for the d whose grid (the input's common step over
-    2^d) has the least squared error on that step's rows; the smaller d on a tie. The winner is
-    taken where its share of votes reaches `consensus`, else d = 0.
+    2^d) has the least squared error on that step's rows; the smaller d on a tie. The extremes of
+    the step are among its rows, so that a value which sampling missed is not clipped for nothing.
+    The winner is taken where its share of votes reaches `consensus`, else d = 0.
     """
     grid = problem.activation_grid
     if grid is None:
         return torch.ones_like(problem.low_I)
-    codes = grid.scheme.grid
+    codes, sample_SKI = grid.scheme.grid, sample_SKI.to(problem.w_OI.device)
     common = problem.amax.amax() / codes.quant_max
     errors = []
     for shift in SHIFTS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from baselines.budget import Budget, iterations, shortened
 from baselines.quarot import layer_generator, unsupported_rotation
 from segquant.core import (
     Bits,
@@ -25,6 +26,9 @@ from segquant.core.learned import activation_ste
 from segquant.core.outputs import LayerProblem, layer_problem
 from segquant.core.planned import LayerPlan
 from segquant.core.transforms import InputTransform, hadamard_blocks, rotate, rotation_block
+
+QUICK_STEPS = 20
+PAPER_STEPS = 100
 
 
 @dataclass(kw_only=True)
@@ -43,11 +47,11 @@ class SpinQuant:
     the modulation stands between a folded rotation and the layer (`quarot` says more). So R is
     stored, and done as a product, at run time.
     Left out: rotation of values within heads (R2), of queries and keys (R3).
-    Cost: no forward; `steps` small products and solves per layer; B products per channel and row at
+    Cost: no forward; 20 or 100 small products and solves per layer; B products per channel and row at
     run time, 16 bits for each number of R.
     """
 
-    steps: int = 100
+    budget: Budget = Budget.quick  # 20 steps a layer, or the paper's 100
     learning_rate: float = 1.5
     block_size: int = 64
     seed: int = 0  # of the starting rotation
@@ -97,6 +101,7 @@ class SpinQuant:
             left_out=[
                 "the model's own loss: each layer's output error is minimised",
                 "rotations folded into weights, rotation of values, queries and keys",
+                *shortened(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS),
             ],
         )
 
@@ -109,7 +114,8 @@ class SpinQuant:
         target_TO = problem.output()
         power = target_TO.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
         best_NBB, best = rotation_NBB, float("inf")
-        for step in range(self.steps + 1):
+        steps = iterations(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS)
+        for step in range(steps + 1):
             rotation_NBB = rotation_NBB.detach().requires_grad_()
             with torch.enable_grad():
                 x_TI = rotate(problem.sample_TI, rotation_NBB)
@@ -119,9 +125,9 @@ class SpinQuant:
                 loss = (found_TO - target_TO).square().mean() / power
             if float(loss) < best:
                 best_NBB, best = rotation_NBB.detach(), float(loss)
-            if step < self.steps:
+            if step < steps:
                 (gradient_NBB,) = torch.autograd.grad(loss, rotation_NBB)
-                length = self.learning_rate * (1 - step / self.steps)
+                length = self.learning_rate * (1 - step / steps)
                 rotation_NBB = cayley_step(rotation_NBB.detach(), gradient_NBB, length=length)
         return best_NBB.cpu()
 

@@ -7,6 +7,7 @@ from segquant.core.linear import QuantLinear
 from segquant.core.schemes import UNQUANTIZED_BITS
 
 BITS_OF_SCALE = 32
+BITS_OF_EXPONENT = 2  # of a power of two among four
 
 
 def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
@@ -25,6 +26,7 @@ def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
         quant.input_scale,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
+    bits += 0 if quant.input_power is None else quant.in_features * BITS_OF_EXPONENT
     if quant.input_rotation is not None:
         learned = quant.input_rotation.numel() * UNQUANTIZED_BITS
         bits += quant.in_features if quant.spec.rotation_hadamard else learned

@@ -41,6 +41,7 @@ EXACT_BUFFERS = (
     "input_shift",
     "input_scale",
     "input_rotation",
+    "input_power",
     "step_timesteps",
 )
 
@@ -64,6 +65,7 @@ class LinearSpec:
     input_scale: bool = False
     rotation_blocks: int = 0  # blocks of the rotation; 0 for none
     rotation_hadamard: bool = False  # done by additions, and not stored
+    input_power: bool = False  # steps of input channels are powers of two of the common one
     steps: int = 0  # static activation scales, one set for each of so many steps; 0 for one set
 
     @property
@@ -119,6 +121,7 @@ class QuantLinear(nn.Module):
     input_shift: Tensor | None
     input_scale: Tensor | None
     input_rotation: Tensor | None
+    input_power: Tensor | None
     step_timesteps: Tensor | None
     bias: Tensor | None
     dense_OI: Tensor
@@ -169,6 +172,7 @@ class QuantLinear(nn.Module):
         self._make("input_scale", wide if spec.input_scale else None, torch.float32, device)
         rotation = (blocks, size, size) if blocks else None
         self._make("input_rotation", rotation, torch.float32, device)
+        self._make("input_power", wide if spec.input_power else None, torch.float32, device)
         steps = (spec.steps,) if spec.steps else None
         self._make("step_timesteps", steps, torch.float32, device)
 
@@ -231,7 +235,10 @@ class QuantLinear(nn.Module):
         smooth = x if factors_GI is None else x.float() / factors_GI[group]
         if self._grid is None:
             return smooth.to(dtype), smooth.to(dtype)
-        quantized = fake_quantize(smooth, grid=self._grid, static=self._static(group))
+        power_I = self.input_power
+        units = smooth if power_I is None else smooth / power_I
+        quantized = fake_quantize(units, grid=self._grid, static=self._static(group))
+        quantized = quantized if power_I is None else quantized * power_I
         return smooth.to(dtype), quantized.to(dtype)
 
     def _static(self, group: int) -> ActivationScales | None:

@@ -28,6 +28,7 @@ class LayerPlan:
     recipe: LayerRecipe | None = None
     transform: InputTransform | None = None
     steps: LayerSteps | None = None  # static activation scales for each of these steps
+    power_I: Tensor | None = None  # factors, powers of two, of the input's common step
     keep: str | None = None  # the reason for leaving the layer in 16 bit
     notes: tuple[str, ...] = ()
 
@@ -63,9 +64,13 @@ def quantize_planned(
     entry.notes.extend(plan.notes)
     if transform is not None:
         quant = with_transform(quant, transform, dtype=linear.weight.dtype)
+    if plan.power_I is not None:
+        quant = with_power(quant, plan.power_I)
     if plan.steps is not None and bits.activation.calibrated:
         quant = with_step_scales(quant, plan.steps)
         entry.notes.append(f"activation scales of its own for each of {quant.spec.steps} steps")
+    if plan != LayerPlan():
+        entry.relative_error = relative_error(linear, quant, seen.sample_TI)
     return quant.train(linear.training), entry
 
 
@@ -82,6 +87,30 @@ def with_transform(
         rotation_hadamard=transform.hadamard,
     )
     return rebuilt(quant, spec=spec, dtype=dtype, **transform.buffers())
+
+
+def with_power(quant: QuantLinear, power_I: Tensor) -> QuantLinear:
+    """The layer whose input channels have steps `power_I` times the common static one.
+
+    Unlike a scale it is no equivalence: the weight stays as it is, the common step too, and integer
+    products would be shifted. A channel with a finer step clips earlier.
+    """
+    assert quant.spec.activation.calibrated, "a common step that is known beforehand"
+    assert quant.spec.smoothing_count == 0, "smoothing would come between"
+    spec = replace(quant.spec, input_power=True)
+    return rebuilt(quant, spec=spec, dtype=quant.dense_OI.dtype, input_power=power_I)
+
+
+def relative_error(linear: nn.Linear, quant: QuantLinear, sample_TI: Tensor) -> float:
+    """||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without the bias."""
+    with torch.no_grad():
+        x_TI = sample_TI.to(linear.weight)
+        exact_TO = linear(x_TI).float()
+        wrong = float((quant(x_TI).float() - exact_TO).square().sum())
+        if linear.bias is not None:
+            exact_TO = exact_TO - linear.bias.float()
+        power = float(exact_TO.square().sum())
+    return wrong / power if power > 0 else wrong
 
 
 def with_step_scales(quant: QuantLinear, steps: LayerSteps) -> QuantLinear:
