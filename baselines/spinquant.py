@@ -47,7 +47,7 @@ class SpinQuant:
     the modulation stands between a folded rotation and the layer (`quarot` says more). So R is
     stored, and done as a product, at run time.
     Left out: rotation of values within heads (R2), of queries and keys (R3).
-    Cost: no forward; 20 or 100 small products and solves per layer; B products per channel and row at
+    Cost: no forward; 20 or 100 small products and solves a layer; B products per channel and row at
     run time, 16 bits for each number of R.
     """
 
