@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
+    NOT_FOLDED,
     Bits,
     Calibration,
     LayerRecipe,
@@ -33,10 +35,11 @@ class SmoothSearch:
     alpha_step: float = 0.1
     include_none: bool = True  # "no smoothing" among the candidates; the authors' code has none
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     sample_rows: int = 256  # rows per layer on which the candidates are compared
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram)
+        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
 
     def unsupported(self, bits: Bits) -> str | None:
         return None
@@ -56,9 +59,13 @@ class SmoothSearch:
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(smoothing=smoothing),
-            elements=["smoothing of every Linear, alpha searched", "rounding to nearest"],
-            left_out=["factors folded into the previous operation: they are applied at run time"],
+            recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
+            elements=[
+                "smoothing of every Linear, alpha searched",
+                *([FOLDED] if self.fold else []),
+                "rounding to nearest",
+            ],
+            left_out=[] if self.fold else [NOT_FOLDED],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
+    NOT_FOLDED,
     Bits,
     Calibration,
     LayerRecipe,
@@ -28,10 +30,11 @@ class SmoothQuant:
     """
 
     alpha: float = 0.5  # migration strength in [0, 1]; 1 puts all the difficulty on the weights
+    fold: bool = True  # one vector for q, k and v, in the norm before them, as published
     sample_rows: int = 256
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows)
+        return StatisticsNeeds(rows=self.sample_rows, graph=self.fold)
 
     def unsupported(self, bits: Bits) -> str | None:
         return None
@@ -44,9 +47,13 @@ class SmoothQuant:
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(smoothing=smoothing),
-            elements=[f"smoothing of every Linear, alpha {self.alpha:g}", "rounding to nearest"],
-            left_out=["factors folded into the previous operation: they are applied at run time"],
+            recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
+            elements=[
+                f"smoothing of every Linear, alpha {self.alpha:g}",
+                *([FOLDED] if self.fold else []),
+                "rounding to nearest",
+            ],
+            left_out=[] if self.fold else [NOT_FOLDED],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    FOLDED,
     AlphaGrid,
     Bits,
     Boundaries,
@@ -60,6 +61,7 @@ class SegQuant:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    fold: bool = False  # layers of one input share a vector, folded into what makes the input
     rounding: Rounding = Rounding.rtn
     damping: float = 0.01
     block_size: int = 128
@@ -79,7 +81,9 @@ class SegQuant:
     def needs(self) -> StatisticsNeeds:
         gram = self.rounding is Rounding.gptq or self.use_gram
         return StatisticsNeeds(
-            gram=gram, rows=self.sample_rows, graph=self.seg_linear or self.dual_scale
+            gram=gram,
+            rows=self.sample_rows,
+            graph=self.seg_linear or self.dual_scale or self.fold,
         )
 
     def unsupported(self, bits: Bits) -> str | None:
@@ -92,7 +96,7 @@ class SegQuant:
         if graph is None and self.needs().graph:
             raise ValueError(
                 "SegQuant needs the denoiser's static graph and the calibration has none; set "
-                "calibration.graph, or seg_linear=false and dual_scale=false"
+                "calibration.graph, or seg_linear=false, dual_scale=false and fold=false"
             )
 
         def shape_of(name: str, linear: nn.Linear) -> LayerShape:
@@ -145,6 +149,7 @@ class SegQuant:
                 budget=self.low_rank_budget,
             ),
             dual_scale=self.dual_scale,
+            fold=self.fold,
         )
 
     def _elements(self) -> list[str]:
@@ -155,6 +160,7 @@ class SegQuant:
             done.append("alpha searched per layer" + (" and segment" if self.seg_linear else ""))
         elif self.smoothing is SmoothingMode.fixed:
             done.append(f"smoothing, alpha {self.alpha:g}")
+        done += [FOLDED] if self.fold and self.smoothing is not SmoothingMode.none else []
         whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
         done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
         done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")

@@ -14,10 +14,13 @@ from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
+from segquant.core.shared import FOLDED, NOT_FOLDED
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
 __all__ = [
+    "FOLDED",
+    "NOT_FOLDED",
     "AlphaGrid",
     "Bits",
     "Boundaries",

@@ -24,6 +24,7 @@ def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
         quant.activation_zero_point,
         quant.input_shift,
         quant.input_scale,
+        quant.row_factors,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
     bits += 0 if quant.input_power is None else quant.in_features * BITS_OF_EXPONENT

@@ -64,6 +64,7 @@ class QuantizedLayer:
     low_rank_parameters: list[int]  # of the factor that reads the input, and of the other
     smoothing_vectors: int
     relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
+    smoothing_at_run_time: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -76,8 +77,13 @@ def quantize_linear(
     bits: Bits,
     recipe: LayerRecipe,
     factors: FactorCache | None = None,
+    smoothing: Smoothing | None = None,
 ) -> tuple[QuantLinear, QuantizedLayer]:
-    """The layer's replacement, on its device and in its type, and its entry of the report."""
+    """The layer's replacement, on its device and in its type, and its entry of the report.
+
+    Args:
+        smoothing: one vector [1, I] for the whole layer, found elsewhere; None for its own.
+    """
     with torch.no_grad():
         return _quantize_linear(
             linear,
@@ -87,6 +93,7 @@ def quantize_linear(
             bits=bits,
             recipe=recipe,
             factors=factors or FactorCache(),
+            smoothing=smoothing,
         )
 
 
@@ -99,6 +106,7 @@ def _quantize_linear(
     bits: Bits,
     recipe: LayerRecipe,
     factors: FactorCache,
+    smoothing: Smoothing | None,
 ) -> tuple[QuantLinear, QuantizedLayer]:
     w_OI = linear.weight.detach().float()
     if not bool(w_OI.isfinite().all()):
@@ -106,21 +114,24 @@ def _quantize_linear(
     notes: list[str] = []
     shape = effective_shape(shape, bits=bits, recipe=recipe, notes=notes)
     parts = partitions(shape, name=name, bits=bits, recipe=recipe, notes=notes)
-    inputs = _inputs(seen, w_OI.device, gram=_needs_gram(recipe))
+    inputs = layer_input(seen, w_OI.device, gram=_needs_gram(recipe))
     if _needs_gram(recipe) and inputs.gram_II is None:
         raise ValueError(
             f"{name}: the calibration has no Gram matrix, which this method needs; calibrate with "
             "gram=True"
         )
-    smoothing = smooth(
-        w_OI,
-        seen=inputs,
-        output_segments=shape.output,
-        partitions=parts,
-        weight=bits.weight,
-        activation=bits.activation,
-        settings=recipe.smoothing,
-    )
+    if smoothing is None:
+        smoothing = smooth(
+            w_OI,
+            seen=inputs,
+            output_segments=shape.output,
+            partitions=parts,
+            weight=bits.weight,
+            activation=bits.activation,
+            settings=recipe.smoothing,
+        )
+    else:
+        smoothing = smoothing.repeated(len(shape.output))
     groups, factors_GI = _distinct(smoothing)
     job = _Job(
         name=name,
@@ -326,7 +337,8 @@ def _needs_gram(recipe: LayerRecipe) -> bool:
     return searched or recipe.rounding is Rounding.gptq
 
 
-def _inputs(seen: LayerStatistics, device: torch.device, *, gram: bool) -> LayerInput:
+def layer_input(seen: LayerStatistics, device: torch.device, *, gram: bool) -> LayerInput:
+    """The statistics on a device, the Gram matrix only where it is asked for."""
     gram_II = seen.gram_II if gram else None
     return LayerInput(
         sample_TI=seen.sample_TI.to(device),
@@ -388,6 +400,7 @@ def _entry(
             output=job.shape.output, inputs=job.shape.input
         ),
         smoothing_vectors=0 if factors_GI is None else factors_GI.shape[0],
+        smoothing_at_run_time=factors_GI is not None,
         relative_error=relative_error,
         notes=job.notes,
     )

@@ -12,7 +12,7 @@ N blocks of input features, R rows of weight scales, K rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ EXACT_BUFFERS = (
     "input_rotation",
     "input_power",
     "step_timesteps",
+    "row_factors",
 )
 
 
@@ -67,6 +68,7 @@ class LinearSpec:
     rotation_hadamard: bool = False  # done by additions, and not stored
     input_power: bool = False  # steps of input channels are powers of two of the common one
     steps: int = 0  # static activation scales, one set for each of so many steps; 0 for one set
+    row_scaled: bool = False  # a factor per output feature: another layer's smoothing, folded
 
     @property
     def in_features(self) -> int:
@@ -123,6 +125,7 @@ class QuantLinear(nn.Module):
     input_rotation: Tensor | None
     input_power: Tensor | None
     step_timesteps: Tensor | None
+    row_factors: Tensor | None
     bias: Tensor | None
     dense_OI: Tensor
 
@@ -148,6 +151,8 @@ class QuantLinear(nn.Module):
         up, down = (self.out_features, rank), (rank, self.in_features)
         self._make("low_rank_up", up if rank else None, spec.rank_dtype, device)
         self._make("low_rank_down", down if rank else None, spec.rank_dtype, device)
+        row_factors = (self.out_features,) if spec.row_scaled else None
+        self._make("row_factors", row_factors, torch.float32, device)
         self._make("bias", (self.out_features,) if spec.bias else None, dtype, device)
         dense = torch.zeros(self.out_features, self.in_features, dtype=dtype, device=device)
         self.register_buffer("dense_OI", dense, persistent=False)
@@ -197,12 +202,35 @@ class QuantLinear(nn.Module):
             if own is not None and value is not None:
                 assert own.shape == value.shape, (name, own.shape, value.shape)
                 self._buffers[name] = value.detach().to(own.dtype).clone()
-        self._refresh()
+        self.refresh()
         return self
 
     def tensors(self) -> dict[str, Tensor | None]:
         """All but the codes, by name, as `fill` takes them."""
         return {k: v for k, v in self._buffers.items() if k not in ("codes", "dense_OI")}
+
+    def add_row_factors(self) -> None:
+        """Gives every output feature a factor, 1 until it is changed; see `refresh`."""
+        if self.row_factors is None:
+            self.spec = replace(self.spec, row_scaled=True)
+            device = self.weight_scale.device
+            self.row_factors = torch.ones(self.out_features, dtype=torch.float32, device=device)
+
+    def drop_smoothing(self, *, power: Tensor) -> None:
+        """Makes the layer read its input divided by smoothing / `power`, a power of two, already.
+
+        Codes stay as they are: the power goes from the activation's steps to the weight's.
+        """
+        assert self.spec.smoothing_count == 1
+        self.spec = replace(self.spec, smoothing_groups=())
+        self._runs, self.smoothing = self.spec.runs(), None
+        self.weight_scale = self.weight_scale / power
+        if self.low_rank_down is not None:
+            self.low_rank_down = (self.low_rank_down.float() / power).to(self.low_rank_down.dtype)
+        for name in ("activation_scale", "activation_negative_scale"):
+            scale = getattr(self, name)
+            setattr(self, name, None if scale is None else scale * power)
+        self.refresh()
 
     def integer_codes(self) -> Tensor:
         """The weight's codes as they are stored, one element each [O, I]: integers or patterns."""
@@ -223,9 +251,14 @@ class QuantLinear(nn.Module):
             up_OK, down_KI = self.low_rank_up, self.low_rank_down
             if up_OK is not None and down_KI is not None:
                 inner_K = F.linear(smooth_I, down_KI.to(dense_OI.dtype))
-                output = output + F.linear(inner_K, up_OK[start:stop].to(dense_OI.dtype))
+                up = self._scaled_rows(up_OK)[start:stop].to(dense_OI.dtype)
+                output = output + F.linear(inner_K, up)
             outputs.append(output)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def _scaled_rows(self, w: Tensor) -> Tensor:
+        """Rows times the factors that other layers' smoothing left here."""
+        return w if self.row_factors is None else w * self.row_factors[:, None]
 
     def _read(self, x: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The smoothed input, and the same on its grid. `x` is left as it is."""
@@ -274,7 +307,7 @@ class QuantLinear(nn.Module):
         factors_GI = self.smoothing
         total_OI = dense_OI.float()
         if up_OK is not None and down_KI is not None:
-            total_OI = total_OI + up_OK.float() @ down_KI.float()
+            total_OI = total_OI + self._scaled_rows(up_OK).float() @ down_KI.float()
         if factors_GI is not None:
             rows = [total_OI[a:b] / factors_GI[group] for group, a, b in self._runs]
             total_OI = torch.cat(rows)
@@ -284,10 +317,12 @@ class QuantLinear(nn.Module):
             total_OI = total_OI / self.input_scale
         return total_OI.to(dense_OI.dtype)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Derives the dense weight from codes, scales and row factors again."""
         scales = WeightScales(scale=self.weight_scale, zero_point=self.weight_zero_point)
         codes_OI = self.spec.weight.grid.restore(self.integer_codes())
         values = dequantize_weight(codes_OI, scales=scales, grid=self.spec.weight_grid)
+        values = self._scaled_rows(values)
         self.dense_OI = values.to(self.dense_OI.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
@@ -297,12 +332,12 @@ class QuantLinear(nn.Module):
             moved = self._buffers[name]
             if exact is not None and moved is not None and moved.dtype != exact.dtype:
                 self._buffers[name] = exact.to(moved.device)
-        self._refresh()
+        self.refresh()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._refresh()
+        self.refresh()
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -21,6 +21,7 @@ class LayerRecipe:
     gptq: GptqSettings = field(default_factory=GptqSettings)
     low_rank: LowRankSettings = field(default_factory=LowRankSettings)
     dual_scale: bool = False
+    fold: bool = False  # one smoothing vector for layers that read one tensor, folded where exact
 
 
 def effective_shape(

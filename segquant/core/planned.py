@@ -15,6 +15,7 @@ from segquant.core.plan import LayerRecipe
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import Bits
 from segquant.core.segments import LayerShape
+from segquant.core.smoothing import Smoothing
 from segquant.core.statistics import LayerStatistics
 from segquant.core.stepwise import LayerSteps
 from segquant.core.transforms import InputTransform
@@ -46,6 +47,7 @@ def quantize_planned(
     bits: Bits,
     recipe: LayerRecipe,
     factors: FactorCache | None = None,
+    smoothing: Smoothing | None = None,
 ) -> tuple[QuantLinear, QuantizedLayer]:
     """As `quantize_linear`, under the layer's plan."""
     bits, transform = plan.bits or bits, plan.transform
@@ -60,6 +62,7 @@ def quantize_planned(
         bits=bits,
         recipe=plan.recipe or recipe,
         factors=factors,
+        smoothing=smoothing,
     )
     entry.notes.extend(plan.notes)
     if transform is not None:

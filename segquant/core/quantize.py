@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
+from segquant.core.folding import fold_smoothing
 from segquant.core.layer import QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.plan import LayerRecipe
@@ -19,6 +20,7 @@ from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
+from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
 from segquant.core.smoothing import SmoothingMode
 from segquant.core.statistics import linear_layers
 from segquant.core.stepwise import follow_steps
@@ -26,8 +28,6 @@ from segquant.core.stepwise import follow_steps
 logger = logging.getLogger(__name__)
 
 BITS_OF_BYTE = 8
-
-ShapeOf = Callable[[str, nn.Linear], LayerShape]
 
 
 @dataclass
@@ -54,6 +54,8 @@ def quantize_layers(
 ) -> QuantizationReport:
     """Replaces every Linear that the bits and the calibration allow, in module order.
 
+    With `recipe.fold`, smoothing is folded last: what reads a folded input shares one vector.
+
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
         plan_of: what a layer gets that others do not; None for one recipe for all.
@@ -61,52 +63,67 @@ def quantize_layers(
         left_out: what is not.
     """
     shape_of = shape_of or _uncut
-    cost = _Cost()
     factors = FactorCache()
+    linears = linear_layers(denoiser)
+    kept = _reasons_to_keep(denoiser, calibration=calibration, bits=bits)
+    chosen = {name: linear for name, linear in linears.items() if name not in kept}
+    sites = fold_sites(calibration) if recipe.fold else ()
+    shared = shared_smoothing(
+        chosen, sites=sites, calibration=calibration, bits=bits, recipe=recipe, shape_of=shape_of
+    )
+    done: dict[str, tuple[QuantLinear, QuantizedLayer]] = {}
+    for name, linear in chosen.items():
+        plan = LayerPlan() if plan_of is None else plan_of(name, linear)
+        if plan.keep is not None:
+            kept[name] = plan.keep
+            continue
+        quant, entry = quantize_planned(
+            linear,
+            name=name,
+            seen=calibration.statistics[name],
+            shape=shape_of(name, linear),
+            plan=plan,
+            bits=bits,
+            recipe=recipe,
+            factors=factors,
+            smoothing=shared.get(name),
+        )
+        replace_module(denoiser, old=linear, new=quant)
+        done[name] = (quant, entry)
+    folded, reasons = fold_smoothing(denoiser, sites)
+    for name in folded:
+        done[name][1].smoothing_at_run_time = False
+    follow_steps(denoiser)
+    logger.info("%s: %d Linears quantized, %d kept", bits.name, len(done), len(kept))
+    if recipe.fold:
+        at_run_time = sum(entry.smoothing_at_run_time for _, entry in done.values())
+        logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
+    searched = recipe.smoothing.mode is SmoothingMode.search
+    return _report(
+        _cost(linears, done=done, calibration=calibration),
+        bits=bits,
+        quantized=[asdict(entry) for _, entry in done.values()],
+        kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
+        search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
+        elements=list(elements),
+        left_out=[*left_out, *reasons],
+    )
+
+
+def _reasons_to_keep(
+    denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+) -> dict[str, str]:
+    """The layers that stay in 16 bit, in module order, each with its reason."""
     spared: dict[str, str] = {}
     if bits.keep_budget is not None and bits.quantized:
         spared = choose_kept_layers(
             denoiser, calibration=calibration, bits=bits, budget=bits.keep_budget
         )
-    quantized: list[dict[str, object]] = []
-    kept: list[dict[str, str]] = []
-    for name, linear in linear_layers(denoiser).items():
-        seen = calibration.statistics.get(name)
-        products = linear.weight.numel() * (0 if seen is None else seen.rows)
-        cost.macs += products
-        reason = reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
-        plan = LayerPlan() if plan_of is None or reason or seen is None else plan_of(name, linear)
-        reason = reason or plan.keep
-        if reason is not None or seen is None:
-            kept.append({"name": name, "reason": reason or "never called during calibration"})
-            cost.kept_weights += linear.weight.numel()
-            continue
-        shape = shape_of(name, linear)
-        quant, entry = quantize_planned(
-            linear,
-            name=name,
-            seen=seen,
-            shape=shape,
-            plan=plan,
-            bits=bits,
-            recipe=recipe,
-            factors=factors,
-        )
-        replace_module(denoiser, old=linear, new=quant)
-        quantized.append(asdict(entry))
-        _count(cost, quant, entry, rows=seen.rows)
-    follow_steps(denoiser)
-    logger.info("%s: %d Linears quantized, %d kept", bits.name, len(quantized), len(kept))
-    searched = recipe.smoothing.mode is SmoothingMode.search
-    return _report(
-        cost,
-        bits=bits,
-        quantized=quantized,
-        kept=kept,
-        search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
-        elements=list(elements),
-        left_out=list(left_out),
-    )
+    reasons = {
+        name: reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
+        for name in linear_layers(denoiser)
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
@@ -121,10 +138,25 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
     return whole(in_features=linear.in_features, out_features=linear.out_features)
 
 
-def _count(cost: _Cost, quant: QuantLinear, entry: QuantizedLayer, *, rows: int) -> None:
-    cost.quantized_weights += quant.in_features * quant.out_features
-    cost.quantized_bits += stored_bits(quant, entry)
-    cost.extra_macs += extra_macs_per_row(quant, entry) * rows
+def _cost(
+    linears: dict[str, nn.Linear],
+    *,
+    done: dict[str, tuple[QuantLinear, QuantizedLayer]],
+    calibration: Calibration,
+) -> _Cost:
+    cost = _Cost()
+    for name, linear in linears.items():
+        seen = calibration.statistics.get(name)
+        rows = 0 if seen is None else seen.rows
+        cost.macs += linear.weight.numel() * rows
+        if name not in done:
+            cost.kept_weights += linear.weight.numel()
+            continue
+        quant, entry = done[name]
+        cost.quantized_weights += quant.in_features * quant.out_features
+        cost.quantized_bits += stored_bits(quant, entry)
+        cost.extra_macs += extra_macs_per_row(quant, entry) * rows
+    return cost
 
 
 def _report(

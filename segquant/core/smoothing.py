@@ -123,6 +123,11 @@ class Smoothing:
     factors_PI: Tensor
     alphas: tuple[tuple[Alpha, ...], ...]
 
+    def repeated(self, count: int) -> Smoothing:
+        """One vector given to `count` output segments."""
+        assert self.factors_PI.shape[0] == 1
+        return Smoothing(factors_PI=self.factors_PI.expand(count, -1), alphas=self.alphas * count)
+
 
 def smoothing_factors(amax_x_I: Tensor, amax_w_I: Tensor, *, alpha: Alpha) -> Tensor:
     """SmoothQuant's factors, float32; 1 for a channel dead in the input or in the weight."""
@@ -148,21 +153,42 @@ def smooth(
     candidates = settings.candidates()
     factors, alphas = [], []
     for w_part_OI in torch.split_with_sizes(w_OI.float(), list(output_segments)):
-        problem = _Problem(w_part_OI, seen, partitions, weight, activation, settings.use_gram)
-        chosen = [candidates[0]] * len(partitions)
-        if len(candidates) > 1:
-            chosen = problem.search(candidates)
+        rows = (w_part_OI.shape[0],)
+        problem = _Problem(w_part_OI, rows, seen, partitions, weight, activation, settings.use_gram)
+        chosen = problem.solve(candidates)
         factors.append(problem.factors(chosen))
-        alphas.append(tuple(chosen))
+        alphas.append(chosen)
     return Smoothing(factors_PI=torch.stack(factors), alphas=tuple(alphas))
 
 
+def smooth_together(
+    weights: Sequence[Tensor],
+    *,
+    seen: LayerInput,
+    partitions: Sequence[Partition],
+    weight: TensorScheme,
+    activation: TensorScheme,
+    settings: SmoothingSettings,
+) -> Smoothing:
+    """One vector for all rows of layers that read one tensor, each with weight scales of its own.
+
+    Args:
+        weights: [O, I] each.
+    """
+    rows = tuple(w_OI.shape[0] for w_OI in weights)
+    w_OI = torch.cat([w_OI.detach().float() for w_OI in weights])
+    problem = _Problem(w_OI, rows, seen, partitions, weight, activation, settings.use_gram)
+    chosen = problem.solve(settings.candidates())
+    return Smoothing(factors_PI=problem.factors(chosen)[None], alphas=(chosen,))
+
+
 class _Problem:
-    """The search of one output segment: its weight rows against the layer's input."""
+    """The search for rows of weight that get one vector, against the input that they read."""
 
     def __init__(
         self,
         w_OI: Tensor,
+        row_blocks: tuple[int, ...],  # rows that share weight scales
         seen: LayerInput,
         partitions: Sequence[Partition],
         weight: TensorScheme,
@@ -170,6 +196,7 @@ class _Problem:
         use_gram: bool,
     ) -> None:
         self._w_OI, self._seen, self._partitions = w_OI, seen, partitions
+        self._row_blocks = row_blocks
         self._weight, self._activation = weight, activation
         self._amax_x_I = torch.maximum(-seen.low_I, seen.high_I)
         self._amax_w_I = w_OI.abs().amax(0)
@@ -184,7 +211,13 @@ class _Problem:
         pairs = zip(self._bounds, alphas, strict=True)
         return torch.cat([self._factors_of(at, alpha) for at, alpha in pairs])
 
-    def search(self, candidates: Sequence[Alpha]) -> list[Alpha]:
+    def solve(self, candidates: Sequence[Alpha]) -> tuple[Alpha, ...]:
+        """The alpha of each input segment."""
+        if len(candidates) == 1:
+            return (candidates[0],) * len(self._partitions)
+        return tuple(self._search(candidates))
+
+    def _search(self, candidates: Sequence[Alpha]) -> list[Alpha]:
         y_TO = self._seen.sample_TI @ self._w_OI.T
         count = len(self._partitions)
         best, best_error, best_parts = candidates[0], float("inf"), []
@@ -213,10 +246,10 @@ class _Problem:
         """One input segment's share of the quantized output [T, O], and its weight error [O, I]."""
         at, part, seen = self._bounds[n], self._partitions[n], self._seen
         factors_I = self._factors_of(at, alpha)
-        rows = WeightGrid(
-            scheme=self._weight, row_blocks=(self._w_OI.shape[0],), blocks=part.weight_blocks
+        w_grid = WeightGrid(
+            scheme=self._weight, row_blocks=self._row_blocks, blocks=part.weight_blocks
         )
-        w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=rows)
+        w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=w_grid)
         x_TI = seen.sample_TI[:, at] / factors_I
         if self._activation.quantized:
             grid = ActivationGrid(

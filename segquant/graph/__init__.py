@@ -3,9 +3,11 @@
 from segquant.graph.analyze import analyze
 from segquant.graph.capture import capture_example_inputs
 from segquant.graph.policy import SegmentPolicy, choose_input, choose_output
-from segquant.graph.types import GraphError, LayerGraph, LayerInfo, Segment
+from segquant.graph.types import Fold, FoldPart, GraphError, LayerGraph, LayerInfo, Segment
 
 __all__ = [
+    "Fold",
+    "FoldPart",
     "GraphError",
     "LayerGraph",
     "LayerInfo",

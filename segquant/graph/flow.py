@@ -59,7 +59,7 @@ class Flow:
         self._pairs: dict[Ref, Pair] = {}
         self._peaks: dict[Ref, tuple[int, int]] = {}
         self._already_read: set[Ref] = set()
-        self._pinned = _written_into(trace)
+        self._pinned = written_into(trace)
 
     # What the rules ask.
 
@@ -221,7 +221,7 @@ def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts.tolist(), row[starts].tolist(), strict=True))
 
 
-def _written_into(trace: Trace) -> set[Ref]:
+def written_into(trace: Trace) -> set[Ref]:
     """Every tensor that shares memory with one that some operation writes into."""
     base: dict[Ref, Ref] = {}
     for op in trace.ops:

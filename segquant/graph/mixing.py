@@ -23,7 +23,7 @@ def _first(op: Op) -> Ref:
     return next(ref for ref in op.outputs if ref is not None)
 
 
-def _layer_of(flow: Flow, op: Op, weight: Ref) -> str | None:
+def layer_of(flow: Flow, op: Op, weight: Ref) -> str | None:
     """The layer that is running, or else the one that owns the weight."""
     if flow.layers.get(op.module) is not None:
         return flow.layers[op.module]
@@ -32,7 +32,7 @@ def _layer_of(flow: Flow, op: Op, weight: Ref) -> str | None:
 
 def _linear(flow: Flow, op: Op) -> list[Pair]:
     x = op.args["input"]
-    name = _layer_of(flow, op, op.args["weight"])
+    name = layer_of(flow, op, op.args["weight"])
     if name is None:
         return _nameless_linear(flow, op, x, op.args["weight"])
     return [flow.call_layer(name, ref=x, dim=-1, output=_first(op))]
@@ -82,7 +82,7 @@ def _conv(flow: Flow, op: Op) -> list[Pair]:
     x, weight = op.args["input"], op.args["weight"]
     output = _first(op)
     spatial = len(flow.shape(weight)) - 2
-    name = _layer_of(flow, op, weight)
+    name = layer_of(flow, op, weight)
     groups = int(op.args.get("groups", 1))
     depthwise = groups > 1 and groups == flow.shape(x)[-spatial - 1]
     if name is not None and not depthwise:

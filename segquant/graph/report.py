@@ -8,8 +8,10 @@ from torch import nn
 
 from segquant.graph.channels import Read, output_cuts
 from segquant.graph.flow import Call, Flow
+from segquant.graph.folding import find_folds
 from segquant.graph.intervals import hull
 from segquant.graph.labels import Boundary
+from segquant.graph.mixing import layer_of
 from segquant.graph.trace import Op, Ref
 from segquant.graph.types import LayerGraph, LayerInfo, Segment
 
@@ -51,7 +53,18 @@ def report(flow: Flow, layers: Mapping[str, nn.Linear | nn.Conv2d], *, frontend:
         name: _layer(flow, name, layer, reads, first_reader, tied[id(layer.weight)])
         for name, layer in layers.items()
     }
-    return LayerGraph(infos, unknown_ops=flow.unknown, frontend=frontend)
+    folds, obstacles = find_folds(flow.trace, layer_of=lambda op: _called(flow, op))
+    return LayerGraph(
+        infos,
+        unknown_ops=flow.unknown,
+        folds=folds,
+        fold_obstacles=obstacles,
+        frontend=frontend,
+    )
+
+
+def _called(flow: Flow, op: Op) -> str | None:
+    return layer_of(flow, op, op.args["weight"]) if op.name == "linear" else None
 
 
 def blank(name: str, layer: nn.Linear | nn.Conv2d, *, reason: str) -> LayerInfo:

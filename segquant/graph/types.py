@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isinf
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class GraphError(ValueError):
@@ -51,11 +51,38 @@ class LayerInfo:
     paths: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoldPart:
+    """A place that takes a part of a scale: where the value v is, it becomes (v + c) / s - c.
+
+    `kind` "rows": rows `start` to `start + size` of the linear `name` (weights and bias);
+    "vector": the same elements of the parameter `name`. They belong to the features of the folded
+    layers' input from `feature` on. `offset` is c.
+    """
+
+    kind: str
+    name: str
+    start: int
+    size: int
+    feature: int
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Linears that read one tensor, and where a scale of its features can be taken into exactly."""
+
+    layers: tuple[str, ...]
+    parts: tuple[FoldPart, ...]
+
+
 class LayerGraph(Mapping[str, LayerInfo]):
     """Layers by name, in the order of `named_modules()`.
 
     `unknown_ops` counts the operations that could not be followed. What they read counts as read
     whole and what they return has no known origin, so they hide findings but never make one up.
+    `folds` lists the groups of linears whose input can take a scale per feature from parameters
+    before it; `fold_obstacles` says of every other linear that was called why not.
     `error` is empty unless the analysis was given up (`analyze(..., on_error="unsegmented")`).
     """
 
@@ -64,10 +91,14 @@ class LayerGraph(Mapping[str, LayerInfo]):
         layers: Mapping[str, LayerInfo],
         *,
         unknown_ops: Mapping[str, int] | None = None,
+        folds: tuple[Fold, ...] = (),
+        fold_obstacles: Mapping[str, str] | None = None,
         frontend: str = "",
         error: str = "",
     ) -> None:
         self._layers = dict(layers)
+        self.folds = folds
+        self.fold_obstacles = dict(fold_obstacles or {})
         self.unknown_ops = dict(unknown_ops or {})
         self.frontend = frontend
         self.error = error
@@ -95,6 +126,8 @@ class LayerGraph(Mapping[str, LayerInfo]):
             "frontend": self.frontend,
             "error": self.error,
             "unknown_ops": self.unknown_ops,
+            "folds": [asdict(fold) for fold in self.folds],
+            "fold_obstacles": self.fold_obstacles,
             "layers": layers,
         }
         return json.dumps(content, indent=1)
@@ -111,6 +144,8 @@ class LayerGraph(Mapping[str, LayerInfo]):
         return cls(
             {layer["name"]: _layer_from_dict(layer) for layer in content["layers"]},
             unknown_ops=content["unknown_ops"],
+            folds=tuple(_fold_from_dict(fold) for fold in content["folds"]),
+            fold_obstacles=content["fold_obstacles"],
             frontend=content["frontend"],
             error=content["error"],
         )
@@ -118,6 +153,11 @@ class LayerGraph(Mapping[str, LayerInfo]):
 
 def _to_number(bound: float) -> float | None:
     return None if isinf(bound) else bound
+
+
+def _fold_from_dict(fold: dict[str, Any]) -> Fold:
+    parts = tuple(FoldPart(**part) for part in fold["parts"])
+    return Fold(layers=tuple(fold["layers"]), parts=parts)
 
 
 def _layer_from_dict(layer: dict[str, Any]) -> LayerInfo:

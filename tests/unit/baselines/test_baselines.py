@@ -21,6 +21,7 @@ from baselines.smoothquant import SmoothQuant
 from segquant.core.calibration import Calibration
 from segquant.core.protocol import Method, QuantizationReport
 from segquant.core.schemes import Bits
+from segquant.graph import analyze
 from tests.unit.core.helpers import bits, calibrate, correlated, one, power_ratio
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,7 @@ NAMES = {
 @cache
 def setting() -> tuple[nn.Module, Tensor, Calibration]:
     model, x = one(32, 24), correlated(512, 32, seed=0, spread=1.5)
-    return model, x, calibrate(model, [x], rows=512)
+    return model, x, calibrate(model, [x], rows=512, graph=analyze(model, {"x": x}))
 
 
 def run(method: Method, how: Bits) -> tuple[Tensor, QuantizationReport]:
@@ -134,7 +135,14 @@ def test_settings_that_must_not_change_the_result_do_not() -> None:
 def test_sample_rows_and_gram_are_what_is_asked_for() -> None:
     for method in (RoundToNearest, SmoothQuant, SmoothSearch, Gptq):
         assert method(sample_rows=9).needs().rows == 9
-        assert not method().needs().graph
+    # SmoothQuant's own folding needs to know what is before a layer.
+    assert [m().needs().graph for m in (RoundToNearest, SmoothQuant, SmoothSearch, Gptq)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert not SmoothQuant(fold=False).needs().graph
     assert Gptq().needs().gram
     assert SmoothSearch(use_gram=True).needs().gram
     assert not SmoothSearch().needs().gram
