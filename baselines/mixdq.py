@@ -82,7 +82,8 @@ class MixDq:
         if reason := self.unsupported(bits):
             raise ValueError(reason)
         table = self._table(denoiser, calibration=calibration, bits=bits)
-        chosen = choose_widths(table, budget=_uniform_bits(table, bits.weight.num_bits))
+        uniform = dict.fromkeys(table, bits.weight.num_bits)
+        chosen = choose_widths(table, budget=_stored(table, uniform), fallback=uniform)
         spared = self._spared(denoiser, calibration=calibration, bits=bits)
 
         def plan_of(name: str, linear: nn.Linear) -> LayerPlan:
@@ -173,32 +174,41 @@ def _choice(
     return Choice(num_bits=width, error=entry.relative_error, stored_bits=stored_bits(quant, entry))
 
 
-def _uniform_bits(table: dict[str, list[Choice]], width: int) -> int:
-    return sum(one.stored_bits for row in table.values() for one in row if one.num_bits == width)
+def _taken(table: dict[str, list[Choice]], widths: dict[str, int]) -> list[Choice]:
+    return [one for name, row in table.items() for one in row if one.num_bits == widths[name]]
 
 
-def choose_widths(table: dict[str, list[Choice]], *, budget: int) -> dict[str, int]:
-    """The exact minimum of the sum of errors under the budget, memory counted in its 50000th parts.
+def _stored(table: dict[str, list[Choice]], widths: dict[str, int]) -> int:
+    return sum(one.stored_bits for one in _taken(table, widths))
 
-    Memory is rounded up, so that the budget is never passed; where that leaves no answer (a budget
-    that only the smallest widths meet), the smallest widths are taken.
+
+def choose_widths(
+    table: dict[str, list[Choice]], *, budget: int, fallback: dict[str, int]
+) -> dict[str, int]:
+    """The least sum of errors under the budget: exact, but for memory counted in 50000 units.
+
+    Memory is rounded up to units, so that the budget is never passed.
+
+    Args:
+        fallback: widths that fit, taken where they are better than what the units leave room for.
     """
-    unit = max(budget / RESOLUTION, 1e-9)
+    units = min(budget, RESOLUTION)
     sizes = {
-        n: [math.ceil(one.stored_bits / unit - 1e-9) for one in row] for n, row in table.items()
+        name: [math.ceil(one.stored_bits * units / budget - 1e-9) for one in row]
+        for name, row in table.items()
     }
-    best = torch.zeros(RESOLUTION + 1, dtype=torch.float64)  # least error with at most so much
+    best = torch.zeros(units + 1, dtype=torch.float64)  # least error with at most so much
     picks: list[Tensor] = []
     for name, row in table.items():
-        options = torch.full((len(row), RESOLUTION + 1), math.inf, dtype=torch.float64)
+        options = torch.full((len(row), units + 1), math.inf, dtype=torch.float64)
         for number, (one, size) in enumerate(zip(row, sizes[name], strict=True)):
-            if size <= RESOLUTION:
-                options[number, size:] = best[: RESOLUTION + 1 - size] + one.error
+            if size <= units:
+                options[number, size:] = best[: units + 1 - size] + one.error
         best, pick = options.min(0)
         picks.append(pick)
-    if bool(best[RESOLUTION].isinf()):
-        return {name: row[0].num_bits for name, row in table.items()}
-    left, chosen = RESOLUTION, {}
+    if float(best[units]) >= sum(one.error for one in _taken(table, fallback)):
+        return fallback
+    left, chosen = units, {}
     for (name, row), pick in zip(reversed(table.items()), reversed(picks), strict=True):
         number = int(pick[left])
         chosen[name] = row[number].num_bits
