@@ -10,9 +10,11 @@ from segquant.core import (
     Bits,
     Calibration,
     GptqSettings,
+    GptqVariant,
     LayerRecipe,
     QuantizationReport,
     Rounding,
+    Sequential,
     StatisticsNeeds,
     quantize_layers,
 )
@@ -22,16 +24,23 @@ from segquant.core import (
 class Gptq:
     """Round weights so that later columns make up for the error of earlier ones.
 
-    Source: Frantar et al. 2023, arXiv 2210.17323, algorithm 1; defaults are the paper's.
+    Source: Frantar et al. 2023, arXiv 2210.17323, algorithm 1; defaults are the paper's, but for
+    `sequential`, which costs a run of the denoiser over the calibration set per block.
     """
 
     damping: float = 0.01  # of the mean diagonal of H = X^T X
     block_size: int = 128
     act_order: bool = False  # input channels with the largest second moment first
+    # Whether later layers see the error of earlier ones, as in the paper: block by block, or within
+    # a block by shared input.
+    sequential: Sequential = Sequential.none
+    # released: the raw inverse for its Cholesky factor, as in the SegQuant authors' code
+    variant: GptqVariant = GptqVariant.cholesky
     sample_rows: int = 256
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(gram=True, rows=self.sample_rows)
+        replay = self.sequential is not Sequential.none
+        return StatisticsNeeds(gram=True, rows=self.sample_rows, replay=replay)
 
     def unsupported(self, bits: Bits) -> str | None:
         return None
@@ -40,16 +49,32 @@ class Gptq:
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
         settings = GptqSettings(
-            damping=self.damping, block_size=self.block_size, act_order=self.act_order
+            damping=self.damping,
+            block_size=self.block_size,
+            act_order=self.act_order,
+            variant=self.variant,
         )
         return quantize_layers(
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(rounding=Rounding.gptq, gptq=settings),
-            elements=["GPTQ with the upper Cholesky factor of the inverse", "lazy blocks"],
-            left_out=["later layers see the unquantized model's inputs, not the quantized one's"],
+            recipe=LayerRecipe(rounding=Rounding.gptq, gptq=settings, sequential=self.sequential),
+            elements=self._elements(),
+            left_out=self._left_out(),
         )
+
+    def _elements(self) -> list[str]:
+        done = ["GPTQ with the upper Cholesky factor of the inverse", "lazy blocks"]
+        if self.variant is GptqVariant.released:
+            done[0] = "GPTQ; switch variant=released: the raw inverse for its Cholesky factor"
+        if self.sequential is not Sequential.none:
+            done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
+        return done
+
+    def _left_out(self) -> list[str]:
+        if self.sequential is not Sequential.none:
+            return []
+        return ["later layers see the unquantized model's inputs, not the quantized one's"]
 
     def corrector(self, *, calibration: Calibration) -> None:
         return None

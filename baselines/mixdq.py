@@ -72,6 +72,8 @@ class MixDq:
                 f"mixdq mixes integers of several widths and {bits.name} has weights in "
                 f"{bits.weight.describe()}; use bits with integer weights"
             )
+        if bits.mixed_budget is not None:
+            return f"{bits.name} mixes widths itself (mixed_budget); use bits of one width"
         if bits.weight.num_bits < min(self.widths):
             return f"{bits.name} is below the least of widths={self.widths}; add a smaller one"
         return None

@@ -9,6 +9,7 @@ from torch import nn
 from segquant.core import (
     FOLDED,
     NOT_FOLDED,
+    AlphaGrid,
     Bits,
     Calibration,
     LayerRecipe,
@@ -34,6 +35,8 @@ class SmoothSearch:
     alpha_max: float = 1.0
     alpha_step: float = 0.1
     include_none: bool = True  # "no smoothing" among the candidates; the authors' code has none
+    # released: the last alpha and "no smoothing" are never evaluated, as in the authors' code
+    alpha_grid: AlphaGrid = AlphaGrid.full
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
     fold: bool = False  # layers of one input share a vector, folded into what makes the input
     sample_rows: int = 256  # rows per layer on which the candidates are compared
@@ -54,17 +57,23 @@ class SmoothSearch:
             alpha_step=self.alpha_step,
             include_none=self.include_none,
             use_gram=self.use_gram,
+            alpha_grid=self.alpha_grid,
         )
+        elements = [
+            "smoothing of every Linear, alpha searched",
+            *([FOLDED] if self.fold else []),
+            "rounding to nearest",
+        ]
+        if self.alpha_grid is AlphaGrid.released:
+            elements.append(
+                'switch alpha_grid=released: last alpha and "no smoothing" never evaluated'
+            )
         return quantize_layers(
             denoiser,
             calibration=calibration,
             bits=bits,
             recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
-            elements=[
-                "smoothing of every Linear, alpha searched",
-                *([FOLDED] if self.fold else []),
-                "rounding to nearest",
-            ],
+            elements=elements,
             left_out=[] if self.fold else [NOT_FOLDED],
         )
 

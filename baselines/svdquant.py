@@ -137,7 +137,8 @@ class SvdQuant:
         if self.rounding is Rounding.gptq and shift_I is not None:
             recipe = LayerRecipe(low_rank=self._low_rank())
             notes.append("rounded to nearest, not by GPTQ: a shifted input has no Gram matrix")
-        return LayerPlan(bits=own, recipe=recipe, transform=transform, notes=tuple(notes))
+        changed = None if own is bits else own
+        return LayerPlan(bits=changed, recipe=recipe, transform=transform, notes=tuple(notes))
 
     def _smoothing(
         self, problem: LayerProblem, *, dtype: torch.dtype

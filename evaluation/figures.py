@@ -229,7 +229,7 @@ def metric_chart(
         found = record.metrics.get(metric)
         if found is None or found.value is None:
             continue
-        name = f"{record.method} {record.bits}"
+        name = f"{record.method_label} {record.bits_label}"
         (shown if math.isfinite(found.value) else left_out).append((name, found))
     if not shown:
         raise ValueError(f"no record has a finite {metric!r}; nothing can be drawn")

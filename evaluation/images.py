@@ -43,6 +43,13 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any] | Image.Image) -> No
         temporary.unlink(missing_ok=True)
 
 
+def through_jpeg(image: np.ndarray[Any, Any], *, quality: int = 75) -> np.ndarray[Any, Any]:
+    """What is left of a uint8 HWC image after JPEG, with Pillow's default settings."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
 def _to_picture(array: np.ndarray[Any, Any], *, path: Path) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(

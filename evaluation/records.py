@@ -7,6 +7,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Record:
     bits: str
     dataset: str
     seed: int
+    settings: dict[str, Any] = field(default_factory=dict)  # those that are not conf/'s own
     metrics: dict[str, Metric] = field(default_factory=dict)
     layers_quantized: list[dict[str, Any]] = field(default_factory=list)
     layers_kept: list[dict[str, Any]] = field(default_factory=list)  # each {name, reason}
@@ -79,6 +81,33 @@ class Record:
     protocol: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     times_utc: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def method_label(self) -> str:
+        """The method's key and its settings that are not conf/'s own."""
+        return label(self.method, self.settings, group="method")
+
+    @property
+    def bits_label(self) -> str:
+        """The same of the bits."""
+        return label(self.bits, self.settings, group="bits")
+
+
+def label(key: str, settings: Mapping[str, Any], *, group: str) -> str:
+    """`smoothquant alpha=0.7` from the key and settings by dotted name."""
+    start = f"{group}."
+    changed = [
+        f"{name.removeprefix(start)}={_short(value)}"
+        for name, value in settings.items()
+        if name.startswith(start)
+    ]
+    return " ".join([key, *changed])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return str(value)
 
 
 def write_record(path: Path | str, record: Record) -> None:

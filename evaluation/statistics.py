@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from evaluation.records import Metric
 
@@ -67,6 +68,22 @@ def bootstrap_mean(values: Any, *, seed: int, resamples: int = RESAMPLES) -> Est
         standard_error=float(means.std(ddof=1)) if finite else float("nan"),
         n=len(values_N),
     )
+
+
+def mean_over_runs(values: Any) -> Estimate:
+    """Mean of a few independent runs, too few for a bootstrap, with Student's 95 % interval.
+
+    Raises:
+        ValueError: fewer than two runs.
+    """
+    values_N = _as_vector(values)
+    count = len(values_N)
+    if count < 2:
+        raise ValueError(f"{count} run; an interval needs two or more")
+    error = float(values_N.std(ddof=1)) / count**0.5
+    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    mean = float(values_N.mean())
+    return Estimate(value=mean, low=mean - half, high=mean + half, standard_error=error, n=count)
 
 
 def paired_difference(a: Any, b: Any, *, seed: int, resamples: int = RESAMPLES) -> Difference:

@@ -159,8 +159,13 @@ def _extractors(names: set[str]) -> list[str]:
 def _identity_columns(*, several_seeds: bool) -> list[Column]:
     columns = [
         text_column("model", title="Model", legend="model, by its key", text=lambda r: r.model),
-        text_column("method", title="Method", legend="method, by its key", text=lambda r: r.method),
-        text_column("bits", title="Bits", legend="bit-width setting", text=lambda r: r.bits),
+        text_column(
+            "method",
+            title="Method",
+            legend="method, by its key; key=value: a setting that is not its yaml's",
+            text=lambda r: r.method_label,
+        ),
+        text_column("bits", title="Bits", legend="bit-width setting", text=lambda r: r.bits_label),
         text_column(
             "granularity",
             title="W / A granularity",

@@ -46,6 +46,7 @@ SHARED_PROTOCOL_FIELDS = (
     "image_format",
     "evaluator",
 )
+SWITCHES = ("latents", "image")  # settings of the sampling that replay a published protocol
 _TRAJECTORY_PREFIX = "step_"  # these metrics may be measured on fewer prompts than the images
 
 
@@ -104,16 +105,16 @@ def make_table(
 def sort_records(records: Sequence[Record]) -> list[Record]:
     """By model; fp, the floor, then bits and within them methods, in order of first appearance."""
     models = list(dict.fromkeys(record.model for record in records))
-    methods = list(dict.fromkeys(record.method for record in records))
-    widths = list(dict.fromkeys(record.bits for record in records))
+    methods = list(dict.fromkeys(record.method_label for record in records))
+    widths = list(dict.fromkeys(record.bits_label for record in records))
     leading = {FLOAT_METHOD: -2, FLOOR_METHOD: -1}
     return sorted(
         records,
         key=lambda record: (
             models.index(record.model),
             leading.get(record.method, 0),
-            widths.index(record.bits),
-            methods.index(record.method),
+            widths.index(record.bits_label),
+            methods.index(record.method_label),
         ),
     )
 
@@ -145,7 +146,7 @@ def _kind(record: Record) -> str:
 def _missing_records(
     records: Sequence[Record], *, expected: Sequence[tuple[str, str, str]]
 ) -> list[Record]:
-    present = {(record.model, record.method, record.bits) for record in records}
+    present = {(record.model, record.method_label, record.bits_label) for record in records}
     return [
         Record(
             run_id="", status=MISSING, reason="no record on disk", model=model, method=method,
@@ -173,23 +174,33 @@ def _mark(rows: Sequence[Row], *, columns: Sequence[Column]) -> None:
         home = _digest(_home(group).record)
         same = [row for row in group if _digest(row.record) == home]
         for row in group:
+            _note_switches(row, columns=columns)
             if _digest(row.record) != home:
                 row.cells[_name_index(columns)].marks.append(MARK_OTHER_PROTOCOL)
-                row.cells[_name_index(columns)].note = _differences(
-                    row.record, other=_home(group).record
-                )
+                _add_note(row, _differences(row.record, other=_home(group).record), columns)
             damaged = row.record.metrics.get("damaged_images")
             if damaged is not None and damaged.value:
-                cell = row.cells[_name_index(columns)]
-                cell.marks.append(MARK_DAMAGED)
-                cell.note = "; ".join(
-                    part
-                    for part in (cell.note, f"{damaged.value:.0f} of {damaged.n} images")
-                    if part
-                )
+                row.cells[_name_index(columns)].marks.append(MARK_DAMAGED)
+                _add_note(row, f"{damaged.value:.0f} of {damaged.n} images", columns)
         for index, column in enumerate(columns):
             if column.metric is not None:
                 _mark_metric(same, index=index, name=column.metric)
+
+
+def _note_switches(row: Row, *, columns: Sequence[Column]) -> None:
+    """What a row replays of a published protocol, or does otherwise on purpose."""
+    done = row.record.method_elements.get("included", [])
+    said = [text for text in done if text.startswith(("switch ", "experiment "))]
+    said += [
+        f"switch {key}={row.record.settings[key]}" for key in SWITCHES if key in row.record.settings
+    ]
+    if said:
+        _add_note(row, "; ".join(said), columns)
+
+
+def _add_note(row: Row, text: str, columns: Sequence[Column]) -> None:
+    cell = row.cells[_name_index(columns)]
+    cell.note = "; ".join(part for part in (cell.note, text) if part)
 
 
 def _mark_metric(rows: Sequence[Row], *, index: int, name: str) -> None:
@@ -210,8 +221,9 @@ def _mark_metric(rows: Sequence[Row], *, index: int, name: str) -> None:
             and metric.value < unquantized.value  # type: ignore[operator]
         ):
             row.cells[index].marks.append(MARK_BELOW_FLOAT)
-    for bits in dict.fromkeys(row.record.bits for row in methods):
-        _embolden([row for row in methods if row.record.bits == bits], index=index, name=name)
+    for bits in dict.fromkeys(row.record.bits_label for row in methods):
+        same = [row for row in methods if row.record.bits_label == bits]
+        _embolden(same, index=index, name=name)
 
 
 def _embolden(rows: Sequence[Row], *, index: int, name: str) -> None:

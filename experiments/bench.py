@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
 from experiments.correct import corrected_noise, learn_corrector, load_corrector
-from experiments.data import Dataset, load_dataset, prompts_hash, write_true_images
+from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
 from experiments.generate import (
     batches,
@@ -43,15 +43,17 @@ from experiments.pipelines import (
     weights_hash,
 )
 from experiments.progress import Progress
+from experiments.replay import count_calls, replay_of
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.capture import DEFAULT_CAPTURE_BYTES, CallRecorder, CapturedCalls
+from segquant.core.capture import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
 from segquant.core.checkpoint import save_quantized
 from segquant.core.correction import Attached, Corrector
+from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, StatisticsRecorder
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
-from segquant.graph import LayerGraph, analyze
+from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
 _CALIBRATION_CODE = tuple(
     f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
@@ -179,6 +181,9 @@ class Bench:
             if self._richer_calibration() is None:
                 key = self.calibration_key(self.needs)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
+            if config.method.needs().replay:
+                key = self.calibration_inputs_key()
+                wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
             wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
         return [
             (self.store.folder(kind, key), count)
@@ -209,6 +214,8 @@ class Bench:
         return {
             "sampler": sampler,
             "prompts": prompts_hash(self.dataset.evaluation),
+            "latents": self.config.latents,
+            "image": self.config.image,
             "denoiser": denoiser,
         }
 
@@ -243,6 +250,8 @@ class Bench:
                     config=model,
                     seed=self.config.seed,
                     progress=self.progress.part("images"),
+                    shared_noise=self.config.latents == "shared",
+                    jpeg=self.config.image == "jpeg",
                 )
             return {**notes, "peak_memory_bytes": peak_memory_bytes()}
 
@@ -266,7 +275,11 @@ class Bench:
         if count == 0:
             return None
         prompts = self.dataset.evaluation[:count]
-        key = {"sampler": self.sampler(), "prompts": prompts_hash(prompts)}
+        key = {
+            "sampler": self.sampler(),
+            "prompts": prompts_hash(prompts),
+            "latents": self.config.latents,
+        }
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(self.num_threads), self._with_denoiser(None) as pipeline:
@@ -276,6 +289,7 @@ class Bench:
                     folder,
                     config=self.config.model,
                     seed=self.config.seed,
+                    shared_noise=self.config.latents == "shared",
                 )
 
         return self.store.build("trajectory", key, make)
@@ -318,40 +332,79 @@ class Bench:
         return stage, calibration
 
     def _calibrate(self, folder: Path) -> dict[str, Any]:
-        denoiser, seed = self.float_denoiser, self.config.seed
-        recorder = StatisticsRecorder(
-            denoiser, gram=self.needs.gram, sample_rows=self.sample_rows, seed=seed
-        )
-        steps = StepRecorder(denoiser, seed=seed) if self.needs.steps else None
+        report = self.progress.part("calibration")
+        gram, rows = self.needs.gram, self.sample_rows
+        denoiser = self.float_denoiser
+        with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+            first, *_ = prompts = batches(self.dataset.calibration, self.config.model.batch_size)
+
+            def sampled(batch: Sequence[Prompt]) -> None:
+                model, seed = self.config.model, self.config.seed
+                sample(pipeline, batch, config=model, seed=seed, output_type="latent")
+
+            inputs = capture_example_inputs(denoiser, lambda: sampled(first))
+            plan = plan_statistics(
+                denoiser,
+                forward=lambda one: one(**inputs),
+                gram=gram,
+                rows=rows,
+                budget_bytes=self._statistics_bytes(),
+            )
+            self.progress.note(plan.describe())
+
+            def run() -> None:
+                done = 0
+                with self._more_recorders(folder):
+                    for batch in prompts:
+                        sampled(batch)
+                        done += len(batch)
+                        report(done)
+
+            seed, target = self.config.seed, folder / "statistics"
+            forwards = record_in_passes(
+                denoiser, target, plan=plan, run=run, gram=gram, rows=rows, seed=seed
+            )
+        # One more forward has shown what the plan needs.
+        return {"forwards": forwards + 1, "plan": plan.describe()}
+
+    @contextmanager
+    def _more_recorders(self, folder: Path) -> Iterator[None]:
+        """What some methods ask for beyond statistics, in the first pass that has not left it."""
+        needs, denoiser = self.needs, self.float_denoiser
         with ExitStack() as stack:
-            stack.enter_context(threads(self.num_threads))
-            pipeline = stack.enter_context(self._with_denoiser(None))
-            stack.enter_context(recorder)
-            if steps is not None:
-                stack.enter_context(steps)
-            if cap_bytes := _capture_bytes(self.needs):
-                calls = CallRecorder(denoiser, folder / "calls", cap_bytes=cap_bytes)
-                stack.enter_context(calls)
-            self._run_calibration(pipeline, report=self.progress.part("calibration"))
-        calibration = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
-        calibration.save(folder / "statistics")
+            steps = None
+            if needs.steps and not (folder / "steps").exists():
+                steps = stack.enter_context(StepRecorder(denoiser, seed=self.config.seed))
+            cap_bytes = _capture_bytes(needs)
+            if cap_bytes and not (folder / "calls" / INDEX).exists():
+                stack.enter_context(CallRecorder(denoiser, folder / "calls", cap_bytes=cap_bytes))
+            yield
         if steps is not None:
             save_steps(steps.statistics(), folder / "steps")
-        return {"forwards": recorder.forwards}
 
-    def _run_calibration(self, pipeline: Any, *, report: Callable[[int], None]) -> None:
-        """The calibration prompts through the pipeline, up to their latents."""
-        done = 0
-        for batch in batches(self.dataset.calibration, self.config.model.batch_size):
-            sample(
-                pipeline,
-                batch,
-                config=self.config.model,
-                seed=self.config.seed,
-                output_type="latent",
-            )
-            done += len(batch)
-            report(done)
+    def _statistics_bytes(self) -> int | None:
+        limit = self.config.statistics_gigabytes
+        return None if limit is None else int(limit * 1e9)
+
+    def calibration_inputs_key(self) -> Any:
+        return {"sampler": self.sampler(), "prompts": prompts_hash(self.dataset.calibration)}
+
+    def calibration_inputs(self) -> Stage:
+        """The unquantized denoiser's inputs over the calibration prompts; a pass of its own."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                notes = record_trajectory(
+                    pipeline,
+                    self.dataset.calibration,
+                    folder,
+                    config=self.config.model,
+                    seed=self.config.seed,
+                    limit_bytes=int(self.config.replay_gigabytes * 1e9),
+                )
+            return {**notes, "forwards": count_calls(notes)}
+
+        return self.store.build("calibration_inputs", self.calibration_inputs_key(), make)
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
@@ -370,13 +423,19 @@ class Bench:
         def make(folder: Path) -> dict[str, Any]:
             stage, calibration = self.calibration()
             method: Method = config.method
+            forwards, seconds = stage.notes["forwards"], stage.seconds
             if method.needs().graph:
                 calibration.graph = self.graph
+            if method.needs().replay:
+                inputs = self.calibration_inputs()
+                calibration.replay = replay_of(inputs.path, inputs.notes)
+                forwards, seconds = forwards + inputs.notes["forwards"], seconds + inputs.seconds
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
             save_quantized(denoiser, folder / "denoiser", report)
-            return {"forwards": stage.notes["forwards"], "calibration_seconds": stage.seconds}
+            forwards += report.replay_forwards
+            return {"forwards": forwards, "calibration_seconds": seconds}
 
         return self.store.build("quantized", self.quantized_key(config), make)
 

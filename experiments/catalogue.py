@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 def render_methods(rows: list[dict[str, Any]]) -> str:
     lines = ["| method | what | needs | bits |", "|---|---|---|---|"]
     for row in rows:
-        needs = [key for key in ("gram", "graph") if row["needs"][key]] or ["extremes"]
+        needs = [key for key in ("gram", "graph", "replay") if row["needs"][key]] or ["extremes"]
         bits = ", ".join(row["bits"])
         lines.append(f"| {row['method']} | {row['what']} | {', '.join(needs)} | {bits} |")
     return "\n".join(lines)

@@ -59,6 +59,7 @@ class DatasetConfig:
     evaluation_prompts: int
     calibration_prompts: int
     seed: int
+    calibration_seed: int | None  # draws the calibration prompts; null is `seed`
 
 
 @dataclass(kw_only=True)
@@ -105,6 +106,10 @@ class RunConfig:
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
     num_threads: int | None  # CPU threads; null is all cores
+    latents: str  # initial noise of evaluation images: per_prompt, or shared (one for all)
+    image: str  # png, or jpeg: images go through JPEG of quality 75 before they are measured
+    statistics_gigabytes: float | None  # memory for a calibration's statistics; null is no limit
+    replay_gigabytes: float  # disk for the denoiser's inputs, for methods that run it again
     out: str
     group: str  # name under which W&B groups the cells
 
@@ -117,7 +122,18 @@ _SCHEMAS: dict[str, type] = {
     "logger": LoggerConfig,
     "bits": Bits,
 }
-_TOP_LEVEL = ("seed", "device", "num_threads", "out", "group", "sweep")
+_TOP_LEVEL = (
+    "seed",
+    "device",
+    "num_threads",
+    "latents",
+    "image",
+    "statistics_gigabytes",
+    "replay_gigabytes",
+    "out",
+    "group",
+    "sweep",
+)
 
 
 def options(group: str) -> list[str]:
@@ -243,6 +259,12 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         seed=_integer(node, "seed"),
         device=str(node.device),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
+        latents=str(node.latents),
+        image=str(node.image),
+        statistics_gigabytes=(
+            None if node.statistics_gigabytes is None else _positive(node, "statistics_gigabytes")
+        ),
+        replay_gigabytes=_positive(node, "replay_gigabytes"),
         out=str(node.out),
         group=str(node.group),
     )
@@ -257,10 +279,19 @@ def _integer(node: DictConfig, key: str) -> int:
     return value
 
 
+def _positive(node: DictConfig, key: str) -> float:
+    value = node[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{key}={value!r}; give a number above 0")
+    return float(value)
+
+
 def _check_values(config: RunConfig) -> None:
     model, dataset, metrics = config.model, config.dataset, config.metrics
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("dataset.kind", dataset.kind, ("shapes", "prompts"))
+    _one_of("latents", config.latents, ("per_prompt", "shared"))
+    _one_of("image", config.image, ("png", "jpeg"))
     _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))
     for name, value, least in (
         ("model.num_inference_steps", model.num_inference_steps, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +53,18 @@ def noise_seed(prompt_id: str, *, seed: int) -> int:
 def load_dataset(config: DatasetConfig) -> Dataset:
     """The first prompts of each split, as many as the config asks for.
 
+    With a `calibration_seed`, a file's calibration prompts are drawn by it, not the first ones.
+
     Raises:
         UserError: the file is missing or malformed, or a prompt is in both splits.
     """
     counts = {"evaluation": config.evaluation_prompts, "calibration": config.calibration_prompts}
     if config.kind == "shapes":
+        seeds = {"evaluation": config.seed, "calibration": _calibration_seed(config)}
         splits = {
             split: tuple(
                 Prompt(id=sample.id, text=sample.prompt)
-                for sample in shapes.take(split, count, seed=config.seed)
+                for sample in shapes.take(split, count, seed=seeds[split])
             )
             for split, count in counts.items()
         }
@@ -78,6 +82,10 @@ def load_dataset(config: DatasetConfig) -> Dataset:
         calibration=splits["calibration"],
         config=config,
     )
+
+
+def _calibration_seed(config: DatasetConfig) -> int:
+    return config.seed if config.calibration_seed is None else config.calibration_seed
 
 
 def _read(config: DatasetConfig, counts: dict[str, int]) -> dict[str, tuple[Prompt, ...]]:
@@ -111,6 +119,8 @@ def _read(config: DatasetConfig, counts: dict[str, int]) -> dict[str, tuple[Prom
                 f"{path}: {len(found[split])} {split} prompts, {count} asked for; add prompts or "
                 f"set dataset.{split}_prompts"
             )
+    if config.calibration_seed is not None:
+        random.Random(config.calibration_seed).shuffle(found["calibration"])
     return {split: tuple(found[split][: counts[split]]) for split in SPLITS}
 
 

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evaluation.images import write_png
+from evaluation.images import through_jpeg, write_png
 from experiments.config import ModelConfig
 from experiments.data import Prompt, noise_seed
 from experiments.pipelines import get_denoiser
 from segquant.graph import capture_example_inputs
 
+SHARED = "shared"  # in a prompt id's place, where all prompts share their noise
 Progress = Callable[[int], None]  # told how many prompts are done
 
 
@@ -36,10 +37,16 @@ def sample(
     *,
     config: ModelConfig,
     seed: int,
+    shared_noise: bool = False,
     output_type: str = "np",
 ) -> Any:
-    """One call of the pipeline: images (N, H, W, 3) in [0, 1], or latents."""
-    generators = [torch.Generator().manual_seed(noise_seed(p.id, seed=seed)) for p in prompts]
+    """One call of the pipeline: images (N, H, W, 3) in [0, 1], or latents.
+
+    Args:
+        shared_noise: every prompt starts from one and the same noise.
+    """
+    keys = [SHARED if shared_noise else prompt.id for prompt in prompts]
+    generators = [torch.Generator().manual_seed(noise_seed(key, seed=seed)) for key in keys]
     settings: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, **config.call}
     for key in ("height", "width", "guidance_scale"):
         if getattr(config, key) is not None:
@@ -64,10 +71,15 @@ def generate_images(
     config: ModelConfig,
     seed: int,
     progress: Progress,
+    shared_noise: bool = False,
+    jpeg: bool = False,
 ) -> dict[str, Any]:
     """Writes `<id>.png` for every prompt; goes on where a killed call stopped.
 
     A batch with one image missing is made again as a whole: another batch would move bits.
+
+    Args:
+        jpeg: images go through JPEG on their way, as those of some published protocols did.
 
     Returns:
         The ids whose images came out with a value that is not finite (they are drawn black).
@@ -77,12 +89,14 @@ def generate_images(
     for batch in batches(prompts, config.batch_size):
         paths = [folder / f"{prompt.id}.png" for prompt in batch]
         if not all(path.exists() for path in paths):
-            images = np.asarray(sample(pipeline, batch, config=config, seed=seed), np.float32)
+            made = sample(pipeline, batch, config=config, seed=seed, shared_noise=shared_noise)
+            images = np.asarray(made, np.float32)
             for prompt, path, image in zip(batch, paths, images, strict=True):
                 if not np.isfinite(image).all():
                     damaged.append(prompt.id)
                 clean = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
-                write_png(path, np.round(clean * 255.0).astype(np.uint8))
+                pixels = np.round(clean * 255.0).astype(np.uint8)
+                write_png(path, through_jpeg(pixels) if jpeg else pixels)
         done += len(batch)
         progress(done)
     return {"not_finite": damaged}
@@ -138,14 +152,26 @@ def _restore(tree: Any, tensors: dict[str, torch.Tensor], device: torch.device) 
 
 
 def record_trajectory(
-    pipeline: Any, prompts: Sequence[Prompt], folder: Path, *, config: ModelConfig, seed: int
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    config: ModelConfig,
+    seed: int,
+    shared_noise: bool = False,
+    limit_bytes: int | None = None,
 ) -> dict[str, Any]:
     """What the unquantized denoiser was given and said at every step, batch by batch.
 
     Returns:
-        Per batch the prompts' number and the calls' argument trees, for `replay_errors`.
+        Per batch the prompts' number and the calls' argument trees, for `recorded_calls`.
+
+    Raises:
+        ValueError: it takes more than `limit_bytes`, looked at after every batch; what was written
+            is removed.
     """
     described = []
+    written = 0
     for index, batch in enumerate(batches(prompts, config.batch_size)):
         tensors: dict[str, torch.Tensor] = {}
         calls: list[Any] = []
@@ -171,8 +197,27 @@ def record_trajectory(
             calls.append(_rename(tree, renamed))
 
         with observed(get_denoiser(pipeline), see):
-            sample(pipeline, batch, config=config, seed=seed, output_type="latent")
-        save_file(tensors, folder / f"batch{index:04d}.safetensors")
+            sample(
+                pipeline,
+                batch,
+                config=config,
+                seed=seed,
+                shared_noise=shared_noise,
+                output_type="latent",
+            )
+        path = folder / f"batch{index:04d}.safetensors"
+        save_file(tensors, path)
+        written += path.stat().st_size
+        if limit_bytes is not None and written > limit_bytes:
+            for stale in folder.glob("batch*.safetensors"):
+                stale.unlink()
+            done = (index + 1) * config.batch_size
+            raise ValueError(
+                f"the denoiser's inputs of {done} of {len(prompts)} prompts take "
+                f"{written / 1e9:.3g} GB on disk, above replay_gigabytes={limit_bytes / 1e9:g}; "
+                "raise replay_gigabytes, lower dataset.calibration_prompts, or choose a method "
+                "that keeps no inputs (method.sequential=none)"
+            )
         described.append({"prompts": len(batch), "calls": calls})
     return {"batches": described}
 
@@ -194,19 +239,37 @@ def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> t
         float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2; where a call holds a prompt
         twice (guidance), both are summed.
     """
-    device = next(iter(denoiser.state_dict().values())).device
+    device = device_of(denoiser)
     rows = []
-    for index, described in enumerate(notes["batches"]):
-        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+    for described, calls in recorded_calls(folder, notes, device=device):
         steps = []
-        for number, tree in enumerate(described["calls"]):
-            arguments = _restore(tree, tensors, device)
+        for arguments, said in calls:
             with torch.no_grad():
                 output = denoiser(**arguments)[0].detach().cpu().double()
-            reference = tensors[f"out{number:04d}"].double()
-            steps.append(_per_prompt(output, reference, described["prompts"]))
+            steps.append(_per_prompt(output, said.double(), described["prompts"]))
         rows.append(torch.stack(steps, dim=1))
     return torch.cat(rows)
+
+
+def device_of(denoiser: nn.Module) -> torch.device:
+    return next(iter(denoiser.state_dict().values())).device
+
+
+Call = tuple[dict[str, Any], torch.Tensor]
+
+
+def recorded_calls(
+    folder: Path, notes: dict[str, Any], *, device: torch.device
+) -> Iterator[tuple[dict[str, Any], Iterator[Call]]]:
+    """Batch by batch of a recorded trajectory: its description, and what each call got and said."""
+
+    def calls(trees: list[Any], tensors: dict[str, torch.Tensor]) -> Iterator[Call]:
+        for number, tree in enumerate(trees):
+            yield _restore(tree, tensors, device), tensors[f"out{number:04d}"]
+
+    for index, described in enumerate(notes["batches"]):
+        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+        yield described, calls(described["calls"], tensors)
 
 
 def _per_prompt(output: torch.Tensor, reference: torch.Tensor, prompts: int) -> torch.Tensor:

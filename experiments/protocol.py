@@ -20,7 +20,14 @@ from segquant.core.protocol import QuantizationReport
 if TYPE_CHECKING:
     from experiments.bench import Bench
 
-SEED_RULE = "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt"
+SEED_RULES = {
+    "per_prompt": "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt",
+    "shared": "sha256('noise|<seed>|shared'), the same noise for every prompt (latents=shared)",
+}
+IMAGE_FORMATS = {
+    "png": "PNG, 8 bit RGB",
+    "jpeg": "8 bit RGB through JPEG, quality 75, kept as PNG (image=jpeg)",
+}
 
 
 def plain(value: Any) -> Any:
@@ -64,8 +71,8 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "calibration_prompts_hash": prompts_hash(dataset.calibration),
         "n": len(dataset.evaluation),
         "calibration_prompts": len(dataset.calibration),
-        "seed_rule": SEED_RULE,
-        "image_format": "PNG, 8 bit RGB",
+        "seed_rule": SEED_RULES[config.latents],
+        "image_format": IMAGE_FORMATS[config.image],
         "weight_bits": bits.weight.num_bits,
         "weight_granularity": _granularity(bits.weight),
         "activation_bits": bits.activation.num_bits,
@@ -82,6 +89,8 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         },
         "keep_patterns": list(bits.keep),
         "keep_budget": bits.keep_budget,
+        "mixed_bits": list(bits.mixed_bits),
+        "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
         "evaluator": bench.evaluator.key,
         "device": bench.sampler()["device"],

@@ -13,6 +13,7 @@ from evaluation.tables import make_table
 from evaluation.tracking import ImageRow, TrackingSettings, log_record
 from experiments.bench import Bench
 from experiments.config import RunConfig
+from experiments.naming import names
 from experiments.protocol import plain
 from experiments.run import image_folder
 from experiments.store import write_text
@@ -37,7 +38,7 @@ def write_report(
 
     `records` may lack cells that were asked for: they get a row that says so.
     """
-    expected = [(c.model.name, c.method_name, c.bits.name) for c in request.cells]
+    expected = [names(cell) for cell in request.cells]
     table = make_table(records, expected=expected, title=request.name)
     files = []
     for suffix, render in FORMATS.items():
@@ -51,12 +52,12 @@ def write_report(
 def _contact_sheets(
     request: Request, records: Sequence[Record], benches: dict[int, Bench], *, folder: Path
 ) -> list[Path]:
-    done = {(r.model, r.method, r.bits, r.dataset) for r in records if r.status == "ok"}
+    done = {(r.model, r.method_label, r.bits_label, r.dataset) for r in records if r.status == "ok"}
     rows: dict[str, dict[str, Path]] = {}
     first: dict[str, Bench] = {}
     for index, cell in enumerate(request.cells):
         bench, model = benches[index], cell.model.name
-        key = (model, cell.method_name, cell.bits.name, cell.dataset.name)
+        key = (*names(cell), cell.dataset.name)
         images = image_folder(bench, cell) if key in done else None
         reference = bench.store.folder("images", bench.images_key("float"))
         if images is None or not reference.is_dir():
@@ -64,7 +65,7 @@ def _contact_sheets(
         first.setdefault(model, bench)
         rows.setdefault(model, {"reference (fp)": reference})
         if images != reference:
-            rows[model][f"{cell.method_name} {cell.bits.name}"] = images
+            rows[model][" ".join(names(cell)[1:])] = images
     written = []
     for model, shown in rows.items():
         prompts = first[model].dataset.evaluation[:_SHEET_PROMPTS]

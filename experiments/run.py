@@ -27,6 +27,7 @@ from experiments.config import RunConfig
 from experiments.correct import variance_note
 from experiments.data import prompts_hash
 from experiments.errors import UserError
+from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized
@@ -50,6 +51,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "names": [config.model.name, config.method_name, config.bits.name, config.dataset.name],
         "sampler": bench.sampler(),
         "evaluation": prompts_hash(bench.dataset.evaluation),
+        "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
         "metrics": protocol.plain(asdict(config.metrics)),
@@ -123,6 +125,7 @@ def _blank(bench: Bench, config: RunConfig, *, run_id: str, status: str) -> Reco
         model=config.model.name,
         method=config.method_name,
         bits=config.bits.name,
+        settings=changed_settings(config),
         dataset=config.dataset.name,
         seed=config.seed,
         protocol=protocol.describe(bench, config),

@@ -173,18 +173,20 @@ def make_benches(request: Request, store: Store, progress: Progress) -> dict[int
     benches: dict[str, Bench] = {}
     by_cell: dict[int, Bench] = {}
     for index, cell in enumerate(request.cells):
-        shared = repr((cell.model, cell.dataset, cell.metrics, cell.seed, cell.device))
+        shared = repr(_surroundings(cell))
         if shared not in benches:
-            alike = [
-                c
-                for c in request.cells
-                if repr((c.model, c.dataset, c.metrics, c.seed, c.device)) == shared
-            ]
+            alike = [c for c in request.cells if repr(_surroundings(c)) == shared]
             benches[shared] = Bench(
                 config=cell, store=store, progress=progress, needs=union_of_needs(alike)
             )
         by_cell[index] = benches[shared]
     return by_cell
+
+
+def _surroundings(cell: RunConfig) -> tuple[object, ...]:
+    """What the cells of one bench have in common."""
+    sampling = (cell.seed, cell.device, cell.latents, cell.image)
+    return (cell.model, cell.dataset, cell.metrics, *sampling)
 
 
 def make_plan(request: Request, benches: dict[int, Bench]) -> Plan:

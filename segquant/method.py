@@ -20,6 +20,7 @@ from segquant.core import (
     LowRankSettings,
     QuantizationReport,
     Rounding,
+    Sequential,
     SmoothingMode,
     SmoothingSettings,
     StatisticsNeeds,
@@ -67,6 +68,8 @@ class SegQuant:
     block_size: int = 128
     act_order: bool = False
     segment_hessians: bool = False  # one H per input segment, cross terms dropped
+    # Later layers see the error of earlier ones; the authors quantize all layers at once.
+    sequential: Sequential = Sequential.none
     rank: int = 0  # of the low-rank branch; 0 for none
     low_rank_iterations: int = 1
     sample_rows: int = 256
@@ -84,6 +87,7 @@ class SegQuant:
             gram=gram,
             rows=self.sample_rows,
             graph=self.seg_linear or self.dual_scale or self.fold,
+            replay=self.sequential is not Sequential.none,
         )
 
     def unsupported(self, bits: Bits) -> str | None:
@@ -149,6 +153,7 @@ class SegQuant:
                 budget=self.low_rank_budget,
             ),
             dual_scale=self.dual_scale,
+            sequential=self.sequential,
             fold=self.fold,
         )
 
@@ -164,6 +169,8 @@ class SegQuant:
         whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
         done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
         done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")
+        if self.sequential is not Sequential.none:
+            done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
         return done + self._switches()
 
     def _switches(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The ground that every method stands on: grids, statistics, smoothing, rounding, QuantLinear."""
 
 from segquant.core.boundaries import Boundaries, moved_boundaries
-from segquant.core.calibration import Calibration
+from segquant.core.calibration import Calibration, Replay
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
 from segquant.core.linear import QuantLinear
@@ -14,6 +14,7 @@ from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
+from segquant.core.sequential import Sequential
 from segquant.core.shared import FOLDED, NOT_FOLDED
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
@@ -39,7 +40,9 @@ __all__ = [
     "QuantLinear",
     "QuantizationReport",
     "RangeRule",
+    "Replay",
     "Rounding",
+    "Sequential",
     "SmoothingMode",
     "SmoothingSettings",
     "StatisticsNeeds",

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from segquant.core.capture import CapturedCalls
-from segquant.core.files import read_folder, write_folder
+from segquant.core.files import TENSORS_FILE, read_manifest, write_folder
 from segquant.core.statistics import LayerStatistics
 from segquant.core.stepwise import StepStatistics
 
 KIND = "calibration"
 SCHEMA_VERSION = 1
+TENSOR_KEYS = ("low_I", "high_I", "sample_TI", "gram_II")
+
+
+class Replay(Protocol):
+    """Runs a denoiser on the calibration's inputs, those that the unquantized one was given."""
+
+    def __call__(self, denoiser: nn.Module, *, calls: int | None = None) -> None:
+        """Every input in its order, or the first few."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -23,12 +34,14 @@ class Calibration:
     """Statistics of each Linear that was called, and what the static graph says of it.
 
     `graph` maps a layer's name to its segments (see `segquant.core.segments.LayerShape`). It is
-    not saved: it is cheap, and follows from the denoiser.
+    not saved: it is cheap, and follows from the denoiser. Nor is `replay`, for methods whose needs
+    say so: it is the caller's to give again.
     """
 
     statistics: Mapping[str, LayerStatistics]
     forwards: int
     graph: Any = field(default=None, repr=False)
+    replay: Replay | None = field(default=None, repr=False)
     # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
     steps: StepStatistics | None = field(default=None, repr=False)
     captured: CapturedCalls | None = field(default=None, repr=False)
@@ -44,7 +57,7 @@ class Calibration:
                 "calls": seen.calls,
                 "shared_with": list(seen.shared_with),
             }
-            for key in ("low_I", "high_I", "sample_TI", "gram_II"):
+            for key in TENSOR_KEYS:
                 tensor: Tensor | None = getattr(seen, key)
                 if tensor is not None:
                     entry[key] = stored.setdefault(id(tensor), f"{name}.{key}")
@@ -61,19 +74,56 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, graph: Any = None) -> Calibration:
-        """What `save` wrote, bit for bit; `graph` is given again."""
-        tensors, manifest = read_folder(folder, kind=KIND)
-        statistics: dict[str, LayerStatistics] = {}
-        for name in manifest["order"]:
-            entry = manifest["layers"][name]
-            gram = entry.get("gram_II")
-            statistics[name] = LayerStatistics(
-                low_I=tensors[entry["low_I"]],
-                high_I=tensors[entry["high_I"]],
-                sample_TI=tensors[entry["sample_TI"]],
-                rows=entry["rows"],
-                calls=entry["calls"],
-                gram_II=None if gram is None else tensors[gram],
-                shared_with=tuple(entry["shared_with"]),
-            )
-        return cls(statistics=statistics, forwards=manifest["forwards"], graph=graph)
+        """What `save` wrote, bit for bit, in one folder or in parts below it.
+
+        Tensors are read from disk when a layer is asked for, and not kept. `graph` is given again.
+        """
+        parts = sorted(Path(folder).glob("part*")) or [Path(folder)]
+        stored = StoredStatistics(parts)
+        return cls(statistics=stored, forwards=stored.forwards, graph=graph)
+
+
+class StoredStatistics(Mapping[str, LayerStatistics]):
+    """Statistics on disk; the last layer's tensors are kept, so that q, k and v have one object."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._entries: dict[str, tuple[Path, dict[str, Any]]] = {}
+        self._files: dict[Path, Any] = {}
+        self._last: dict[tuple[Path, str], Tensor] = {}
+        self.forwards = 0
+        for folder in folders:
+            manifest = read_manifest(folder, kind=KIND)
+            self._entries |= {n: (folder, manifest["layers"][n]) for n in manifest["order"]}
+            self._files[folder] = safe_open(folder / TENSORS_FILE, framework="pt")
+            self.forwards += manifest["forwards"]
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        folder, entry = self._entries[name]
+        keys = {key: entry[key] for key in TENSOR_KEYS if key in entry}
+        tensors = {key: self._tensor(folder, stored) for key, stored in keys.items()}
+        self._last = {(folder, stored): tensors[key] for key, stored in keys.items()}
+        return LayerStatistics(
+            low_I=tensors["low_I"],
+            high_I=tensors["high_I"],
+            sample_TI=tensors["sample_TI"],
+            rows=entry["rows"],
+            calls=entry["calls"],
+            gram_II=tensors.get("gram_II"),
+            shared_with=tuple(entry["shared_with"]),
+        )
+
+    def _tensor(self, folder: Path, stored: str) -> Tensor:
+        kept = self._last.get((folder, stored))
+        if kept is not None:
+            return kept
+        tensor: Tensor = self._files[folder].get_tensor(stored)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

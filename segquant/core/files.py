@@ -45,7 +45,17 @@ def write_folder(
 def read_folder(
     folder: str | os.PathLike[str], *, kind: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the manifest that `write_folder` wrote.
+    """Tensors and manifest of a folder that `write_folder` wrote.
+
+    Raises:
+        ValueError: the folder holds no such thing, or one of another kind.
+    """
+    manifest = read_manifest(folder, kind=kind)
+    return load_file(Path(folder) / TENSORS_FILE), manifest
+
+
+def read_manifest(folder: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """The manifest alone; both files are there.
 
     Raises:
         ValueError: the folder holds no such thing, or one of another kind.
@@ -59,7 +69,7 @@ def read_folder(
     manifest: dict[str, Any] = json.loads((source / MANIFEST_FILE).read_text())
     if manifest.get("kind") != kind:
         raise ValueError(f"{source}: holds a {manifest.get('kind')}, not a {kind}")
-    return load_file(source / TENSORS_FILE), manifest
+    return manifest
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

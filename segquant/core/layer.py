@@ -114,8 +114,8 @@ def _quantize_linear(
     notes: list[str] = []
     shape = effective_shape(shape, bits=bits, recipe=recipe, notes=notes)
     parts = partitions(shape, name=name, bits=bits, recipe=recipe, notes=notes)
-    inputs = layer_input(seen, w_OI.device, gram=_needs_gram(recipe))
-    if _needs_gram(recipe) and inputs.gram_II is None:
+    inputs = layer_input(seen, w_OI.device, gram=needs_gram(recipe))
+    if needs_gram(recipe) and inputs.gram_II is None:
         raise ValueError(
             f"{name}: the calibration has no Gram matrix, which this method needs; calibrate with "
             "gram=True"
@@ -332,7 +332,8 @@ def _row_grid(grid: WeightGrid, *, rows: int) -> WeightGrid:
     return WeightGrid(scheme=scheme, row_blocks=(rows,), blocks=grid.blocks)
 
 
-def _needs_gram(recipe: LayerRecipe) -> bool:
+def needs_gram(recipe: LayerRecipe) -> bool:
+    """Whether the recipe reads Gram matrices."""
     searched = recipe.smoothing.mode is SmoothingMode.search and recipe.smoothing.use_gram
     return searched or recipe.rounding is Rounding.gptq
 

@@ -9,6 +9,7 @@ from segquant.core.lowrank import LowRankSettings
 from segquant.core.rounding import GptqSettings, Rounding
 from segquant.core.schemes import Bits, Granularity, TensorScheme
 from segquant.core.segments import LayerShape
+from segquant.core.sequential import Sequential
 from segquant.core.smoothing import Partition, SmoothingMode, SmoothingSettings
 
 
@@ -21,6 +22,7 @@ class LayerRecipe:
     gptq: GptqSettings = field(default_factory=GptqSettings)
     low_rank: LowRankSettings = field(default_factory=LowRankSettings)
     dual_scale: bool = False
+    sequential: Sequential = Sequential.none
     fold: bool = False  # one smoothing vector for layers that read one tensor, folded where exact
 
 

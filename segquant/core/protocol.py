@@ -25,6 +25,7 @@ class StatisticsNeeds:
     graph: bool = False
     steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
     capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
+    replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
         """What serves both, for one calibration of a whole sweep."""
@@ -34,6 +35,7 @@ class StatisticsNeeds:
             graph=self.graph or other.graph,
             steps=self.steps or other.steps,
             capture_bytes=max(self.capture_bytes, other.capture_bytes),
+            replay=self.replay or other.replay,
         )
 
 
@@ -49,6 +51,7 @@ class QuantizationReport:
     extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
     weight_bytes: int  # of all Linear weights as they would be stored
     search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
+    replay_forwards: int = 0  # of the partly quantized denoiser, beyond the calibration's
     elements: list[str] = field(default_factory=list)  # of the published method: done
     left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
     execution: str = SIMULATED

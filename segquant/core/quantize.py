@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
-from segquant.core.folding import fold_smoothing
-from segquant.core.layer import QuantizedLayer
+from segquant.core.folding import FoldSite, fold_smoothing
+from segquant.core.layer import QuantizedLayer, needs_gram
 from segquant.core.linear import QuantLinear
+from segquant.core.mixed import LayerBits, choose_layer_bits
 from segquant.core.plan import LayerRecipe
 from segquant.core.planned import LayerPlan, PlanOf, quantize_planned
 from segquant.core.protocol import QuantizationReport
@@ -20,8 +21,9 @@ from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
+from segquant.core.sequential import stages
 from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
-from segquant.core.smoothing import SmoothingMode
+from segquant.core.smoothing import Smoothing, SmoothingMode
 from segquant.core.statistics import linear_layers
 from segquant.core.stepwise import follow_steps
 
@@ -41,6 +43,15 @@ class _Cost:
     extra_macs: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """A layer's replacement, what the report says of it, and the rows of its calibration."""
+
+    quant: QuantLinear
+    entry: QuantizedLayer
+    rows: int
+
+
 def quantize_layers(
     denoiser: nn.Module,
     *,
@@ -52,7 +63,7 @@ def quantize_layers(
     elements: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
-    """Replaces every Linear that the bits and the calibration allow, in module order.
+    """Replaces every Linear that the bits and the calibration allow, all or in stages.
 
     With `recipe.fold`, smoothing is folded last: what reads a folded input shares one vector.
 
@@ -62,52 +73,107 @@ def quantize_layers(
         elements: what of the published method is done, for the report.
         left_out: what is not.
     """
-    shape_of = shape_of or _uncut
-    factors = FactorCache()
     linears = linear_layers(denoiser)
     kept = _reasons_to_keep(denoiser, calibration=calibration, bits=bits)
     chosen = {name: linear for name, linear in linears.items() if name not in kept}
+    layer_bits = _layer_bits(denoiser, chosen, calibration=calibration, bits=bits)
     sites = fold_sites(calibration) if recipe.fold else ()
-    shared = shared_smoothing(
-        chosen, sites=sites, calibration=calibration, bits=bits, recipe=recipe, shape_of=shape_of
-    )
-    done: dict[str, tuple[QuantLinear, QuantizedLayer]] = {}
-    for name, linear in chosen.items():
-        plan = LayerPlan() if plan_of is None else plan_of(name, linear)
-        if plan.keep is not None:
-            kept[name] = plan.keep
-            continue
-        quant, entry = quantize_planned(
-            linear,
-            name=name,
-            seen=calibration.statistics[name],
-            shape=shape_of(name, linear),
-            plan=plan,
-            bits=bits,
+    done: dict[str, _Done] = {}
+    forwards = 0
+    for stage in stages(
+        denoiser,
+        calibration=calibration,
+        sequential=recipe.sequential,
+        wanted=list(chosen),
+        gram=needs_gram(recipe),
+    ):
+        forwards += stage.forwards
+        done |= _quantize_stage(
+            denoiser,
+            {name: chosen[name] for name in stage.layers},
+            calibration=replace(calibration, statistics=stage.statistics),
+            layer_bits=layer_bits,
             recipe=recipe,
-            factors=factors,
-            smoothing=shared.get(name),
+            shape_of=shape_of or _uncut,
+            plan_of=plan_of,
+            sites=sites,
+            kept=kept,
         )
-        replace_module(denoiser, old=linear, new=quant)
-        done[name] = (quant, entry)
     folded, reasons = fold_smoothing(denoiser, sites)
     for name in folded:
-        done[name][1].smoothing_at_run_time = False
+        done[name].entry.smoothing_at_run_time = False
     follow_steps(denoiser)
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(done), len(kept))
     if recipe.fold:
-        at_run_time = sum(entry.smoothing_at_run_time for _, entry in done.values())
+        at_run_time = sum(one.entry.smoothing_at_run_time for one in done.values())
         logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
     searched = recipe.smoothing.mode is SmoothingMode.search
     return _report(
         _cost(linears, done=done, calibration=calibration),
         bits=bits,
-        quantized=[asdict(entry) for _, entry in done.values()],
+        quantized=[asdict(done[name].entry) for name in chosen if name in done],
         kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
         search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
+        replay_forwards=forwards,
         elements=list(elements),
         left_out=[*left_out, *reasons],
     )
+
+
+def _quantize_stage(
+    denoiser: nn.Module,
+    chosen: dict[str, nn.Linear],
+    *,
+    calibration: Calibration,
+    layer_bits: dict[str, LayerBits],
+    recipe: LayerRecipe,
+    shape_of: ShapeOf,
+    plan_of: PlanOf | None,
+    sites: Sequence[FoldSite],
+    kept: dict[str, str],
+) -> dict[str, _Done]:
+    """Replaces the chosen layers by what the calibration's statistics make of them.
+
+    A layer whose plan keeps it is added to `kept`.
+    """
+    factors = FactorCache()
+    shared: dict[str, Smoothing] = {}
+    for one in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
+        # Layers of one input but of unlike widths share no vector.
+        alike = {n: linear for n, linear in chosen.items() if layer_bits[n].bits is one}
+        shared |= shared_smoothing(
+            alike, sites=sites, calibration=calibration, bits=one, recipe=recipe, shape_of=shape_of
+        )
+    done: dict[str, _Done] = {}
+    for name, linear in chosen.items():
+        plan = LayerPlan() if plan_of is None else plan_of(name, linear)
+        if plan.keep is not None:
+            kept[name] = plan.keep
+            continue
+        seen = calibration.statistics[name]
+        quant, entry = quantize_planned(
+            linear,
+            name=name,
+            seen=seen,
+            shape=shape_of(name, linear),
+            plan=plan,
+            bits=layer_bits[name].bits,
+            recipe=recipe,
+            factors=factors,
+            smoothing=shared.get(name),
+        )
+        entry.notes += [layer_bits[name].reason] if layer_bits[name].reason else []
+        replace_module(denoiser, old=linear, new=quant)
+        done[name] = _Done(quant=quant, entry=entry, rows=seen.rows)
+    return done
+
+
+def _layer_bits(
+    denoiser: nn.Module, chosen: Iterable[str], *, calibration: Calibration, bits: Bits
+) -> dict[str, LayerBits]:
+    if bits.mixed_budget is not None:
+        return choose_layer_bits(denoiser, calibration=calibration, bits=bits)
+    return dict.fromkeys(chosen, LayerBits(bits=bits, reason=""))
 
 
 def _reasons_to_keep(
@@ -139,23 +205,21 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
 
 
 def _cost(
-    linears: dict[str, nn.Linear],
-    *,
-    done: dict[str, tuple[QuantLinear, QuantizedLayer]],
-    calibration: Calibration,
+    linears: dict[str, nn.Linear], *, done: dict[str, _Done], calibration: Calibration
 ) -> _Cost:
     cost = _Cost()
     for name, linear in linears.items():
-        seen = calibration.statistics.get(name)
-        rows = 0 if seen is None else seen.rows
-        cost.macs += linear.weight.numel() * rows
+        weights = linear.weight.numel()
         if name not in done:
-            cost.kept_weights += linear.weight.numel()
+            cost.kept_weights += weights
+            if name in calibration.statistics:
+                cost.macs += weights * calibration.statistics[name].rows
             continue
-        quant, entry = done[name]
-        cost.quantized_weights += quant.in_features * quant.out_features
-        cost.quantized_bits += stored_bits(quant, entry)
-        cost.extra_macs += extra_macs_per_row(quant, entry) * rows
+        one = done[name]
+        cost.macs += weights * one.rows
+        cost.quantized_weights += weights
+        cost.quantized_bits += stored_bits(one.quant, one.entry)
+        cost.extra_macs += extra_macs_per_row(one.quant, one.entry) * one.rows
     return cost
 
 
@@ -166,6 +230,7 @@ def _report(
     quantized: list[dict[str, object]],
     kept: list[dict[str, str]],
     search_candidates: int,
+    replay_forwards: int,
     elements: list[str],
     left_out: list[str],
 ) -> QuantizationReport:
@@ -183,6 +248,7 @@ def _report(
         extra_macs_fraction=cost.extra_macs / cost.macs if cost.macs else 0.0,
         weight_bytes=(all_bits + BITS_OF_BYTE - 1) // BITS_OF_BYTE,
         search_candidates=search_candidates,
+        replay_forwards=replay_forwards,
         elements=elements,
         left_out=left_out,
     )

@@ -187,6 +187,10 @@ class Bits:
     keep: list[str] = field(default_factory=list)  # fnmatch patterns of layers left in 16 bit
     # Bits per weight over all Linears up to which the most sensitive layers are kept; None: no more
     keep_budget: float | None = None
+    # Widths that a layer's weight may get instead of weight.num_bits, which is the least of them;
+    # the most sensitive layers get them, up to mixed_budget bits per weight over all Linears.
+    mixed_bits: list[int] = field(default_factory=list)
+    mixed_budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.keep_budget is not None and not 0 < self.keep_budget <= UNQUANTIZED_BITS:
@@ -196,6 +200,7 @@ class Bits:
             )
         self._validate_weight()
         self._validate_activation()
+        self._validate_mixed()
 
     def _validate_weight(self) -> None:
         if not self.weight.quantized:
@@ -221,6 +226,24 @@ class Bits:
                 f"bits {self.name}: activation.granularity={self.activation.granularity.name} with "
                 "dynamic=false; a static scale per row would tie the model to the calibration's "
                 "batch and length, so set dynamic=true or granularity=per_tensor"
+            )
+
+    def _validate_mixed(self) -> None:
+        if not self.mixed_bits and self.mixed_budget is None:
+            return
+        given = f"bits {self.name}: mixed_bits={self.mixed_bits}, mixed_budget={self.mixed_budget}"
+        if not self.mixed_bits or self.mixed_budget is None:
+            raise ValueError(f"{given}; give both, or [] and null")
+        if self.keep_budget is not None:
+            raise ValueError(f"{given} and keep_budget={self.keep_budget}; give one budget")
+        if self.weight.number_format is not NumberFormat.integer or not self.weight.quantized:
+            raise ValueError(f"{given} with weights {self.weight.describe()}; integers only")
+        least = self.weight.num_bits
+        wrong = [n for n in self.mixed_bits if n not in QUANTIZED_BITS or n <= least]
+        if wrong:
+            raise ValueError(
+                f"{given}; widths go from above weight.num_bits={least} to {QUANTIZED_BITS[-1]}, "
+                f"and {wrong} do not"
             )
 
     def _check_granularity(

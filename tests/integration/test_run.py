@@ -187,6 +187,30 @@ def test_settings_reach_the_images(segbench: Segbench, small: Small, tmp_path: P
     assert len(seen) == len(changes)
 
 
+def test_replayed_protocols_change_the_images_and_say_so(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    """One noise for all prompts, and JPEG before the metrics, as the authors' code has them."""
+    seen: dict[str, list[bytes]] = {}
+    for change in ("image=png", "image=jpeg", "latents=shared"):
+        out = tmp_path / change.replace("=", "_")
+        arguments = small("tiny_mmdit", "method=segquant_a", "method.alpha_grid=released", change)
+        answer = segbench("run", *arguments, f"out={out}")
+        assert answer.status == 0
+        (record,) = _records(out)
+        assert record.method_label == "segquant_a alpha_grid=released"
+        assert "switch alpha_grid=released" in answer.out
+        folder = next(f for f in (out / "stages" / "images").iterdir() if f.is_dir())
+        seen[change] = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+        if change != "image=png":
+            key, value = change.split("=")
+            assert record.settings[key] == value
+            assert f"switch {change}" in answer.out
+            assert change in record.protocol["image_format"] + record.protocol["seed_rule"]
+    assert all(a != b for a, b in zip(seen["image=png"], seen["image=jpeg"], strict=True))
+    assert all(a != b for a, b in zip(seen["image=png"], seen["latents=shared"], strict=True))
+
+
 def test_wandb_mirrors_a_run_offline(segbench: Segbench, small: Small, tmp_path: Path) -> None:
     arguments = [
         a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a

@@ -20,7 +20,9 @@ from baselines.smooth_search import SmoothSearch
 from baselines.smoothquant import SmoothQuant
 from segquant.core.calibration import Calibration
 from segquant.core.protocol import Method, QuantizationReport
+from segquant.core.rounding import GptqVariant
 from segquant.core.schemes import Bits
+from segquant.core.smoothing import AlphaGrid
 from segquant.graph import analyze
 from tests.unit.core.helpers import bits, calibrate, correlated, one, power_ratio
 
@@ -119,6 +121,8 @@ def test_fp_is_exact_and_takes_sixteen_bits_only() -> None:
         (SmoothSearch, {"include_none": False, "alpha_min": 1.0}),
         (Gptq, {"damping": 0.5}),
         (Gptq, {"act_order": True}),
+        (Gptq, {"variant": GptqVariant.released}),
+        (SmoothSearch, {"alpha_min": 0.9, "alpha_grid": AlphaGrid.released}),
     ],
     ids=str,
 )

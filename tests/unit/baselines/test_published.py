@@ -436,6 +436,21 @@ def test_mixdq_takes_no_more_memory_than_uniform_bits(given: Any) -> None:
     assert "integer weights" in (MixDq().unsupported(fp8) or "")
 
 
+def test_mixdq_moves_bits_from_where_they_are_not_needed(given: Any) -> None:
+    """A layer that 2 bits hold exactly gives its bits to another, where `widths` has room."""
+    model, calibration = copy.deepcopy(given[0]), given[1]
+    with torch.no_grad():
+        model.first.weight.copy_(model.first.weight.sign())
+    found = {}
+    for widths in ([2, 4], [2, 4, 5]):
+        _, report = quantized(MixDq(widths=widths, protected=0), TOKEN, (model, calibration))
+        names = (entry["weight"].split()[0] for entry in report.layers_quantized)
+        found[tuple(widths)] = list(names)
+    assert found[2, 4] == ["int4", "int4", "int4"]
+    assert found[2, 4, 5][0] == "int2"
+    assert sorted(found[2, 4, 5]) == ["int2", "int4", "int5"]
+
+
 # settings ------------------------------------------------------------------------------------
 
 STATIC = bits(4, 4)
@@ -473,7 +488,6 @@ STATIC = bits(4, 4)
         (SvdQuant, TOKEN, {"modulation_in_16_bit": False}, {"rank": 4, "modulation": ["first"]}),
         (SvdQuant, TOKEN, {"rounding": Rounding.gptq}, {"rank": 4}),
         (SvdQuant, TOKEN, {"damping": 1.0}, {"rank": 4, "rounding": Rounding.gptq}),
-        (MixDq, bits(5, 8, fine=True), {"widths": [3, 4, 6, 7]}, {}),
         (MixDq, TOKEN, {"protected": 0.9}, {}),
     ],
     ids=str,

@@ -1,0 +1,203 @@
+"""What the statistics of a calibration will take, known before it runs, and kept under a budget.
+
+One forward shows how many rows each Linear reads and which Linears read one tensor; all else
+follows from sizes. Where everything at once would not fit the budget, the layers are recorded in
+several passes over the calibration set, each written to disk before the next begins: more forwards
+(their number is in the plan), the same statistics bit for bit. Layers that share an input stay in
+one pass.
+
+Counted are the tensors that the recorder holds or makes, not the denoiser's own. A layer that
+shares its input only now and then holds a Gram matrix more than planned.
+
+Legend: T rows, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from segquant.core.calibration import Calibration
+from segquant.core.statistics import (
+    OPEN_INPUTS,
+    LayerStatistics,
+    StatisticsRecorder,
+    linear_layers,
+)
+
+FLOAT32_BYTES = 4
+PRIORITY_BYTES = 16  # of a sampled row: its draw in float64, twice while rows are merged
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """The passes of a calibration, and the most bytes of tensors that any of them takes."""
+
+    passes: tuple[tuple[str, ...], ...]  # names of layers; all of the denoiser's Linears
+    device_bytes: int  # where the denoiser is: Gram matrices, inputs in hand, their copies
+    gram_bytes: int  # of these
+    sample_bytes: int  # on the host: sampled rows and extremes
+    total_bytes: int  # of both; what the budget is for
+    disk_bytes: int  # all passes together
+
+    def describe(self) -> str:
+        """One line for a log."""
+        times = "once" if len(self.passes) == 1 else f"{len(self.passes)} times"
+        return (
+            f"statistics of {sum(map(len, self.passes))} Linears: {_size(self.device_bytes)} where "
+            f"the denoiser is ({_size(self.gram_bytes)} of Gram matrices), "
+            f"{_size(self.sample_bytes)} of rows on the host, {_size(self.disk_bytes)} on disk; "
+            f"the calibration set is run {times}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Layers that read one tensor."""
+
+    layers: tuple[str, ...]
+    features: int
+    rows: int
+    item_bytes: int
+
+    def gram_bytes(self, gram: bool) -> int:
+        return self.features**2 * FLOAT32_BYTES if gram else 0
+
+    def sample_bytes(self, keep: int) -> int:
+        """Rows, their draws, and both extremes, of every layer: shared ones are told apart late."""
+        each = self.features * FLOAT32_BYTES * (keep + 2) + keep * PRIORITY_BYTES
+        return each * len(self.layers)
+
+    def working_bytes(self, keep: int, gram: bool) -> int:
+        """Open inputs with their Gram matrices and extremes, and copies while rows are drawn."""
+        row = self.features * self.item_bytes
+        exact = self.features * FLOAT32_BYTES
+        opened = self.rows * row + self.gram_bytes(gram) + 2 * exact
+        copies = self.rows * (2 * row + 2 * exact) + (2 * keep + self.rows) * exact
+        return (OPEN_INPUTS + 1) * opened + copies + 2 * exact
+
+
+def plan_statistics(
+    denoiser: nn.Module,
+    *,
+    forward: Callable[[nn.Module], object],
+    gram: bool,
+    rows: int,
+    budget_bytes: int | None = None,
+) -> MemoryPlan:
+    """The passes that stay within the budget, and what they take.
+
+    Args:
+        forward: runs the denoiser once, on an input as large as the calibration's.
+        rows: rows sampled per layer.
+        budget_bytes: for all tensors of a pass; None for no limit.
+
+    Raises:
+        ValueError: one layer alone is above the budget.
+    """
+    groups = _groups(denoiser, forward)
+    passes: list[list[_Group]] = [[]]
+    for group in groups:
+        if budget_bytes is not None and _total([group], gram, rows) > budget_bytes:
+            raise ValueError(
+                f"{group.layers[0]}: its statistics alone take "
+                f"{_size(_total([group], gram, rows))}, above the budget of "
+                f"{_size(budget_bytes)}; raise statistics_gigabytes, or use a smaller batch"
+            )
+        if budget_bytes is not None and _total([*passes[-1], group], gram, rows) > budget_bytes:
+            passes.append([])
+        passes[-1].append(group)
+    return MemoryPlan(
+        passes=tuple(tuple(n for group in one for n in group.layers) for one in passes),
+        device_bytes=max(_gram(one, gram) + _working(one, gram, rows) for one in passes),
+        gram_bytes=max(_gram(one, gram) for one in passes),
+        sample_bytes=max(_samples(one, rows) for one in passes),
+        total_bytes=max(_total(one, gram, rows) for one in passes),
+        disk_bytes=sum(_gram(one, gram) + _samples(one, rows) for one in passes),
+    )
+
+
+def record_in_passes(
+    denoiser: nn.Module,
+    folder: Path,
+    *,
+    plan: MemoryPlan,
+    run: Callable[[], None],
+    gram: bool,
+    rows: int,
+    seed: int,
+) -> int:
+    """Runs the calibration set for every pass of the plan and saves what each saw.
+
+    Args:
+        run: runs the denoiser over the whole calibration set.
+
+    Returns:
+        The number of forwards.
+    """
+    forwards = 0
+    for number, layers in enumerate(plan.passes):
+        recorder = StatisticsRecorder(
+            denoiser, layers=layers, gram=gram, sample_rows=rows, seed=seed
+        )
+        with recorder:
+            run()
+        part = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
+        part.save(folder if len(plan.passes) == 1 else folder / f"part{number:04d}")
+        forwards += recorder.forwards
+    return forwards
+
+
+def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list[_Group]:
+    """Layers by shared input, in module order; what one forward did not call is taken to be as
+    large as the largest that it did."""
+    recorder = StatisticsRecorder(denoiser, gram=False, sample_rows=1)
+    with torch.no_grad(), recorder:
+        forward(denoiser)
+    seen: Mapping[str, LayerStatistics] = recorder.statistics()
+    linears = linear_layers(denoiser)
+    most = max((one.rows for one in seen.values()), default=1)
+    groups: list[_Group] = []
+    placed: set[str] = set()
+    for name, linear in linears.items():
+        if name in placed:
+            continue
+        sharing = (name, *(seen[name].shared_with if name in seen else ()))
+        layers = tuple(n for n in linears if n in sharing and n not in placed)
+        placed.update(layers)
+        groups.append(
+            _Group(
+                layers=layers,
+                features=linear.in_features,
+                rows=seen[name].rows if name in seen else most,
+                item_bytes=linear.weight.element_size(),
+            )
+        )
+    return groups
+
+
+def _gram(groups: list[_Group], gram: bool) -> int:
+    return sum(group.gram_bytes(gram) for group in groups)
+
+
+def _samples(groups: list[_Group], keep: int) -> int:
+    return sum(group.sample_bytes(keep) for group in groups)
+
+
+def _working(groups: list[_Group], gram: bool, keep: int) -> int:
+    return max((group.working_bytes(keep, gram) for group in groups), default=0)
+
+
+def _total(groups: list[_Group], gram: bool, keep: int) -> int:
+    return _gram(groups, gram) + _working(groups, gram, keep) + _samples(groups, keep)
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} B"

@@ -1,0 +1,154 @@
+"""Layers quantized in the order in which they run, each on what the quantized ones before it give.
+
+In parallel, all layers are quantized on the unquantized denoiser's inputs. In sequence, the
+denoiser is run over the calibration's inputs again before each stage, with all earlier stages
+quantized already, and the stage's statistics are recorded anew. Source: GPTQ (arXiv 2210.17323),
+section 4: one Transformer block after the other. The first stage's inputs are the unquantized
+ones, so it takes no run; every other stage takes one over the whole set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant.core.calibration import Calibration
+from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
+
+logger = logging.getLogger(__name__)
+
+LEAST_LINEARS_OF_BLOCK = 2
+
+
+class Sequential(Enum):
+    """What is quantized before the denoiser runs again. Member names are what a yaml says."""
+
+    none = "none"  # everything: all layers see the unquantized denoiser's inputs
+    blocks = "blocks"  # one block, as GPTQ does
+    inputs = "inputs"  # in a block, the layers that share an input: many more runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Layers to quantize now, what is known of their inputs, and the forwards that this took."""
+
+    layers: tuple[str, ...]
+    statistics: Mapping[str, LayerStatistics]
+    forwards: int = 0
+
+
+def stages(
+    denoiser: nn.Module,
+    *,
+    calibration: Calibration,
+    sequential: Sequential,
+    wanted: Sequence[str],
+    gram: bool,
+) -> Iterator[Stage]:
+    """The wanted layers, stage by stage; the caller quantizes each before it asks for the next.
+
+    Args:
+        wanted: names of Linears that were called during calibration.
+        gram: whether Gram matrices are to be recorded again.
+
+    Raises:
+        ValueError: the calibration holds nothing to run the denoiser on.
+    """
+    if sequential is Sequential.none or not wanted:
+        yield Stage(layers=tuple(wanted), statistics=calibration.statistics)
+        return
+    replay = calibration.replay
+    if replay is None:
+        raise ValueError(
+            f"sequential={sequential.name} runs the denoiser on the calibration's inputs, and this "
+            "calibration kept none; set calibration.replay, or sequential=none"
+        )
+    order, forwards = call_order(denoiser, calibration=calibration)
+    plan = stage_layers(
+        denoiser, order=order, calibration=calibration, sequential=sequential, wanted=set(wanted)
+    )
+    rows = max(calibration.statistics[name].sample_TI.shape[0] for name in wanted)
+    for number, layers in enumerate(plan):
+        if number == 0:
+            yield Stage(layers=layers, statistics=calibration.statistics, forwards=forwards)
+            continue
+        recorder = StatisticsRecorder(denoiser, layers=layers, gram=gram, sample_rows=rows)
+        with torch.no_grad(), recorder:
+            replay(denoiser)
+        logger.info("stage %d of %d: %s", number + 1, len(plan), ", ".join(layers))
+        yield Stage(layers=layers, statistics=recorder.statistics(), forwards=recorder.forwards)
+
+
+def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[str], int]:
+    """Linears in the order of their first call, from one forward; those it misses come last."""
+    order: dict[str, None] = {}
+    handles = []
+    for name, linear in linear_layers(denoiser).items():
+
+        def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            order.setdefault(name)
+
+        handles.append(linear.register_forward_pre_hook(see))
+    assert calibration.replay is not None
+    try:
+        with torch.no_grad():
+            calibration.replay(denoiser, calls=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    missed = [name for name in calibration.statistics if name not in order]
+    return [*order, *missed], 1
+
+
+def stage_layers(
+    denoiser: nn.Module,
+    *,
+    order: Sequence[str],
+    calibration: Calibration,
+    sequential: Sequential,
+    wanted: set[str],
+) -> list[tuple[str, ...]]:
+    """Neighbours in the calls' order that belong to one block, cut by shared input if asked."""
+    blocks = block_of_layers(denoiser)
+    found: list[tuple[str, ...]] = []
+    for _, members in groupby((n for n in order if n in wanted), key=blocks.__getitem__):
+        layers = tuple(members)
+        if sequential is Sequential.blocks:
+            found.append(layers)
+            continue
+        left = dict.fromkeys(layers)
+        while left:
+            first = next(iter(left))
+            sharing = {first, *calibration.statistics[first].shared_with}
+            together = tuple(name for name in left if name in sharing)
+            found.append(together)
+            left = dict.fromkeys(name for name in left if name not in sharing)
+    return found
+
+
+def block_of_layers(denoiser: nn.Module) -> dict[str, str]:
+    """Per Linear its block: the innermost member of a ModuleList with two Linears or more.
+
+    The attention's list of output projection and dropout is thus no block of its own. A layer
+    outside of any block belongs to the block "".
+    """
+    linears = linear_layers(denoiser)
+    members = {
+        f"{name}.{child}".removeprefix(".")
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for child, _ in module.named_children()
+    }
+    holds = {member: sum(name.startswith(f"{member}.") for name in linears) for member in members}
+    blocks = {member for member, count in holds.items() if count >= LEAST_LINEARS_OF_BLOCK}
+    return {
+        name: max((b for b in blocks if name.startswith(f"{b}.")), key=len, default="")
+        for name in linears
+    }
