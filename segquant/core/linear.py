@@ -194,7 +194,8 @@ class QuantLinear(nn.Module):
     def fill(self, *, codes_OI: Tensor, tensors: dict[str, Tensor | None]) -> QuantLinear:
         """Takes codes (values on the weight's grid) and the other buffers by name."""
         packed = self.spec.weight.num_bits <= PACKED_BITS
-        whole = self.spec.weight.grid.store(codes_OI)
+        # Contiguous: another layout is another product, with other last bits than a loaded layer's.
+        whole = self.spec.weight.grid.store(codes_OI.contiguous())
         self.codes = pack_int4(whole) if packed else whole
         for name, value in tensors.items():
             own = self._buffers[name]
