@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from torch import nn
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
+from baselines.peer import LIBRARY
 from evaluation.clip import Evaluator, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
@@ -47,10 +49,10 @@ from experiments.replay import count_calls, replay_of
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.capture import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
-from segquant.core.checkpoint import save_quantized
+from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Attached, Corrector
 from segquant.core.memory import plan_statistics, record_in_passes
-from segquant.core.protocol import Method, StatisticsNeeds
+from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.graph import LayerGraph, analyze, capture_example_inputs
@@ -58,6 +60,7 @@ from segquant.graph import LayerGraph, analyze, capture_example_inputs
 _CALIBRATION_CODE = tuple(
     f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
 )
+_REPORT = "report.json"  # of a library's row, whose modules are not saved
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
 
 
@@ -433,11 +436,26 @@ class Bench:
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
-            save_quantized(denoiser, folder / "denoiser", report)
+            if report.execution == LIBRARY:
+                (folder / _REPORT).write_text(json.dumps(report.to_dict()))
+            else:
+                save_quantized(denoiser, folder / "denoiser", report)
             forwards += report.replay_forwards
             return {"forwards": forwards, "calibration_seconds": seconds}
 
         return self.store.build("quantized", self.quantized_key(config), make)
+
+    def load_quantized(
+        self, config: RunConfig, stage: Stage
+    ) -> tuple[nn.Module, QuantizationReport]:
+        """The denoiser of a `quantized` stage; a library's is made again, it cannot be saved."""
+        denoiser = copy.deepcopy(self.float_denoiser)
+        if not (stage.path / _REPORT).exists():
+            return load_quantized(denoiser, stage.path / "denoiser")
+        _, calibration = self.calibration()
+        with threads(self.num_threads):
+            report = config.method.quantize(denoiser, calibration=calibration, bits=config.bits)
+        return denoiser, report
 
     def corrector(
         self, config: RunConfig, denoiser: nn.Module, quantized: Stage

@@ -6,7 +6,6 @@ config -> reference images and trajectory -> calibration -> quantized denoiser -
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 from dataclasses import asdict
@@ -30,7 +29,6 @@ from experiments.errors import UserError
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.checkpoint import load_quantized
 from segquant.core.protocol import QuantizationReport
 
 log = logging.getLogger(__name__)
@@ -151,9 +149,7 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.execution = "float"
     else:
         stage = bench.quantized(config)
-        denoiser, report = load_quantized(
-            copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
-        )
+        denoiser, report = bench.load_quantized(config, stage)
         name = stage.hash
         record.calibration_forwards = stage.notes["forwards"]
         record.seconds["calibration"] = stage.notes["calibration_seconds"]
