@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -18,10 +19,12 @@ from torch import nn
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
+from baselines.peer import LIBRARY
 from evaluation.clip import Evaluator, evaluator_key, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
+from experiments.correct import corrected_noise, learn_corrector, load_corrector
 from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
 from experiments.execution import execution_name
@@ -46,13 +49,30 @@ from experiments.progress import Progress
 from experiments.replay import count_calls, replay_of
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.checkpoint import save_quantized
+from segquant.core.capture import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
+from segquant.core.checkpoint import load_quantized, save_quantized
+from segquant.core.correction import Attached, Corrector
 from segquant.core.memory import plan_statistics, record_in_passes
-from segquant.core.protocol import Method, StatisticsNeeds
+from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
+from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
+_CALIBRATION_CODE = tuple(
+    f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
+)
+_REPORT = "report.json"  # of a library's row, whose modules are not saved
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
+
+
+def _corrector(config: RunConfig) -> Corrector | None:
+    method: Method = config.method
+    return method.corrector(calibration=Calibration(statistics={}, forwards=0))
+
+
+def _capture_bytes(needs: StatisticsNeeds) -> int:
+    """As many for a cell alone as in a sweep; a method takes the first calls under its own cap."""
+    return max(DEFAULT_CAPTURE_BYTES, needs.capture_bytes) if needs.capture_bytes else 0
 
 
 def floor_of(config: RunConfig) -> NoiseFloor | None:
@@ -204,9 +224,8 @@ class Bench:
 
     def has_calibration(self) -> bool:
         """Whether the statistics are there, and the inputs where a method replays them."""
-        keys = [self.calibration_key(gram=gram) for gram in (True, self.needs.gram)]
         inputs = self.calibration_inputs_key()
-        return any(self.store.find("calibration", key) is not None for key in keys) and (
+        return self._richer_calibration() is not None and (
             not self.needs.replay or self.store.find("calibration_inputs", inputs) is not None
         )
 
@@ -217,8 +236,8 @@ class Bench:
         if floor is not None:
             wanted.append(("images", self.images_key("float", floor=floor), n))
         elif not isinstance(config.method, FullPrecision):
-            if self.store.find("calibration", self.calibration_key(gram=True)) is None:
-                key = self.calibration_key(gram=self.needs.gram)
+            if self._richer_calibration() is None:
+                key = self.calibration_key(self.needs)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
             if config.method.needs().replay:
                 key = self.calibration_inputs_key()
@@ -267,8 +286,19 @@ class Bench:
             "denoiser": denoiser,
         }
 
-    def images(self, denoiser: nn.Module | None, key: Any, *, floor: NoiseFloor | None) -> Stage:
-        """Images of the evaluation prompts under a denoiser (None: the unquantized one)."""
+    def images(
+        self,
+        denoiser: nn.Module | None,
+        key: Any,
+        *,
+        floor: NoiseFloor | None,
+        attached: Attached | None = None,
+    ) -> Stage:
+        """Images of the evaluation prompts under a denoiser (None: the unquantized one).
+
+        Args:
+            attached: the denoiser's corrector, whose variance part is the sampler's business.
+        """
 
         def make(folder: Path) -> dict[str, Any]:
             reset_peak_memory()
@@ -278,6 +308,7 @@ class Bench:
             with (
                 threads(self.num_threads if floor is None else self.floor_threads(floor)),
                 self._with_denoiser(denoiser) as pipeline,
+                corrected_noise(pipeline, attached),
             ):
                 notes = generate_images(
                     pipeline,
@@ -337,29 +368,46 @@ class Bench:
 
         return self._build("trajectory", key, make)
 
-    def calibration_key(self, *, gram: bool) -> Any:
+    def calibration_key(self, needs: StatisticsNeeds) -> Any:
         return {
             "sampler": self.sampler(batch_size=self._calibration_batch_size),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
-            "gram": gram,
-            "code": source_digest("segquant/core/statistics.py", "segquant/core/calibration.py"),
+            "gram": needs.gram,
+            "steps": needs.steps,
+            "capture_bytes": _capture_bytes(needs),
+            "code": source_digest(*_CALIBRATION_CODE),
         }
 
-    def calibration(self) -> tuple[Stage, Calibration]:
-        """The statistics, from one pass of the unquantized model over the calibration prompts."""
-        richest = self.store.find("calibration", self.calibration_key(gram=True))
-        gram = self.needs.gram or richest is not None
-        stage = self._build(
-            "calibration",
-            self.calibration_key(gram=gram),
-            functools.partial(self._calibrate, gram=gram),
-        )
-        return stage, Calibration.load(stage.path / "statistics")
+    def _richer_calibration(self) -> Stage | None:
+        """A finished calibration that has all that the sweep needs, and perhaps more."""
+        grams = dict.fromkeys((self.needs.gram, True))
+        steps = dict.fromkeys((self.needs.steps, True))
+        captures = dict.fromkeys((_capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
+        for gram, step, capture in itertools.product(grams, steps, captures):
+            if capture < _capture_bytes(self.needs):
+                continue
+            needs = replace(self.needs, gram=gram, steps=step, capture_bytes=capture)
+            found = self.store.find("calibration", self.calibration_key(needs))
+            if found is not None:
+                return found
+        return None
 
-    def _calibrate(self, folder: Path, *, gram: bool) -> dict[str, Any]:
+    def calibration(self) -> tuple[Stage, Calibration]:
+        """What one pass of the unquantized model over the calibration prompts left behind."""
+        stage = self._richer_calibration() or self._build(
+            "calibration", self.calibration_key(self.needs), self._calibrate
+        )
+        calibration = Calibration.load(stage.path / "statistics")
+        if (stage.path / "steps").is_dir():
+            calibration.steps = load_steps(stage.path / "steps")
+        if (stage.path / "calls").is_dir():
+            calibration.captured = CapturedCalls.load(stage.path / "calls")
+        return stage, calibration
+
+    def _calibrate(self, folder: Path) -> dict[str, Any]:
         report = self.progress.part("calibration")
-        rows = self.sample_rows
+        gram, rows = self.needs.gram, self.sample_rows
         denoiser = self.float_denoiser
         with threads(self.num_threads), self._with_denoiser(None) as pipeline:
             first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
@@ -380,11 +428,12 @@ class Bench:
 
             def run(recorder: StatisticsRecorder) -> None:
                 done = 0
-                for number, batch in enumerate(prompts):
-                    recorder.part = number * PARTS // len(prompts)
-                    sampled(batch)
-                    done += len(batch)
-                    report(done)
+                with self._more_recorders(folder):
+                    for number, batch in enumerate(prompts):
+                        recorder.part = number * PARTS // len(prompts)
+                        sampled(batch)
+                        done += len(batch)
+                        report(done)
 
             seed, target = self.config.seed, folder / "statistics"
             forwards = record_in_passes(
@@ -397,6 +446,21 @@ class Bench:
     def _calibration_batch_size(self) -> int:
         """Small enough for as many parts as the statistics tell apart."""
         return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
+
+    @contextmanager
+    def _more_recorders(self, folder: Path) -> Iterator[None]:
+        """What some methods ask for beyond statistics, in the first pass that has not left it."""
+        needs, denoiser = self.needs, self.float_denoiser
+        with ExitStack() as stack:
+            steps = None
+            if needs.steps and not (folder / "steps").exists():
+                steps = stack.enter_context(StepRecorder(denoiser, seed=self.config.seed))
+            cap_bytes = _capture_bytes(needs)
+            if cap_bytes and not (folder / "calls" / INDEX).exists():
+                stack.enter_context(CallRecorder(denoiser, folder / "calls", cap_bytes=cap_bytes))
+            yield
+        if steps is not None:
+            save_steps(steps.statistics(), folder / "steps")
 
     def _statistics_bytes(self) -> int | None:
         limit = self.config.statistics_gigabytes
@@ -424,11 +488,13 @@ class Bench:
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
+        corrected = _corrector(config) is not None
         return {
-            "calibration": self.calibration_key(gram=needs.gram),
+            "calibration": self.calibration_key(needs),
             "method": protocol.method_fields(config.method),
             "bits": protocol.plain(asdict(config.bits)),
             "code": source_digest("segquant", "baselines"),
+            "corrector": source_digest("experiments/correct.py") if corrected else None,
         }
 
     def quantized_name(self, config: RunConfig) -> str:
@@ -453,11 +519,51 @@ class Bench:
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
-            save_quantized(denoiser, folder / "denoiser", report)
+            if report.execution == LIBRARY:
+                (folder / _REPORT).write_text(json.dumps(report.to_dict()))
+            else:
+                save_quantized(denoiser, folder / "denoiser", report)
             forwards += report.replay_forwards
             return {"forwards": forwards, "calibration_seconds": seconds}
 
         return self._build("quantized", self.quantized_key(config), make)
+
+    def load_quantized(
+        self, config: RunConfig, stage: Stage
+    ) -> tuple[nn.Module, QuantizationReport]:
+        """The denoiser of a `quantized` stage; a library's is made again, it cannot be saved."""
+        denoiser = copy.deepcopy(self.float_denoiser)
+        if not (stage.path / _REPORT).exists():
+            return load_quantized(denoiser, stage.path / "denoiser")
+        _, calibration = self.calibration()
+        with threads(self.num_threads):
+            report = config.method.quantize(denoiser, calibration=calibration, bits=config.bits)
+        return denoiser, report
+
+    def corrector(self, config: RunConfig, denoiser: nn.Module) -> Attached | None:
+        """Hooks the method's corrector to its quantized denoiser; learned if it is not there yet.
+
+        Every corrector learns from all calibration prompts, on the quantized model's own path.
+        """
+        corrector = _corrector(config)
+        if corrector is None:
+            return None
+
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                return learn_corrector(
+                    pipeline,
+                    denoiser,
+                    corrector,
+                    folder,
+                    prompts=self.dataset.calibration,
+                    config=self.config.model,
+                    seed=self.config.seed,
+                    progress=self.progress.part("corrector"),
+                )
+
+        stage = self._build("corrector", {"quantized": self.quantized_name(config)}, make)
+        return load_corrector(denoiser, corrector, stage.path)
 
     def step_errors(
         self, denoiser: nn.Module | None, name: str, *, floor: NoiseFloor | None

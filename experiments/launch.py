@@ -56,7 +56,7 @@ def reference_item(bench: Bench) -> str:
 
 
 def calibration_item(bench: Bench) -> str:
-    key = bench.calibration_key(gram=bench.needs.gram)
+    key = bench.calibration_key(bench.needs)
     inputs = "+inputs" if bench.needs.replay else ""
     return f"calibration:{bench.store.folder('calibration', key).name}{inputs}"
 

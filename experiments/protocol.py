@@ -129,11 +129,7 @@ def coverage(denoiser: nn.Module, report: QuantizationReport) -> dict[str, Any]:
         for module in denoiser.modules()
         if isinstance(module, nn.Linear | QuantLinear | KernelLinear)
     )
-    quantized = sum(
-        module.in_features * module.out_features
-        for module in denoiser.modules()
-        if isinstance(module, QuantLinear | KernelLinear)
-    )
+    quantized = sum(one["in_features"] * one["out_features"] for one in report.layers_quantized)
     other = sum(
         parameter.numel()
         for module in denoiser.modules()

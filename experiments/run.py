@@ -6,7 +6,6 @@ config -> reference images and trajectory -> calibration -> quantized denoiser -
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -24,13 +23,13 @@ from evaluation.trajectory import trajectory_metrics
 from experiments import protocol
 from experiments.bench import Bench, floor_of, threads
 from experiments.config import RunConfig
+from experiments.correct import variance_note
 from experiments.data import prompts_hash
 from experiments.errors import UserError
 from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.checkpoint import load_quantized
 from segquant.core.protocol import QuantizationReport
 from segquant.kernels import summarize
 from slurm.context import describe_job
@@ -176,7 +175,7 @@ class Made:
 
 def make_images(bench: Bench, config: RunConfig) -> Made:
     """Everything of a cell that its device decides: what is left are metrics of files."""
-    floor = floor_of(config)
+    floor, attached = floor_of(config), None
     reference = bench.reference()
     seconds = {"reference": reference.seconds}
     forwards = 0
@@ -189,15 +188,19 @@ def make_images(bench: Bench, config: RunConfig) -> Made:
         execution, kernels = "float", KernelUse()
     else:
         stage = bench.quantized(config)
-        denoiser, report = load_quantized(
-            copy.deepcopy(bench.float_denoiser), stage.path / "denoiser"
-        )
+        denoiser, report = bench.load_quantized(config, stage)
         name = bench.quantized_name(config)
         used = _on_kernels(bench, config, denoiser, report)
         execution, kernels = ("kernel" if used.any else report.execution), used
         forwards = stage.notes["forwards"]
         seconds |= {"calibration": stage.notes["calibration_seconds"], "quantize": stage.seconds}
-    images = bench.images(denoiser, bench.images_key(name, floor=floor), floor=floor)
+        attached = bench.corrector(config, denoiser)
+        if attached is not None:
+            note = variance_note(attached.corrector, bench.pipeline.scheduler)
+            for left_out in (report.left_out, used.left_out):
+                left_out += [] if note is None else [note]
+    key = bench.images_key(name, floor=floor)
+    images = bench.images(denoiser, key, floor=floor, attached=attached)
     each = images.notes["seconds_per_image"]
     count = len(bench.dataset.evaluation)
     seconds["images"] = images.seconds

@@ -3,10 +3,11 @@
 from segquant.core.boundaries import Boundaries, moved_boundaries
 from segquant.core.calibration import Calibration, Replay
 from segquant.core.checkpoint import load_quantized, save_quantized
+from segquant.core.correction import Corrector
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
 from segquant.core.plan import LayerRecipe
-from segquant.core.protocol import Corrector, Method, QuantizationReport, StatisticsNeeds
+from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from segquant.core.capture import CapturedCalls
 from segquant.core.files import TENSORS_FILE, read_manifest, write_folder
 from segquant.core.statistics import LayerStatistics
+from segquant.core.stepwise import StepStatistics
 
 KIND = "calibration"
 SCHEMA_VERSION = 1
@@ -48,6 +50,9 @@ class Calibration:
     forwards: int
     graph: Any = field(default=None, repr=False)
     replay: Replay | None = field(default=None, repr=False)
+    # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
+    steps: StepStatistics | None = field(default=None, repr=False)
+    captured: CapturedCalls | None = field(default=None, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes safetensors and JSON; what layers share is stored once."""

@@ -16,6 +16,7 @@ from segquant.core.protocol import QuantizationReport
 from segquant.core.quantize import replace_module
 from segquant.core.schemes import TensorScheme
 from segquant.core.statistics import linear_layers
+from segquant.core.stepwise import follow_steps
 
 KIND = "quantized denoiser"
 SCHEMA_VERSION = 1
@@ -79,6 +80,7 @@ def load_quantized(
     placed = {name: t.to(device.get(name, t.device)) for name, t in tensors.items()}
     # assign: parameters take the saved type, whatever the fresh denoiser's was.
     denoiser_fresh.load_state_dict(placed, strict=True, assign=True)
+    follow_steps(denoiser_fresh)
     return denoiser_fresh, QuantizationReport.from_dict(manifest["report"])
 
 

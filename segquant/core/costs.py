@@ -7,10 +7,11 @@ from segquant.core.linear import QuantLinear
 from segquant.core.schemes import UNQUANTIZED_BITS
 
 BITS_OF_SCALE = 32
+BITS_OF_EXPONENT = 2  # of a power of two among four
 
 
 def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
-    """Bits of a layer's codes, scales, zero points, smoothing and low-rank factors."""
+    """Bits of a layer's codes, scales, zero points, smoothing, rotation and low-rank factors."""
     scheme = quant.spec.weight
     bits = quant.in_features * quant.out_features * scheme.num_bits
     bits += quant.weight_scale.numel() * scheme.scale_bits + scheme.tensor_scale_bits
@@ -21,17 +22,30 @@ def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
         quant.activation_scale,
         quant.activation_negative_scale,
         quant.activation_zero_point,
+        quant.input_shift,
+        quant.input_scale,
         quant.row_factors,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
+    bits += 0 if quant.input_power is None else quant.in_features * BITS_OF_EXPONENT
+    if quant.input_rotation is not None:
+        learned = quant.input_rotation.numel() * UNQUANTIZED_BITS
+        bits += quant.in_features if quant.spec.rotation_hadamard else learned
     return bits + sum(entry.low_rank_parameters) * UNQUANTIZED_BITS
 
 
 def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
-    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some."""
+    """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some.
+
+    A Hadamard rotation's additions are counted as if they were products.
+    """
     pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
     extra = sum(size for size, dual in pairs if dual) * quant.out_features
     down, up = entry.low_rank_parameters
     # A branch per segment is read by its own smoothing vector alone.
     readings = 1 if entry.low_rank_budget != "iso" else max(1, entry.smoothing_vectors)
+    if quant.input_rotation is not None:
+        size = quant.input_rotation.shape[-1]
+        per_channel = size.bit_length() - 1 if quant.spec.rotation_hadamard else size
+        extra += quant.in_features * per_channel
     return extra + down * readings + up

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
+from segquant.core.transforms import InputTransform, rotate
 from segquant.core.weights import WeightGrid, WeightScales, dequantize_weight
 
 PACKED_BITS = 4
@@ -37,6 +38,11 @@ EXACT_BUFFERS = (
     "activation_zero_point",
     "low_rank_up",
     "low_rank_down",
+    "input_shift",
+    "input_scale",
+    "input_rotation",
+    "input_power",
+    "step_timesteps",
     "row_factors",
 )
 
@@ -55,6 +61,13 @@ class LinearSpec:
     rank: int
     rank_dtype: torch.dtype
     bias: bool
+    # What precedes smoothing (see `segquant.core.transforms`), and scales per sampling step.
+    input_shift: bool = False
+    input_scale: bool = False
+    rotation_blocks: int = 0  # blocks of the rotation; 0 for none
+    rotation_hadamard: bool = False  # done by additions, and not stored
+    input_power: bool = False  # steps of input channels are powers of two of the common one
+    steps: int = 0  # static activation scales, one set for each of so many steps; 0 for one set
     row_scaled: bool = False  # a factor per output feature: another layer's smoothing, folded
 
     @property
@@ -107,6 +120,11 @@ class QuantLinear(nn.Module):
     activation_zero_point: Tensor | None
     low_rank_up: Tensor | None
     low_rank_down: Tensor | None
+    input_shift: Tensor | None
+    input_scale: Tensor | None
+    input_rotation: Tensor | None
+    input_power: Tensor | None
+    step_timesteps: Tensor | None
     row_factors: Tensor | None
     bias: Tensor | None
     dense_OI: Tensor
@@ -117,6 +135,7 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features = spec.in_features, spec.out_features
         self._runs = spec.runs()
         self._grid = spec.activation_grid
+        self.step = 0  # of the sampler; the denoiser's hook sets it (see segquant.core.stepwise)
         packed = spec.weight.num_bits <= PACKED_BITS
         width = (self.in_features + 1) // 2 if packed else self.in_features
         wide = spec.weight.num_bits > WIDEST_BYTE
@@ -127,6 +146,7 @@ class QuantLinear(nn.Module):
         asymmetric = not spec.weight.symmetric
         self._make("weight_zero_point", scales if asymmetric else None, torch.float32, device)
         self._make_activation(device)
+        self._make_transform(device)
         rank = spec.rank
         up, down = (self.out_features, rank), (rank, self.in_features)
         self._make("low_rank_up", up if rank else None, spec.rank_dtype, device)
@@ -142,12 +162,24 @@ class QuantLinear(nn.Module):
         self._make("smoothing", (count, self.in_features) if count else None, torch.float32, device)
         static = self._grid is not None and spec.activation.calibrated
         scales = 0 if self._grid is None else self._grid.static_count
-        shape = (max(count, 1), scales) if static else None
+        shape = (spec.steps or max(count, 1), scales) if static else None
         self._make("activation_scale", shape, torch.float32, device)
         dual = shape if any(spec.dual) else None
         self._make("activation_negative_scale", dual, torch.float32, device)
         shifted = None if spec.activation.symmetric else shape
         self._make("activation_zero_point", shifted, torch.float32, device)
+
+    def _make_transform(self, device: torch.device | str) -> None:
+        spec, wide = self.spec, (self.in_features,)
+        blocks = spec.rotation_blocks
+        size = self.in_features // blocks if blocks else 0
+        self._make("input_shift", wide if spec.input_shift else None, torch.float32, device)
+        self._make("input_scale", wide if spec.input_scale else None, torch.float32, device)
+        rotation = (blocks, size, size) if blocks else None
+        self._make("input_rotation", rotation, torch.float32, device)
+        self._make("input_power", wide if spec.input_power else None, torch.float32, device)
+        steps = (spec.steps,) if spec.steps else None
+        self._make("step_timesteps", steps, torch.float32, device)
 
     def _make(
         self,
@@ -162,7 +194,8 @@ class QuantLinear(nn.Module):
     def fill(self, *, codes_OI: Tensor, tensors: dict[str, Tensor | None]) -> QuantLinear:
         """Takes codes (values on the weight's grid) and the other buffers by name."""
         packed = self.spec.weight.num_bits <= PACKED_BITS
-        whole = self.spec.weight.grid.store(codes_OI)
+        # Contiguous: another layout is another product, with other last bits than a loaded layer's.
+        whole = self.spec.weight.grid.store(codes_OI.contiguous())
         self.codes = pack_int4(whole) if packed else whole
         for name, value in tensors.items():
             own = self._buffers[name]
@@ -172,6 +205,10 @@ class QuantLinear(nn.Module):
                 self._buffers[name] = value.detach().to(own.dtype).clone()
         self.refresh()
         return self
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """All but the codes, by name, as `fill` takes them."""
+        return {k: v for k, v in self._buffers.items() if k not in ("codes", "dense_OI")}
 
     def add_row_factors(self) -> None:
         """Gives every output feature a factor, 1 until it is changed; see `refresh`."""
@@ -226,11 +263,16 @@ class QuantLinear(nn.Module):
 
     def _read(self, x: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The smoothed input, and the same on its grid. `x` is left as it is."""
+        transform = self.transform
+        x = x if transform is None else transform.of_input(x)
         factors_GI = self.smoothing
         smooth = x if factors_GI is None else x.float() / factors_GI[group]
         if self._grid is None:
             return smooth.to(dtype), smooth.to(dtype)
-        quantized = fake_quantize(smooth, grid=self._grid, static=self._static(group))
+        power_I = self.input_power
+        units = smooth if power_I is None else smooth / power_I
+        quantized = fake_quantize(units, grid=self._grid, static=self._static(group))
+        quantized = quantized if power_I is None else quantized * power_I
         return smooth.to(dtype), quantized.to(dtype)
 
     def _static(self, group: int) -> ActivationScales | None:
@@ -239,10 +281,23 @@ class QuantLinear(nn.Module):
             return None
         negative_GN = self.activation_negative_scale
         zero_GN = self.activation_zero_point
+        group = self.step if self.spec.steps else group
         return ActivationScales(
             scale=scale_GN[group],
             negative=None if negative_GN is None else negative_GN[group],
             zero_point=None if zero_GN is None else zero_GN[group],
+        )
+
+    @property
+    def transform(self) -> InputTransform | None:
+        """What is done to the input before smoothing, or None."""
+        if (self.input_shift, self.input_scale, self.input_rotation) == (None, None, None):
+            return None
+        return InputTransform(
+            shift_I=self.input_shift,
+            scale_I=self.input_scale,
+            rotation_NBB=self.input_rotation,
+            hadamard=self.spec.rotation_hadamard,
         )
 
     @property
@@ -257,6 +312,10 @@ class QuantLinear(nn.Module):
         if factors_GI is not None:
             rows = [total_OI[a:b] / factors_GI[group] for group, a, b in self._runs]
             total_OI = torch.cat(rows)
+        if self.input_rotation is not None:
+            total_OI = rotate(total_OI, self.input_rotation.transpose(1, 2))
+        if self.input_scale is not None:
+            total_OI = total_OI / self.input_scale
         return total_OI.to(dense_OI.dtype)
 
     def refresh(self) -> None:
@@ -296,4 +355,8 @@ class QuantLinear(nn.Module):
             parts.append("dual scale")
         if spec.rank:
             parts.append(f"rank {spec.rank}")
+        if spec.rotation_blocks:
+            parts.append(f"rotated in {spec.rotation_blocks} blocks")
+        if spec.steps:
+            parts.append(f"scales of {spec.steps} steps")
         return ", ".join(parts)

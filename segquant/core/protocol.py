@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.correction import Corrector
 from segquant.core.schemes import Bits
 from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
 
@@ -22,6 +23,8 @@ class StatisticsNeeds:
     gram: bool = False
     rows: int = DEFAULT_SAMPLE_ROWS
     graph: bool = False
+    steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
+    capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
     replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
@@ -30,6 +33,8 @@ class StatisticsNeeds:
             gram=self.gram or other.gram,
             rows=max(self.rows, other.rows),
             graph=self.graph or other.graph,
+            steps=self.steps or other.steps,
+            capture_bytes=max(self.capture_bytes, other.capture_bytes),
             replay=self.replay or other.replay,
         )
 
@@ -63,12 +68,6 @@ class QuantizationReport:
         return cls(**values)
 
 
-class Corrector(Protocol):
-    """Corrects a quantized denoiser's output, step by step."""
-
-    def __call__(self, output: Tensor, *, step: int) -> Tensor: ...
-
-
 @runtime_checkable
 class Method(Protocol):
     """A way to quantize a denoiser. Implemented by dataclasses whose fields are its settings."""
@@ -88,5 +87,5 @@ class Method(Protocol):
         ...
 
     def corrector(self, *, calibration: Calibration) -> Corrector | None:
-        """A correction of the denoiser's output, or None."""
+        """A correction of the quantized denoiser step by step, yet to learn; or None."""
         ...

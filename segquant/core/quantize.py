@@ -11,10 +11,11 @@ from torch import nn
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
 from segquant.core.folding import FoldSite, fold_smoothing
-from segquant.core.layer import QuantizedLayer, needs_gram, quantize_linear
+from segquant.core.layer import QuantizedLayer, needs_gram
 from segquant.core.linear import QuantLinear
 from segquant.core.mixed import LayerBits, choose_layer_bits
 from segquant.core.plan import LayerRecipe
+from segquant.core.planned import LayerPlan, PlanOf, quantize_planned
 from segquant.core.protocol import QuantizationReport
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
@@ -24,6 +25,7 @@ from segquant.core.sequential import stages
 from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
 from segquant.core.smoothing import Smoothing, SmoothingMode
 from segquant.core.statistics import linear_layers
+from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def quantize_layers(
     bits: Bits,
     recipe: LayerRecipe,
     shape_of: ShapeOf | None = None,
+    plan_of: PlanOf | None = None,
     elements: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
@@ -66,6 +69,7 @@ def quantize_layers(
 
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
+        plan_of: what a layer gets that others do not; None for one recipe for all.
         elements: what of the published method is done, for the report.
         left_out: what is not.
     """
@@ -91,11 +95,14 @@ def quantize_layers(
             layer_bits=layer_bits,
             recipe=recipe,
             shape_of=shape_of or _uncut,
+            plan_of=plan_of,
             sites=sites,
+            kept=kept,
         )
     folded, reasons = fold_smoothing(denoiser, sites)
     for name in folded:
         done[name].entry.smoothing_at_run_time = False
+    follow_steps(denoiser)
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(done), len(kept))
     if recipe.fold:
         at_run_time = sum(one.entry.smoothing_at_run_time for one in done.values())
@@ -104,7 +111,7 @@ def quantize_layers(
     return _report(
         _cost(linears, done=done, calibration=calibration),
         bits=bits,
-        quantized=[asdict(done[name].entry) for name in chosen],
+        quantized=[asdict(done[name].entry) for name in chosen if name in done],
         kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
         search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
         replay_forwards=forwards,
@@ -121,9 +128,14 @@ def _quantize_stage(
     layer_bits: dict[str, LayerBits],
     recipe: LayerRecipe,
     shape_of: ShapeOf,
+    plan_of: PlanOf | None,
     sites: Sequence[FoldSite],
+    kept: dict[str, str],
 ) -> dict[str, _Done]:
-    """Replaces the chosen layers by what the calibration's statistics make of them."""
+    """Replaces the chosen layers by what the calibration's statistics make of them.
+
+    A layer whose plan keeps it is added to `kept`.
+    """
     factors = FactorCache()
     shared: dict[str, Smoothing] = {}
     for one in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
@@ -134,12 +146,17 @@ def _quantize_stage(
         )
     done: dict[str, _Done] = {}
     for name, linear in chosen.items():
+        plan = LayerPlan() if plan_of is None else plan_of(name, linear)
+        if plan.keep is not None:
+            kept[name] = plan.keep
+            continue
         seen = calibration.statistics[name]
-        quant, entry = quantize_linear(
+        quant, entry = quantize_planned(
             linear,
             name=name,
             seen=seen,
             shape=shape_of(name, linear),
+            plan=plan,
             bits=layer_bits[name].bits,
             recipe=recipe,
             factors=factors,

@@ -1,0 +1,35 @@
+"""What a step-wise corrector stands on: the method that quantizes the layers."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from baselines.gptq import Gptq
+from baselines.rtn import RoundToNearest
+from baselines.smooth_search import SmoothSearch
+from baselines.smoothquant import SmoothQuant
+from segquant.core import Method
+
+
+class CorrectedBase(Enum):
+    """Member names are what a yaml says: methods of the same names, at their defaults."""
+
+    rtn = "rtn"
+    smoothquant = "smoothquant"
+    smooth_search = "smooth_search"
+    gptq = "gptq"
+
+
+def base_method(base: CorrectedBase) -> Method:
+    made: dict[CorrectedBase, Method] = {
+        CorrectedBase.rtn: RoundToNearest(),
+        CorrectedBase.smoothquant: SmoothQuant(),
+        CorrectedBase.smooth_search: SmoothSearch(),
+        CorrectedBase.gptq: Gptq(),
+    }
+    return made[base]
+
+
+def base_left_out(base: CorrectedBase) -> list[str]:
+    """What the row lacks because of its base."""
+    return [f"block reconstruction of the quantized model: {base.name} quantizes the layers"]

@@ -1,0 +1,77 @@
+"""bitsandbytes' LLM.int8(), as a row of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from baselines.peer import (
+    is_int8_token,
+    library_report,
+    no_such_bits,
+    not_installed,
+    split_layers,
+    taken,
+)
+from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from segquant.core.quantize import replace_module
+from segquant.core.statistics import linear_layers
+
+
+@dataclass(kw_only=True)
+class BitsAndBytes:
+    """LLM.int8(): int8 weights per channel, int8 inputs per token, without the outlier split.
+
+    Through `Linear8bitLt(threshold=0)` on the same Linears as every other row.
+    Source: the library (bitsandbytes 0.50); Dettmers et al. 2022, arXiv 2208.07339.
+    Left out: columns of outliers in 16 bit (threshold 6), which would change the row's bits; NF4.
+    Cost: none beyond the model.
+    """
+
+    def needs(self) -> StatisticsNeeds:
+        return StatisticsNeeds()
+
+    def unsupported(self, bits: Bits) -> str | None:
+        if is_int8_token(bits):
+            return not_installed("bitsandbytes", extra="bitsandbytes")
+        return no_such_bits("bitsandbytes", bits, allowed="w8a8_int8_token")
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        if reason := self.unsupported(bits):
+            raise ValueError(reason)
+        chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
+        every = sum(one.weight.numel() for one in linear_layers(denoiser).values())
+        _replace(denoiser, chosen, bits=bits)
+        sizes = taken(denoiser, chosen, kept=kept)
+        return library_report(
+            sizes,
+            kept=kept,
+            kept_weights=every - sum(i * o for i, o in sizes.values()),
+            bits=bits,
+            elements=["bitsandbytes' own modules"],
+            left_out=["outlier columns in 16 bit (threshold 6)", "NF4"],
+        )
+
+    def corrector(self, *, calibration: Calibration) -> None:
+        return None
+
+
+def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    for linear in chosen.values():
+        made = Linear8bitLt(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            has_fp16_weights=False,
+            threshold=0.0,
+        )
+        made.weight = Int8Params(
+            linear.weight.detach().clone(), requires_grad=False, has_fp16_weights=False
+        )
+        made.bias = linear.bias
+        replace_module(denoiser, old=linear, new=made.to(linear.weight.device))

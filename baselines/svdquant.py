@@ -1,0 +1,215 @@
+"""SVDQuant: smoothing, a 16-bit low-rank branch found by iteration, and the rest in 4 bits.
+
+Legend: T rows, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from baselines.balancing import safe_factors
+from segquant.core import (
+    Bits,
+    Calibration,
+    GptqSettings,
+    LayerRecipe,
+    LowRankSettings,
+    QuantizationReport,
+    Rounding,
+    StatisticsNeeds,
+    quantize_layers,
+)
+from segquant.core.lowrank import factor_dtype, truncated_svd
+from segquant.core.outputs import LayerProblem, layer_problem
+from segquant.core.planned import LayerPlan
+from segquant.core.schemes import NumberFormat, TensorScheme
+from segquant.core.transforms import InputTransform
+
+GELU_SHIFT = 0.171875  # above the magnitude of GELU's minimum, 0.16997
+MODULATION = ("*norm*.linear", "adaln_single.linear")  # diffusers' names of AdaLN's Linears
+
+
+@dataclass(kw_only=True)
+class SvdQuant:
+    """Smooth, take the largest directions off the weight into 16 bit, quantize what is left.
+
+    `Y = X' L1 L2 + Q(X') Q(R)`, `X' = X / s`, `W' = W s = L1 L2 + R`. The pair is refined in turn,
+    `L = SVD_r(W' - Q(R)), R = W' - L`, judged by the output error
+    `||X' (Q(R) + L) - X' W'||^2`; the best pair is kept and the loop stops when the error rises.
+    Smoothing is searched over `s = max|X|^a / max|W|^b`, a in {1/n, ..., (n-1)/n},
+    b in {0, 1 - a}, and no smoothing, by the output error of the quantized layer.
+    An input that comes from GELU is shifted by 0.171875, so that it is never negative, and takes
+    unsigned codes; the bias takes the shift back. The modulation's Linears (AdaLN) keep their
+    input in 16 bit.
+    Source: Li et al. 2024, arXiv 2411.05007, for the method; defaults (rank 32, 100 iterations,
+    20 grids, shift, W4A16 modulation) are those of the authors' quantization library's configs.
+    INT4 there is per group of 64 for weights and activations: that is the bits' business,
+    `w4a4_int_group64`.
+
+    Left out: smoothing by a whole block's error and folded into the previous layer; the input of
+    FLUX's single-block output projection is part GELU, part attention and stays signed.
+    Cost: no forward beyond the calibration; 2 n - 1 candidates and up to `iterations` SVDs a layer;
+    rank (I + O) more products a row.
+    """
+
+    rank: int = 32
+    iterations: int = 100
+    smooth_grids: int = 20  # n; 0 for no smoothing
+    search_with_low_rank: bool = True  # candidates are judged with a branch of a single SVD
+    unsigned_shift: bool = True
+    modulation_in_16_bit: bool = True  # inputs of the layers that `modulation` names
+    modulation: list[str] = field(default_factory=lambda: list(MODULATION))
+    rounding: Rounding = Rounding.rtn  # gptq: the authors' optional last step
+    damping: float = 0.01
+    block_size: int = 128
+    sample_rows: int = 256
+
+    def __post_init__(self) -> None:
+        if self.smooth_grids < 0:
+            raise ValueError(f"smooth_grids={self.smooth_grids}; give 0 for no smoothing, or more")
+        LowRankSettings(rank=self.rank, iterations=self.iterations)
+
+    def needs(self) -> StatisticsNeeds:
+        return StatisticsNeeds(
+            gram=self.rounding is Rounding.gptq, rows=self.sample_rows, graph=self.unsigned_shift
+        )
+
+    def unsupported(self, bits: Bits) -> str | None:
+        if not bits.weight.quantized:
+            return f"svdquant takes directions off quantized weights and {bits.name} has none"
+        return None
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        if self.unsigned_shift and calibration.graph is None:
+            raise ValueError(
+                "svdquant with unsigned_shift=true needs the denoiser's static graph and the "
+                "calibration has none; set calibration.graph, or unsigned_shift=false"
+            )
+
+        def plan_of(name: str, linear: nn.Linear) -> LayerPlan:
+            return self._plan(name, linear, calibration=calibration, bits=bits)
+
+        gptq = GptqSettings(damping=self.damping, block_size=self.block_size)
+        recipe = LayerRecipe(rounding=self.rounding, gptq=gptq, low_rank=self._low_rank())
+        report = quantize_layers(
+            denoiser,
+            calibration=calibration,
+            bits=bits,
+            recipe=recipe,
+            plan_of=plan_of,
+            elements=self._elements(),
+            left_out=self._left_out(bits),
+        )
+        report.search_candidates = len(exponents(self.smooth_grids))
+        return report
+
+    def _low_rank(self) -> LowRankSettings:
+        return LowRankSettings(rank=self.rank, iterations=self.iterations)
+
+    def _plan(
+        self, name: str, linear: nn.Linear, *, calibration: Calibration, bits: Bits
+    ) -> LayerPlan:
+        notes: list[str] = []
+        own, shift_I = bits, None
+        if self.modulation_in_16_bit and any(fnmatchcase(name, one) for one in self.modulation):
+            own = replace(bits, activation=TensorScheme(num_bits=16))
+            notes.append("modulation: its input stays in 16 bit")
+        elif self.unsigned_shift and _unsigned(bits) and _after_gelu(calibration.graph, name):
+            own = replace(bits, activation=replace(bits.activation, symmetric=False))
+            shift_I = torch.full((linear.in_features,), GELU_SHIFT)
+            notes.append(f"input after GELU shifted by {GELU_SHIFT}, unsigned")
+        shift = None if shift_I is None else InputTransform(shift_I=shift_I)
+        seen = calibration.statistics[name]
+        problem = layer_problem(linear, name=name, seen=seen, bits=own, transform=shift)
+        (a, b), scale_I = self._smoothing(problem, dtype=linear.weight.dtype)
+        notes.append(f"smoothing max|x|^{a:g} / max|w|^{b:g}")
+        scale = None if bool((scale_I == 1).all()) else scale_I.cpu()
+        transform = None
+        if scale is not None or shift_I is not None:
+            transform = InputTransform(shift_I=shift_I, scale_I=scale)
+        recipe = None
+        if self.rounding is Rounding.gptq and shift_I is not None:
+            recipe = LayerRecipe(low_rank=self._low_rank())
+            notes.append("rounded to nearest, not by GPTQ: a shifted input has no Gram matrix")
+        changed = None if own is bits else own
+        return LayerPlan(bits=changed, recipe=recipe, transform=transform, notes=tuple(notes))
+
+    def _smoothing(
+        self, problem: LayerProblem, *, dtype: torch.dtype
+    ) -> tuple[tuple[float, float], Tensor]:
+        target_TO = problem.output()
+        best: tuple[tuple[float, float], Tensor] | None = None
+        least = float("inf")
+        for a, b in exponents(self.smooth_grids):
+            scale_I = smooth_scale(problem, a=a, b=b)
+            w_OI = problem.w_OI * scale_I
+            low_OI = torch.zeros_like(w_OI)
+            if self.search_with_low_rank and self.rank:
+                low_OI = truncated_svd(w_OI, rank=self.rank, dtype=factor_dtype(dtype)).product()
+            found_TO = problem.quantized_input(scale_I) @ problem.quantized_weight(w_OI - low_OI).T
+            found_TO += (problem.sample_TI / scale_I) @ low_OI.T
+            error = float((found_TO - target_TO).square().mean())
+            if error < least or best is None:
+                best, least = ((a, b), scale_I), error
+        assert best is not None
+        return best
+
+    def corrector(self, *, calibration: Calibration) -> None:
+        return None
+
+    def _elements(self) -> list[str]:
+        done = [f"low-rank branch in 16 bit, rank {self.rank}"] if self.rank else []
+        if self.rank and self.iterations > 1:
+            done.append(f"refined in turn, up to {self.iterations} times, best output error kept")
+        if self.smooth_grids:
+            done.append(f"smoothing searched over {len(exponents(self.smooth_grids))} candidates")
+        done += ["unsigned codes after GELU by a shift"] if self.unsigned_shift else []
+        done += ["modulation with inputs in 16 bit"] if self.modulation_in_16_bit else []
+        return [*done, "GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest"]
+
+    def _left_out(self, bits: Bits) -> list[str]:
+        missing = [] if self.iterations > 1 else ["iterated refinement: a single SVD"]
+        missing += [] if self.smooth_grids else ["smoothing"]
+        missing += [] if self.unsigned_shift else ["unsigned codes after GELU"]
+        missing += [] if self.modulation_in_16_bit else ["modulation with inputs in 16 bit"]
+        if bits.weight.group_size != 64 and not bits.weight.microscaled:
+            missing.append(f"groups of 64: {bits.name} has {bits.weight.describe()} weights")
+        return [
+            *missing,
+            "smoothing judged by a block's output and folded into the previous layer",
+            "kernels: execution is simulated",
+        ]
+
+
+def exponents(grids: int) -> list[tuple[float, float]]:
+    """The candidates (a, b) of `max|x|^a / max|w|^b`; no smoothing, (0, 0), is the first."""
+    found = [(0.0, 0.0)]
+    for n in range(1, grids):
+        found += [(n / grids, 0.0), (n / grids, 1 - n / grids)]
+    return found
+
+
+def smooth_scale(problem: LayerProblem, *, a: float, b: float) -> Tensor:
+    """The factors [I] that the input is divided by."""
+    x_I, w_I = problem.amax, problem.w_OI.abs().amax(0)
+    return safe_factors(x_I.pow(a) / w_I.pow(b), alive_I=(x_I > 0) & (w_I > 0))
+
+
+def _unsigned(bits: Bits) -> bool:
+    """Whether the activation's grid can be unsigned: integers can, floats cannot."""
+    return bits.activation.quantized and bits.activation.number_format is NumberFormat.integer
+
+
+def _after_gelu(graph: object, name: str) -> bool:
+    """Whether all of a layer's input is proven to lie between GELU's minimum and infinity."""
+    try:
+        parts = graph[name].input_segments  # type: ignore[index]
+    except KeyError:
+        return False
+    return bool(parts) and all(one.one_sided and -GELU_SHIFT <= one.low < 0 for one in parts)

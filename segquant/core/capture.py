@@ -1,0 +1,148 @@
+"""The denoiser's own calls on disk, under a size cap, for methods that reconstruct block by block.
+
+A call is what the pipeline gave the denoiser at one step for one batch. Tensors that do not change
+from call to call (prompt embeddings) are stored once. What a block is given and says is not kept:
+running the stored calls again, through the quantized model as far as it has got, makes it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from segquant.core.stepwise import timestep_of
+
+INDEX = "calls.json"
+DEFAULT_CAPTURE_BYTES = 2**28  # 256 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call: its timestep, the tree of its arguments, and how much of the disk it takes."""
+
+    timestep: float
+    arguments: Any
+    stored_bytes: int  # of the tensors that no earlier call had
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedCalls:
+    """A folder with the first calls that fitted under the cap."""
+
+    folder: Path
+    calls: tuple[Call, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> CapturedCalls:
+        """What a `CallRecorder` left there."""
+        content = json.loads((folder / INDEX).read_text())
+        return cls(folder=folder, calls=tuple(Call(**one) for one in content))
+
+    def within(self, cap_bytes: int) -> CapturedCalls:
+        """The first calls that take no more than this: as if captured under this cap."""
+        kept, total = [], 0
+        for call in self.calls:
+            total += call.stored_bytes
+            if total > cap_bytes:
+                break
+            kept.append(call)
+        return CapturedCalls(folder=self.folder, calls=tuple(kept))
+
+    def arguments(self, call: Call, *, device: torch.device | str) -> dict[str, Any]:
+        """The call's arguments by name, read from disk."""
+        restored = restore_tree(call.arguments, self.folder, device=device)
+        assert isinstance(restored, dict)
+        return restored
+
+
+class CallRecorder:
+    """Writes the denoiser's calls to `folder` while it runs inside the `with` block.
+
+    The first calls are kept, until the next would pass the cap; the index is written at the end.
+    """
+
+    def __init__(self, denoiser: nn.Module, folder: Path, *, cap_bytes: int) -> None:
+        self._denoiser, self._folder, self._cap = denoiser, folder, cap_bytes
+        self._calls: list[Call] = []
+        self._stored: dict[str, int] = {}
+        self._full = False
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._hook = self._denoiser.register_forward_pre_hook(self._see, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        content = [vars(call) for call in self._calls]
+        (self._folder / INDEX).write_text(json.dumps(content))
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._full:
+            return
+        names = list(inspect.signature(module.forward).parameters)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        found: dict[str, Tensor] = {}
+        tree = store_tree(arguments, found)
+        fresh = {name: tensor for name, tensor in found.items() if name not in self._stored}
+        size = sum(tensor.nbytes for tensor in fresh.values())
+        if sum(self._stored.values()) + size > self._cap:
+            self._full = True
+            return
+        for name, tensor in fresh.items():
+            save_file({"tensor": tensor}, self._folder / f"{name}.safetensors")
+            self._stored[name] = tensor.nbytes
+        now = timestep_of(module, args, kwargs)
+        self._calls.append(Call(timestep=now, arguments=tree, stored_bytes=size))
+
+
+def store_tree(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON for nested arguments; their tensors go into `tensors`, named by content."""
+    if isinstance(value, Tensor):
+        own = value.detach().cpu().contiguous().clone()
+        raw = own.flatten().view(torch.uint8) if own.numel() else own
+        label = f"{own.dtype} {tuple(own.shape)}".encode()
+        name = sha256(label + raw.numpy().tobytes()).hexdigest()[:32]
+        tensors[name] = own
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": {key: store_tree(item, tensors) for key, item in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [store_tree(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ValueError(
+        f"a call of the denoiser holds a {type(value).__name__}, which cannot be kept for "
+        "reconstruction; use a method that needs no reconstruction"
+    )
+
+
+def restore_tree(tree: Any, folder: Path, *, device: torch.device | str) -> Any:
+    """The inverse of `store_tree`, with the tensors' files in `folder`."""
+    ((kind, content),) = tree.items()
+    if kind == "tensor":
+        return load_file(folder / f"{content}.safetensors")["tensor"].to(device)
+    if kind == "dict":
+        return {k: restore_tree(item, folder, device=device) for k, item in content.items()}
+    if kind in ("list", "tuple"):
+        items: Iterator[Any] = (restore_tree(item, folder, device=device) for item in content)
+        return tuple(items) if kind == "tuple" else list(items)
+    return content

@@ -1,0 +1,196 @@
+"""What calibration saw at each sampling step, and how a quantized layer knows the step.
+
+A step is told by the `timestep` that the pipeline gives the denoiser: two calls with one timestep
+(guidance done as two calls) are one step, and a call whose timestep was never calibrated belongs to
+the nearest one.
+
+Legend: S steps, K sampled rows of a step, I input features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from segquant.core.files import read_folder, write_folder
+from segquant.core.linear import QuantLinear
+from segquant.core.statistics import linear_layers
+
+KIND = "statistics per step"
+STEP_ROWS = 32  # rows kept per layer and step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSteps:
+    """The inputs of one Linear at each of its steps, in the sampler's order; float32, CPU."""
+
+    timesteps: tuple[float, ...]
+    low_SI: Tensor
+    high_SI: Tensor
+    sample_SKI: Tensor
+
+    @property
+    def amax(self) -> Tensor:
+        return torch.maximum(-self.low_SI, self.high_SI)
+
+
+StepStatistics = Mapping[str, LayerSteps]
+
+
+def save_steps(steps: StepStatistics, folder: str | os.PathLike[str]) -> None:
+    """Writes safetensors and JSON."""
+    tensors: dict[str, Tensor] = {}
+    for name, one in steps.items():
+        tensors |= {f"{name}.low_SI": one.low_SI, f"{name}.high_SI": one.high_SI}
+        tensors[f"{name}.sample_SKI"] = one.sample_SKI
+    timesteps = {name: list(one.timesteps) for name, one in steps.items()}
+    write_folder(folder, tensors=tensors, manifest={"kind": KIND, "timesteps": timesteps})
+
+
+def load_steps(folder: str | os.PathLike[str]) -> StepStatistics:
+    """What `save_steps` wrote, bit for bit."""
+    tensors, manifest = read_folder(folder, kind=KIND)
+    keys = ("low_SI", "high_SI", "sample_SKI")
+    return {
+        name: LayerSteps(timesteps=tuple(times), **{k: tensors[f"{name}.{k}"] for k in keys})
+        for name, times in manifest["timesteps"].items()
+    }
+
+
+def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """The timestep of one call.
+
+    Raises:
+        ValueError: the call has none, or the samples of its batch are at different ones.
+    """
+    value = kwargs.get("timestep")
+    if value is None:
+        names = list(inspect.signature(denoiser.forward).parameters)
+        value = dict(zip(names, args, strict=False)).get("timestep")
+    if value is None:
+        raise ValueError(
+            f"{type(denoiser).__name__} was called without `timestep`, and a method that goes by "
+            "sampling step was asked for; use a method without, or name the argument timestep"
+        )
+    given = torch.as_tensor(value).float().flatten()
+    if bool((given != given[0]).any()):
+        raise ValueError(
+            f"one call holds timesteps {given.min():g} to {given.max():g}, and a method that goes "
+            "by sampling step was asked for; give all samples of a batch the same timestep"
+        )
+    return float(given[0])
+
+
+@dataclass
+class _Seen:
+    """The running numbers of one Linear at one step."""
+
+    generator: torch.Generator
+    low_I: Tensor | None = None
+    high_I: Tensor | None = None
+    rows_TI: Tensor | None = None
+    draw_T: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+
+class StepRecorder:
+    """Records extremes and some rows of every Linear's input for each step, while in the block.
+
+    Args:
+        denoiser: its forward must take `timestep`; it stays as it is.
+        rows: kept per layer and step, drawn uniformly.
+        seed: of the draw.
+    """
+
+    def __init__(self, denoiser: nn.Module, *, rows: int = STEP_ROWS, seed: int = 0) -> None:
+        self._denoiser, self._rows, self._seed = denoiser, rows, seed
+        self._linears = linear_layers(denoiser)
+        self._seen: dict[str, dict[float, _Seen]] = {name: {} for name in self._linears}
+        self._now = 0.0
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._now = timestep_of(module, args, kwargs)
+
+        self._hooks.append(self._denoiser.register_forward_pre_hook(note, with_kwargs=True))
+        for name, linear in self._linears.items():
+            self._hooks.append(linear.register_forward_pre_hook(self._hook(name), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+    def _hook(self, name: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._record(name, args[0] if args else kwargs["input"])
+
+        return record
+
+    @torch.no_grad()
+    def _record(self, name: str, x: Tensor) -> None:
+        x_TI = x.detach().reshape(-1, x.shape[-1])
+        if not x_TI.shape[0]:
+            return
+        steps = self._seen[name]
+        if self._now not in steps:
+            steps[self._now] = _Seen(torch.Generator().manual_seed(self._seed))
+        one = steps[self._now]
+        low_I, high_I = x_TI.amin(0).float().cpu(), x_TI.amax(0).float().cpu()
+        one.low_I = low_I if one.low_I is None else torch.minimum(one.low_I, low_I)
+        one.high_I = high_I if one.high_I is None else torch.maximum(one.high_I, high_I)
+        draw_T = torch.rand(x_TI.shape[0], generator=one.generator, dtype=torch.float64)
+        best = draw_T.argsort()[: self._rows]
+        rows_TI, draw_T = x_TI[best.to(x_TI.device)].float().cpu(), draw_T[best]
+        if one.rows_TI is not None:
+            rows_TI, draw_T = torch.cat([one.rows_TI, rows_TI]), torch.cat([one.draw_T, draw_T])
+            order = draw_T.argsort()[: self._rows]
+            rows_TI, draw_T = rows_TI[order], draw_T[order]
+        one.rows_TI, one.draw_T = rows_TI, draw_T
+
+    def statistics(self) -> StepStatistics:
+        """What was seen of each layer that was called; steps in the order of the calls."""
+        result: dict[str, LayerSteps] = {}
+        for name, steps in self._seen.items():
+            if not steps:
+                continue
+            count = min(one.rows_TI.shape[0] for one in steps.values() if one.rows_TI is not None)
+            result[name] = LayerSteps(
+                timesteps=tuple(steps),
+                low_SI=torch.stack([o.low_I for o in steps.values() if o.low_I is not None]),
+                high_SI=torch.stack([o.high_I for o in steps.values() if o.high_I is not None]),
+                sample_SKI=torch.stack(
+                    [o.rows_TI[:count] for o in steps.values() if o.rows_TI is not None]
+                ),
+            )
+        return result
+
+
+def follow_steps(denoiser: nn.Module) -> None:
+    """Makes every layer with scales per step know the step, at each call of the denoiser.
+
+    Does nothing where no layer has any, and nothing the second time.
+    """
+    stepped = [m for m in denoiser.modules() if isinstance(m, QuantLinear) and m.spec.steps]
+    if stepped and _tell_step not in denoiser._forward_pre_hooks.values():
+        denoiser.register_forward_pre_hook(_tell_step, with_kwargs=True)
+
+
+def _tell_step(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    now = timestep_of(module, args, kwargs)
+    for layer in module.modules():
+        if isinstance(layer, QuantLinear) and layer.step_timesteps is not None:
+            layer.step = int((layer.step_timesteps - now).abs().argmin())
