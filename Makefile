@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= runs
 
-.PHONY: demo test lint unit integration table clean
+.PHONY: demo test test-slurm lint unit integration table clean
 
 demo: $(INSTALLED)
 	$(BIN)/segbench run +experiment=demo out=$(OUT)
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest tests
+
+# brings up a real Slurm on loopback, as root on Debian, and takes it down again
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m tests.slurm.cluster install
+	SEGBENCH_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ class Gptq:
     sequential: Sequential = Sequential.none
     # released: the raw inverse for its Cholesky factor, as in the SegQuant authors' code
     variant: GptqVariant = GptqVariant.cholesky
-    sample_rows: int = 256
+    sample_rows: int = 1024
 
     def needs(self) -> StatisticsNeeds:
         replay = self.sequential is not Sequential.none

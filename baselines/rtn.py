@@ -24,7 +24,7 @@ class RoundToNearest:
     uniformly spaced timesteps, with per-tensor scales.
     """
 
-    sample_rows: int = 256  # rows per layer on which the reported error is measured
+    sample_rows: int = 1024  # rows per layer on which the reported error is measured
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows)

@@ -37,9 +37,10 @@ class SmoothSearch:
     include_none: bool = True  # "no smoothing" among the candidates; the authors' code has none
     # released: the last alpha and "no smoothing" are never evaluated, as in the authors' code
     alpha_grid: AlphaGrid = AlphaGrid.full
+    held_out: bool = False  # each row judged by factors and scales from other calibration prompts
     use_gram: bool = False  # the weights' part of the error from all rows, not the sampled ones
     fold: bool = False  # layers of one input share a vector, folded into what makes the input
-    sample_rows: int = 256  # rows per layer on which the candidates are compared
+    sample_rows: int = 1024  # rows per layer on which the candidates are compared
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
@@ -57,10 +58,11 @@ class SmoothSearch:
             alpha_step=self.alpha_step,
             include_none=self.include_none,
             use_gram=self.use_gram,
+            held_out=self.held_out,
             alpha_grid=self.alpha_grid,
         )
         elements = [
-            "smoothing of every Linear, alpha searched",
+            f"smoothing of every Linear, alpha searched{', held out' if self.held_out else ''}",
             *([FOLDED] if self.fold else []),
             "rounding to nearest",
         ]

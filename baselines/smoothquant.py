@@ -31,7 +31,7 @@ class SmoothQuant:
 
     alpha: float = 0.5  # migration strength in [0, 1]; 1 puts all the difficulty on the weights
     fold: bool = True  # one vector for q, k and v, in the norm before them, as published
-    sample_rows: int = 256
+    sample_rows: int = 1024
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows, graph=self.fold)

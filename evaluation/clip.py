@@ -56,12 +56,7 @@ def load_evaluator(folder: Path | str, *, device: str = "cpu") -> Evaluator:
 
     folder = Path(folder)
     config = _read_config(folder)
-    weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
-    if weights is None:
-        raise ValueError(
-            f"{folder}: no weights; expected one of {', '.join(WEIGHT_NAMES)}. An evaluator with "
-            "random weights would score noise"
-        )
+    key = evaluator_key(folder)
     try:
         model = open_clip.create_model(
             f"local-dir:{folder}", device=device, precision="fp32", require_pretrained=True
@@ -81,8 +76,24 @@ def load_evaluator(folder: Path | str, *, device: str = "cpu") -> Evaluator:
         std=tuple(settings.std),
         context_length=context_length,
         device=torch.device(device),
-        key=_hash_files([folder / CONFIG_NAME, weights, folder / MERGES_NAME]),
+        key=key,
     )
+
+
+def evaluator_key(folder: Path | str) -> str:
+    """What names the evaluator in a folder: the hash of its weights, config and merges.
+
+    Raises:
+        ValueError: it has no weights.
+    """
+    folder = Path(folder)
+    weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if weights is None:
+        raise ValueError(
+            f"{folder}: no weights; expected one of {', '.join(WEIGHT_NAMES)}. An evaluator with "
+            "random weights would score noise"
+        )
+    return _hash_files([folder / CONFIG_NAME, weights, folder / MERGES_NAME])
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any] | Image.Image) -> No
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, path)

@@ -7,6 +7,7 @@ import math
 import os
 import types
 import typing
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def encode_record(record: Record) -> dict[str, Any]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` beside `path` under a name of this process, flush it, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from evaluation.records import Record, write_record
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
+_SYNC_SECONDS = 600
 MODES = ("offline", "online", "disabled")
 _DIRECTORIES = {
     "WANDB_DIR": "",
@@ -92,6 +95,39 @@ def log_record(
         logger.warning("%s; the record on disk is complete without it", reason)
         return reason
     return ""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """An offline run that was pushed, or the reason why it was not."""
+
+    folder: Path
+    error: str
+
+
+def sync_runs(root: Path) -> list[Pushed]:
+    """Push every offline run below `root` that was not pushed yet, oldest first.
+
+    The command of W&B itself does it, one run a call, so that a bad one stops no other. It leaves
+    `<run>.wandb.synced` behind: a second call pushes only what is new.
+    """
+    found = sorted(root.rglob("offline-run-*"), key=lambda folder: folder.name)
+    waiting = [f for f in found if f.is_dir() and not any(f.glob("*.wandb.synced"))]
+    return [Pushed(folder, _push(folder)) for folder in waiting]
+
+
+def _push(folder: Path) -> str:
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SYNC_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {_SYNC_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return said[-1] if said else f"exit status {done.returncode}"
 
 
 def flat_metrics(record: Record) -> dict[str, float]:

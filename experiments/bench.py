@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,13 +20,14 @@ from torch import nn
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
 from baselines.peer import LIBRARY
-from evaluation.clip import Evaluator, load_evaluator
+from evaluation.clip import Evaluator, evaluator_key, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
 from experiments.config import ModelConfig, RunConfig
 from experiments.correct import corrected_noise, learn_corrector, load_corrector
 from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
+from experiments.execution import execution_name
 from experiments.generate import (
     batches,
     example_inputs,
@@ -53,7 +54,7 @@ from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Attached, Corrector
 from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.graph import LayerGraph, analyze, capture_example_inputs
 
@@ -78,6 +79,23 @@ def floor_of(config: RunConfig) -> NoiseFloor | None:
     return config.method if isinstance(config.method, NoiseFloor) else None
 
 
+def planned_gpu(config: RunConfig) -> str:
+    """The GPU that jobs will have: results depend on it, so it is known before they run.
+
+    Raises:
+        UserError: it is not named and this machine has none to go by.
+    """
+    if config.cluster.gpu_name is not None:
+        return config.cluster.gpu_name
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    raise UserError(
+        "the jobs ask for GPUs and this machine has none: say what torch calls theirs with "
+        "cluster.gpu_name='...' (srun --gpus=1 python -c 'import torch; "
+        "print(torch.cuda.get_device_name())' prints it), or give device=cpu"
+    )
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """CPU threads of torch inside the block."""
@@ -97,10 +115,21 @@ class Bench:
     store: Store
     progress: Progress
     needs: StatisticsNeeds  # the union over the sweep: one calibration serves it
+    samples: bool = True  # False: other machines make the stages, here they are only looked at
 
     @cached_property
     def device(self) -> torch.device:
-        return resolve_device(self.config.device)
+        if not self.samples:
+            return torch.device("cpu")
+        device = resolve_device(self.config.device)
+        expected = self.config.cluster.gpu_name
+        if device.type == "cuda" and expected not in (None, torch.cuda.get_device_name(device)):
+            raise UserError(
+                f"this machine's GPU is {torch.cuda.get_device_name(device)}, the request is for "
+                f"cluster.gpu_name={expected}; name it, or keep to one kind of node with "
+                "cluster.jobs.constraint"
+            )
+        return device
 
     @cached_property
     def num_threads(self) -> int:
@@ -131,6 +160,16 @@ class Bench:
     @cached_property
     def evaluator(self) -> Evaluator:
         return load_evaluator(self.checked_evaluator)
+
+    @cached_property
+    def evaluator_key(self) -> str:
+        """Known without loading it: a look at a sweep takes no model."""
+        try:
+            return evaluator_key(self.checked_evaluator)
+        except ValueError as error:
+            raise UserError(
+                f"metrics.evaluator={self.config.metrics.evaluator}: {error}"
+            ) from error
 
     @cached_property
     def checked_evaluator(self) -> Path:
@@ -172,7 +211,23 @@ class Bench:
         }
 
     def _device_name(self) -> str:
+        if not self.samples and self.config.device != "cpu":
+            return planned_gpu(self.config)
         return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+
+    def has_reference(self) -> bool:
+        """Whether the reference's images and trajectory are there."""
+        trajectory = self.trajectory_key()
+        return self.store.find("images", self.images_key("float")) is not None and (
+            trajectory is None or self.store.find("trajectory", trajectory) is not None
+        )
+
+    def has_calibration(self) -> bool:
+        """Whether the statistics are there, and the inputs where a method replays them."""
+        inputs = self.calibration_inputs_key()
+        return self._richer_calibration() is not None and (
+            not self.needs.replay or self.store.find("calibration_inputs", inputs) is not None
+        )
 
     def pending(self, config: RunConfig) -> list[tuple[Path, int]]:
         """Stages that sample prompts and are not there yet: their folder and number of prompts."""
@@ -187,7 +242,7 @@ class Bench:
             if config.method.needs().replay:
                 key = self.calibration_inputs_key()
                 wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
-            wanted.append(("images", self.images_key(digest(self.quantized_key(config))), n))
+            wanted.append(("images", self.images_key(self.quantized_name(config)), n))
         return [
             (self.store.folder(kind, key), count)
             for kind, key, count in wanted
@@ -195,6 +250,15 @@ class Bench:
         ]
 
     # stages --------------------------------------------------------------------------------
+
+    def _build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Stage:
+        def refuse(folder: Path) -> None:
+            raise RuntimeError(
+                f"{folder.with_suffix('')} is gone or damaged, and this job only measures; give "
+                "the same command again"
+            )
+
+        return self.store.build(kind, key, make if self.samples else refuse)
 
     def true_images(self) -> Stage | None:
         """The dataset's own images of the evaluation prompts."""
@@ -258,7 +322,7 @@ class Bench:
                 )
             return {**notes, "peak_memory_bytes": peak_memory_bytes()}
 
-        return self.store.build("images", key, make)
+        return self._build("images", key, make)
 
     @contextmanager
     def _with_denoiser(self, denoiser: nn.Module | None) -> Iterator[Any]:
@@ -272,17 +336,24 @@ class Bench:
     def reference(self) -> Stage:
         return self.images(None, self.images_key("float"), floor=None)
 
-    def trajectory(self) -> Stage | None:
-        """What the unquantized denoiser was given and said, for some evaluation prompts."""
-        count = min(self.config.metrics.teacher_forced_prompts, len(self.dataset.evaluation))
-        if count == 0:
+    def _traced(self) -> tuple[Prompt, ...]:
+        return self.dataset.evaluation[: self.config.metrics.teacher_forced_prompts]
+
+    def trajectory_key(self) -> Any:
+        prompts = self._traced()
+        if not prompts:
             return None
-        prompts = self.dataset.evaluation[:count]
-        key = {
+        return {
             "sampler": self.sampler(),
             "prompts": prompts_hash(prompts),
             "latents": self.config.latents,
         }
+
+    def trajectory(self) -> Stage | None:
+        """What the unquantized denoiser was given and said, for some evaluation prompts."""
+        prompts, key = self._traced(), self.trajectory_key()
+        if key is None:
+            return None
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(self.num_threads), self._with_denoiser(None) as pipeline:
@@ -295,11 +366,11 @@ class Bench:
                     shared_noise=self.config.latents == "shared",
                 )
 
-        return self.store.build("trajectory", key, make)
+        return self._build("trajectory", key, make)
 
     def calibration_key(self, needs: StatisticsNeeds) -> Any:
         return {
-            "sampler": self.sampler(),
+            "sampler": self.sampler(batch_size=self._calibration_batch_size),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
             "gram": needs.gram,
@@ -324,7 +395,7 @@ class Bench:
 
     def calibration(self) -> tuple[Stage, Calibration]:
         """What one pass of the unquantized model over the calibration prompts left behind."""
-        stage = self._richer_calibration() or self.store.build(
+        stage = self._richer_calibration() or self._build(
             "calibration", self.calibration_key(self.needs), self._calibrate
         )
         calibration = Calibration.load(stage.path / "statistics")
@@ -339,7 +410,7 @@ class Bench:
         gram, rows = self.needs.gram, self.sample_rows
         denoiser = self.float_denoiser
         with threads(self.num_threads), self._with_denoiser(None) as pipeline:
-            first, *_ = prompts = batches(self.dataset.calibration, self.config.model.batch_size)
+            first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
 
             def sampled(batch: Sequence[Prompt]) -> None:
                 model, seed = self.config.model, self.config.seed
@@ -355,10 +426,11 @@ class Bench:
             )
             self.progress.note(plan.describe())
 
-            def run() -> None:
+            def run(recorder: StatisticsRecorder) -> None:
                 done = 0
                 with self._more_recorders(folder):
-                    for batch in prompts:
+                    for number, batch in enumerate(prompts):
+                        recorder.part = number * PARTS // len(prompts)
                         sampled(batch)
                         done += len(batch)
                         report(done)
@@ -385,6 +457,11 @@ class Bench:
         if steps is not None:
             save_steps(steps.statistics(), folder / "steps")
 
+    @property
+    def _calibration_batch_size(self) -> int:
+        """Small enough for as many parts as the statistics tell apart."""
+        return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
+
     def _statistics_bytes(self) -> int | None:
         limit = self.config.statistics_gigabytes
         return None if limit is None else int(limit * 1e9)
@@ -407,7 +484,7 @@ class Bench:
                 )
             return {**notes, "forwards": count_calls(notes)}
 
-        return self.store.build("calibration_inputs", self.calibration_inputs_key(), make)
+        return self._build("calibration_inputs", self.calibration_inputs_key(), make)
 
     def quantized_key(self, config: RunConfig) -> Any:
         needs = config.method.needs()
@@ -419,6 +496,12 @@ class Bench:
             "code": source_digest("segquant", "baselines"),
             "corrector": source_digest("experiments/correct.py") if corrected else None,
         }
+
+    def quantized_name(self, config: RunConfig) -> str:
+        """What images and step errors of the quantized denoiser are filed under."""
+        return execution_name(
+            digest(self.quantized_key(config)), config.execution, config.activation_code
+        )
 
     def quantized(self, config: RunConfig) -> Stage:
         """The quantized denoiser as a checkpoint."""
@@ -443,7 +526,7 @@ class Bench:
             forwards += report.replay_forwards
             return {"forwards": forwards, "calibration_seconds": seconds}
 
-        return self.store.build("quantized", self.quantized_key(config), make)
+        return self._build("quantized", self.quantized_key(config), make)
 
     def load_quantized(
         self, config: RunConfig, stage: Stage
@@ -481,7 +564,7 @@ class Bench:
                     progress=self.progress.part("corrector"),
                 )
 
-        stage = self.store.build("corrector", {"quantized": quantized.hash}, make)
+        stage = self._build("corrector", {"quantized": quantized.hash}, make)
         return load_corrector(denoiser, corrector, stage.path)
 
     def step_errors(
@@ -501,7 +584,7 @@ class Bench:
             torch.save(errors, folder / "errors.pt")
             return {}
 
-        stage = self.store.build("step_errors", key, make)
+        stage = self._build("step_errors", key, make)
         loaded = torch.load(stage.path / "errors.pt", weights_only=True)
         assert isinstance(loaded, torch.Tensor)
         return loaded

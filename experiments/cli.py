@@ -50,13 +50,33 @@ def _parser() -> argparse.ArgumentParser:
     run = _verb(verbs, "run", _run, "run one cell, or a sweep with -m or +experiment=NAME")
     run.add_argument("-m", "--multirun", action="store_true", help="key=a,b means both")
     run.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    follow = "wait for the jobs, one line a cell"
+    run.add_argument("--follow", action="store_true", help=follow)
+    status = _verb(verbs, "status", _status, "where every cell stands, from records and queue")
+    retry = _verb(verbs, "retry", _retry, "run the failed cells again, and no others")
+    for verb in (status, retry):
+        verb.add_argument("-m", "--multirun", action="store_true", help="as run takes it")
+        verb.add_argument("--follow", action="store_true", help=follow)
+    _verb(verbs, "sync", _sync, "push the offline W&B runs below out=FOLDER")
     text = "the table of an experiment from its records"
     table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
+    text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
+    _verb(verbs, "bench-calibration", _bench_calibration, text)
     _verb(verbs, "methods", _methods, "the methods, what each does and needs")
     _verb(verbs, "models", _models, "the models that conf/model names")
+    _add_speed_verbs(verbs)
     return parser
+
+
+def _add_speed_verbs(verbs: Any) -> None:
+    from experiments.speed.arguments import add_arguments
+
+    text = "speed of every Linear shape of three models, every way through it"
+    add_arguments(_verb(verbs, "bench-kernels", _bench_kernels, text), table=True)
+    text = "speed of one denoiser step at full size, with random weights"
+    add_arguments(_verb(verbs, "bench-model", _bench_model, text), table=False)
 
 
 def _verb(
@@ -97,6 +117,7 @@ def _answer(options: argparse.Namespace, *, data: Any, text: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from evaluation.records import encode_record
+    from experiments.cluster_verbs import Sweep
     from experiments.progress import Progress, duration
     from experiments.report import log_cell, write_report
     from experiments.store import Store
@@ -114,6 +135,8 @@ def _run(options: argparse.Namespace) -> int:
     progress = Progress(cells=len(request.cells), prompts=0)
     benches = make_benches(request, store, progress)
     check_request(request, benches, store)
+    if request.cells[0].cluster.jobs is not None:
+        return _run_elsewhere(options, Sweep(request, store, benches), progress)
     plan = make_plan(request, benches)
     progress.expect(plan.prompts)
     if options.dry_run:
@@ -128,9 +151,7 @@ def _run(options: argparse.Namespace) -> int:
             if reason:
                 progress.note(f"{label}: {reason}")
 
-    records = run_request(
-        request, store=store, progress=progress, benches=benches, finished=finished
-    )
+    records = run_request(request, progress=progress, benches=benches, finished=finished)
     folder = store.root / "reports" / request.name
     report = write_report(request, records, benches, folder=folder)
     progress.note(f"{len(records)} cells in {duration(time.perf_counter() - begun)}")
@@ -138,6 +159,37 @@ def _run(options: argparse.Namespace) -> int:
         progress.note(f"wrote {path}")
     _answer(options, data=[encode_record(record) for record in records], text=report.markdown)
     return EXIT_FAILED if any(record.status == "failed" for record in records) else EXIT_OK
+
+
+def _run_elsewhere(options: argparse.Namespace, sweep: Any, progress: Any) -> int:
+    from experiments.cluster_verbs import describe_jobs, run_elsewhere
+
+    if options.dry_run:
+        return _say(options, describe_jobs(sweep))
+    return _say(options, run_elsewhere(sweep, progress=progress, watch=options.follow))
+
+
+def _say(options: argparse.Namespace, answer: Any) -> int:
+    _answer(options, data=answer.data, text=answer.text)
+    return EXIT_FAILED if answer.failed else EXIT_OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from experiments.cluster_verbs import status
+
+    return _say(options, status(options))
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from experiments.cluster_verbs import retry
+
+    return _say(options, retry(options))
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from experiments.cluster_verbs import sync
+
+    return _say(options, sync(options))
 
 
 def _print_plan(options: argparse.Namespace, request: Any, plan: Any) -> int:
@@ -204,11 +256,41 @@ def _inspect(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _bench_calibration(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from experiments.bench_calibration import measure, ratios, render
+    from experiments.sweep import read_request
+
+    given = ["method=segquant_a", *options.overrides]
+    (config,) = read_request(given, multirun=False).cells
+    costs = measure(config)
+    data = {"costs": [asdict(cost) for cost in costs], "ratios": ratios(costs)}
+    _answer(options, data=data, text=render(costs))
+    return EXIT_OK
+
+
 def _methods(options: argparse.Namespace) -> int:
     from experiments.catalogue import describe_methods, render_methods
 
     methods = describe_methods()
     _answer(options, data=methods, text=render_methods(methods))
+    return EXIT_OK
+
+
+def _bench_kernels(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_kernels
+
+    data, text = bench_kernels(options)
+    _answer(options, data=data, text=text)
+    return EXIT_OK
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from experiments.speed.command import bench_model
+
+    data, text = bench_model(options)
+    _answer(options, data=data, text=text)
     return EXIT_OK
 
 

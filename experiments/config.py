@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.execution import ACTIVATION_CODES, EXECUTIONS
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "method", "bits", "dataset", "metrics", "cluster", "logger")
+JOB_STAGES = ("reference", "calibration", "cell", "metrics")
 _REQUIRED = "???"
 
 
@@ -75,10 +77,36 @@ class MetricsConfig:
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """Where cells run: `jobs` null is this process, else one job a cell through submitit."""
+    """Where cells run: `jobs` null is this process, else jobs through submitit."""
 
     name: str
     jobs: JobSettings | None
+    # what differs from `jobs` for a stage: reference, calibration, cell, metrics. With metrics
+    # named, a cell is two jobs: its images, and its metrics on other (cheaper) resources
+    stages: dict[str, dict[str, Any]]
+    gpu_name: str | None  # what torch calls the nodes' GPU: images depend on it, so keys name it
+    cells_per_job: int | None  # null: as many short cells as fill pack_minutes
+    pack_minutes: int
+
+    def __post_init__(self) -> None:
+        names = [item.name for item in fields(JobSettings)]
+        for stage, changes in self.stages.items():
+            if stage not in JOB_STAGES:
+                raise ValueError(f"stages.{stage}: choose one of {', '.join(JOB_STAGES)}")
+            for key in changes:
+                if key not in names or key == "executor":
+                    raise ValueError(f"stages.{stage}.{key}: fields are {', '.join(names[1:])}")
+            self.settings(stage)
+        for name in ("cells_per_job", "pack_minutes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; it must be at least 1")
+
+    def settings(self, stage: str) -> JobSettings | None:
+        """What a job of that stage asks for."""
+        if self.jobs is None:
+            return None
+        return replace(self.jobs, **self.stages.get(stage, {}))
 
 
 @dataclass(kw_only=True)
@@ -105,6 +133,8 @@ class RunConfig:
     logger: LoggerConfig
     seed: int  # of the noise, of the calibration's sample of rows, and of the bootstrap
     device: str  # auto, cpu, cuda or cuda:N
+    activation_code: str  # of inputs, with kernels: method (its own), auto, or a code by name
+    execution: str  # of quantized layers: simulated, kernel, or auto (kernel where there is one)
     num_threads: int | None  # CPU threads; null is all cores
     latents: str  # initial noise of evaluation images: per_prompt, or shared (one for all)
     image: str  # png, or jpeg: images go through JPEG of quality 75 before they are measured
@@ -125,6 +155,8 @@ _SCHEMAS: dict[str, type] = {
 _TOP_LEVEL = (
     "seed",
     "device",
+    "execution",
+    "activation_code",
     "num_threads",
     "latents",
     "image",
@@ -258,6 +290,8 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         method_name=method_name,
         seed=_integer(node, "seed"),
         device=str(node.device),
+        execution=str(node.execution),
+        activation_code=str(node.activation_code),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
         latents=str(node.latents),
         image=str(node.image),
@@ -269,7 +303,18 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         group=str(node.group),
     )
     _check_values(config)
-    return config
+    return _settled(config)
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """What a job decides on its node is decided here: results depend on it, so all must agree."""
+    jobs = config.cluster.jobs
+    if jobs is None:
+        return config
+    device = config.device
+    if device == "auto":
+        device = "cuda" if jobs.gpus else "cpu"
+    return replace(config, device=device, num_threads=config.num_threads or jobs.cpus)
 
 
 def _integer(node: DictConfig, key: str) -> int:
@@ -290,6 +335,13 @@ def _check_values(config: RunConfig) -> None:
     model, dataset, metrics = config.model, config.dataset, config.metrics
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("dataset.kind", dataset.kind, ("shapes", "prompts"))
+    _one_of("execution", config.execution, EXECUTIONS)
+    _one_of("activation_code", config.activation_code, ACTIVATION_CODES)
+    if config.activation_code != "method" and config.execution == "simulated":
+        raise UserError(
+            f"activation_code={config.activation_code} with execution=simulated; codes are the "
+            "kernels': set execution=kernel or auto"
+        )
     _one_of("latents", config.latents, ("per_prompt", "shared"))
     _one_of("image", config.image, ("png", "jpeg"))
     _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))

@@ -7,6 +7,7 @@ the same noise, whatever the batch.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from experiments.data import Prompt, noise_seed
 from experiments.pipelines import get_denoiser
 from segquant.graph import capture_example_inputs
 
+_NOT_FINITE = ".not_finite"  # an empty file beside the image that says so
 SHARED = "shared"  # in a prompt id's place, where all prompts share their noise
 Progress = Callable[[int], None]  # told how many prompts are done
 
@@ -82,10 +84,10 @@ def generate_images(
         jpeg: images go through JPEG on their way, as those of some published protocols did.
 
     Returns:
-        The ids whose images came out with a value that is not finite (they are drawn black).
+        The ids whose images came out with a value that is not finite (they are drawn black), and
+        the seconds that an image took in this call.
     """
-    damaged: list[str] = []
-    done = 0
+    begun, count, done = time.perf_counter(), 0, 0
     for batch in batches(prompts, config.batch_size):
         paths = [folder / f"{prompt.id}.png" for prompt in batch]
         if not all(path.exists() for path in paths):
@@ -93,13 +95,18 @@ def generate_images(
             images = np.asarray(made, np.float32)
             for prompt, path, image in zip(batch, paths, images, strict=True):
                 if not np.isfinite(image).all():
-                    damaged.append(prompt.id)
+                    (folder / f"{prompt.id}{_NOT_FINITE}").touch()  # outlives a killed call
                 clean = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
                 pixels = np.round(clean * 255.0).astype(np.uint8)
                 write_png(path, through_jpeg(pixels) if jpeg else pixels)
+            count += len(batch)
         done += len(batch)
         progress(done)
-    return {"not_finite": damaged}
+    marked = {path.name.removesuffix(_NOT_FINITE) for path in folder.glob(f"*{_NOT_FINITE}")}
+    return {
+        "not_finite": [prompt.id for prompt in prompts if prompt.id in marked],
+        "seconds_per_image": (time.perf_counter() - begun) / count if count else None,
+    }
 
 
 @contextmanager

@@ -12,7 +12,12 @@ from evaluation.records import label
 from experiments.config import CONF, RunConfig
 from experiments.protocol import plain
 
-_DEFAULT_REPLAY = {"latents": "per_prompt", "image": "png"}
+_DEFAULT_REPLAY = {
+    "latents": "per_prompt",
+    "image": "png",
+    "execution": "simulated",
+    "activation_code": "method",
+}
 
 
 def changed_settings(config: RunConfig) -> dict[str, Any]:

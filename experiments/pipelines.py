@@ -75,6 +75,36 @@ def check_folder(config: ModelConfig) -> Path:
     return folder
 
 
+def check_weights(folder: Path) -> None:
+    """Every part of a pipeline that has a network has its weights, every shard of them.
+
+    Raises:
+        UserError: names what is missing; nothing is fetched.
+    """
+    parts = json.loads((folder / "model_index.json").read_text())
+    for name, kind in parts.items():
+        part = folder / name
+        if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
+            continue
+        if not part.is_dir():
+            raise UserError(f"{folder}: its model_index.json names {name}, and {part} is missing")
+        if not (part / "config.json").is_file():
+            continue  # a tokenizer or a scheduler
+        shards = {
+            shard
+            for index in part.glob("*.index.json")
+            for shard in json.loads(index.read_text())["weight_map"].values()
+        }
+        lost = sorted(shard for shard in shards if not (part / shard).is_file())
+        if lost:
+            raise UserError(f"{part}: {', '.join(lost)} is missing; copy the whole model there")
+        if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+            raise UserError(
+                f"{part} has a config.json and no weights (*.safetensors or *.bin); copy the "
+                "whole model there beforehand"
+            )
+
+
 def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
     """The pipeline in evaluation mode on the device, with its progress bar off."""
     import diffusers

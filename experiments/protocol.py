@@ -16,6 +16,7 @@ from experiments.data import prompts_hash
 from experiments.pipelines import check_folder
 from segquant.core.linear import QuantLinear
 from segquant.core.protocol import QuantizationReport
+from segquant.kernels import KernelLinear
 
 if TYPE_CHECKING:
     from experiments.bench import Bench
@@ -92,7 +93,7 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "mixed_bits": list(bits.mixed_bits),
         "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
-        "evaluator": bench.evaluator.key,
+        "evaluator": bench.evaluator_key,
         "device": bench.sampler()["device"],
         "num_threads": bench.num_threads,
         "noise_floor": _floor(bench, config),
@@ -126,13 +127,13 @@ def coverage(denoiser: nn.Module, report: QuantizationReport) -> dict[str, Any]:
     linear = sum(
         module.in_features * module.out_features
         for module in denoiser.modules()
-        if isinstance(module, nn.Linear | QuantLinear)
+        if isinstance(module, nn.Linear | QuantLinear | KernelLinear)
     )
     quantized = sum(one["in_features"] * one["out_features"] for one in report.layers_quantized)
     other = sum(
         parameter.numel()
         for module in denoiser.modules()
-        if not isinstance(module, nn.Linear | QuantLinear)
+        if not isinstance(module, nn.Linear | QuantLinear | KernelLinear)
         for parameter in module.parameters(recurse=False)
     )
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from experiments.config import RunConfig
 from experiments.correct import variance_note
 from experiments.data import prompts_hash
 from experiments.errors import UserError
+from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.protocol import QuantizationReport
+from segquant.kernels import summarize
+from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 _CODE = (
     "evaluation",
     "experiments/bench.py",
+    "experiments/execution.py",
     "experiments/run.py",
     "experiments/protocol.py",
 )
@@ -52,8 +56,9 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
+        "execution": [config.execution, config.activation_code],
         "metrics": protocol.plain(asdict(config.metrics)),
-        "evaluator": bench.evaluator.key,
+        "evaluator": bench.evaluator_key,
         "code": source_digest(*_CODE),
     }
 
@@ -62,7 +67,7 @@ def image_folder(bench: Bench, config: RunConfig) -> Path:
     """Where the cell's images lie once they are made."""
     floor = floor_of(config)
     unquantized = floor is not None or isinstance(config.method, FullPrecision)
-    name = "float" if unquantized else digest(bench.quantized_key(config))
+    name = "float" if unquantized else bench.quantized_name(config)
     return bench.store.folder("images", bench.images_key(name, floor=floor))
 
 
@@ -96,21 +101,22 @@ def run_cell(bench: Bench, config: RunConfig) -> Record:
         raise
     except Exception as error:  # one cell's failure is its own: recorded, never passed on
         log.exception("%s %s failed", config.method_name, config.bits.name)
-        record = _blank(bench, config, run_id=path.parent.name, status="failed")
-        record.reason = f"{type(error).__name__}: {error}"
-        record.traceback = traceback.format_exc()
-    record.environment = describe_environment(repository=PROJECT)
+        return record_failure(
+            bench, config, f"{type(error).__name__}: {error}", trace=traceback.format_exc()
+        )
+    record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"started": started, "finished": utc_now()}
     write_record(path, record)
     return record
 
 
-def record_failure(bench: Bench, config: RunConfig, reason: str) -> Record:
-    """Writes a record of a cell that could not speak for itself."""
+def record_failure(bench: Bench, config: RunConfig, reason: str, *, trace: str = "") -> Record:
+    """Writes the record of a cell that failed, or that could not speak for itself."""
     path = record_path(bench, config)
     record = _blank(bench, config, run_id=path.parent.name, status="failed")
     record.reason = reason
-    record.environment = describe_environment(repository=PROJECT)
+    record.traceback = trace
+    record.environment = {**describe_environment(repository=PROJECT), **describe_job()}
     record.times_utc = {"finished": utc_now()}
     write_record(path, record)
     return record
@@ -137,38 +143,114 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
         record.reason = reason
         return record
     record = _blank(bench, config, run_id=run_id, status="ok")
+    made = make_images(bench, config)
+    record.seconds = dict(made.seconds)
+    record.execution = made.execution
+    record.calibration_forwards = made.calibration_forwards
+    record.peak_memory_bytes = made.images.notes["peak_memory_bytes"]
+    _fill_report(record, made.report, denoiser=made.denoiser or bench.float_denoiser)
+    if made.kernels.by_layer_class:
+        record.execution_by_layer_class = made.kernels.by_layer_class
+        record.method_elements["left_out"] = made.kernels.left_out
+        record.protocol |= made.kernels.protocol
+    _fill_metrics(bench, record, images=made.images, reference=made.reference)
+    _fill_step_errors(bench, record, errors=made.step_errors)
+    return record
+
+
+@dataclass(kw_only=True)
+class Made:
+    """A cell's stages up to its metrics."""
+
+    reference: Stage
+    images: Stage
+    denoiser: nn.Module | None  # None: the unquantized one
+    report: QuantizationReport
+    step_errors: torch.Tensor | None
+    execution: str = "float"
+    calibration_forwards: int = 0
+    seconds: dict[str, float]
+    kernels: KernelUse
+
+
+def make_images(bench: Bench, config: RunConfig) -> Made:
+    """Everything of a cell that its device decides: what is left are metrics of files."""
     floor, attached = floor_of(config), None
     reference = bench.reference()
-    record.seconds["reference"] = reference.seconds
+    seconds = {"reference": reference.seconds}
+    forwards = 0
     if floor is not None or isinstance(config.method, FullPrecision):
         denoiser, name = None, "float"
         calibration = Calibration(statistics={}, forwards=0)
         report = config.method.quantize(
             bench.float_denoiser, calibration=calibration, bits=config.bits
         )
-        record.execution = "float"
+        execution, kernels = "float", KernelUse()
     else:
         stage = bench.quantized(config)
         denoiser, report = bench.load_quantized(config, stage)
-        name = stage.hash
-        record.calibration_forwards = stage.notes["forwards"]
-        record.seconds["calibration"] = stage.notes["calibration_seconds"]
-        record.seconds["quantize"] = stage.seconds
-        record.execution = report.execution
+        name = bench.quantized_name(config)
+        used = _on_kernels(bench, config, denoiser, report)
+        execution, kernels = ("kernel" if used.any else report.execution), used
+        forwards = stage.notes["forwards"]
+        seconds |= {"calibration": stage.notes["calibration_seconds"], "quantize": stage.seconds}
         attached = bench.corrector(config, denoiser, stage)
         if attached is not None:
             note = variance_note(attached.corrector, bench.pipeline.scheduler)
             report.left_out += [] if note is None else [note]
     key = bench.images_key(name, floor=floor)
     images = bench.images(denoiser, key, floor=floor, attached=attached)
-    record.seconds["images"] = images.seconds
+    each = images.notes["seconds_per_image"]
     count = len(bench.dataset.evaluation)
-    record.seconds["seconds_per_image"] = images.seconds / count
-    record.peak_memory_bytes = images.notes["peak_memory_bytes"]
-    _fill_report(record, report, denoiser=denoiser or bench.float_denoiser)
-    _fill_metrics(bench, record, images=images, reference=reference)
-    _fill_step_errors(bench, record, errors=bench.step_errors(denoiser, name, floor=floor))
-    return record
+    seconds["images"] = images.seconds
+    seconds["seconds_per_image"] = images.seconds / count if each is None else each
+    return Made(
+        reference=reference,
+        images=images,
+        denoiser=denoiser,
+        report=report,
+        step_errors=bench.step_errors(denoiser, name, floor=floor),
+        execution=execution,
+        calibration_forwards=forwards,
+        seconds=seconds,
+        kernels=kernels,
+    )
+
+
+@dataclass(kw_only=True)
+class KernelUse:
+    """What of a quantized denoiser runs as products of codes; empty where all is simulated."""
+
+    any: bool = False
+    by_layer_class: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def _on_kernels(
+    bench: Bench, config: RunConfig, denoiser: nn.Module, report: QuantizationReport
+) -> KernelUse:
+    """Prepares the denoiser for the execution that was asked for."""
+    if config.execution == "simulated":
+        return KernelUse()
+    own_code = config.activation_code == "method"
+    calibration = None if own_code else bench.calibration()[1]
+    entries = prepare(
+        denoiser, config.execution, code=config.activation_code, calibration=calibration
+    )
+    any_kernel = runs_on_kernels(entries)
+    execution = "kernel" if any_kernel else report.execution
+    use = KernelUse(
+        any=any_kernel,
+        by_layer_class=summarize(entries),
+        left_out=kernel_left_out(report.left_out, execution),
+    )
+    if calibration is not None:
+        use.protocol["activation_code"] = config.activation_code
+        use.protocol["extra_products_of_codes"] = extra_products(
+            entries, bench.float_denoiser, calibration
+        )
+    return use
 
 
 def _fill_report(record: Record, report: QuantizationReport, *, denoiser: nn.Module) -> None:

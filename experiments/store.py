@@ -8,7 +8,6 @@ file that names its owner and is taken over when the owner is dead.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import hashlib
@@ -16,24 +15,23 @@ import json
 import logging
 import os
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.records import write_text_atomically
 from experiments.errors import UserError
+from experiments.lock import Lock, locked
+from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
 
 HASH_LENGTH = 16
 MANIFEST = "manifest.json"
-_HEARTBEAT_SECONDS = 10.0
-_DEAD_AFTER_SECONDS = 120.0
-_POLL_SECONDS = 0.5
+ATTEMPTS = ".attempts.jsonl"  # in a stage that is being made: who began, and when
 
 
 def digest(key: Any) -> str:
@@ -103,51 +101,93 @@ class Store:
         return self.root / "stages" / kind / digest(key)
 
     def find(self, kind: str, key: Any) -> Stage | None:
-        """The finished stage, or None. A damaged one is set aside with a warning."""
-        folder = self.folder(kind, key)
-        manifest = folder / MANIFEST
-        if not manifest.exists():
-            return None
-        content = json.loads(manifest.read_text())
-        for name, entry in content["files"].items():
-            path = folder / name
-            if not path.exists() or path.stat().st_size != entry["bytes"]:
-                log.warning("%s is damaged (%s): it is made again", folder, name)
-                _set_aside(folder)
-                return None
-        return Stage(folder, folder.name, content["seconds"], content["notes"])
+        """The finished stage by its manifest, or None; looks at sizes and changes nothing."""
+        return _read_stage(self.folder(kind, key))
 
     def build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Stage:
-        """The finished stage, made by `make(folder)` if it is not there.
+        """The finished stage, made by `make(folder)` if it is not there or damaged.
 
         `make` may find in the folder what an earlier, killed call left and go on from it. What it
         returns is kept as notes.
         """
-        found = self.find(kind, key)
-        if found is not None:
-            return found
         folder = self.folder(kind, key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
-            found = self.find(kind, key)
-            if found is not None:
-                return found
-            partial = folder.with_suffix(".partial")
-            partial.mkdir(exist_ok=True)
-            started = time.perf_counter()
-            try:
-                notes = make(partial) or {}
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise UserError(
-                        f"no space left on the disk of out={self.root} while making {kind}; free "
-                        "some and give the same command again: it goes on where it stopped"
-                    ) from error
+        found = _read_stage(folder)
+        if found is not None and _is_whole(found):
+            return found
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_suffix(".lock")) as lock:
+                try:
+                    return _make(folder, make, kind=kind, key=key, lock=lock)
+                except Exception:
+                    if lock.still_held():
+                        raise
+                    log.warning("%s: another process has taken over; waiting for it", folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
                 raise
-            seconds = time.perf_counter() - started
-            _write_manifest(partial, kind=kind, key=key, seconds=seconds, notes=notes)
-            os.replace(partial, folder)
-        return Stage(folder, folder.name, seconds, notes)
+            raise UserError(
+                f"no space left on the disk of out={self.root} while making {kind}; free "
+                "some and give the same command again: it goes on where it stopped"
+            ) from error
+        return self.build(kind, key, make)
+
+
+def _read_stage(folder: Path) -> Stage | None:
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    for name, entry in content["files"].items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != entry["bytes"]:
+            return None
+    return Stage(folder, folder.name, content["seconds"], content["notes"])
+
+
+def _is_whole(stage: Stage) -> bool:
+    """Whether every file is what was written; read once a process."""
+    key = (stage.path, (stage.path / MANIFEST).stat().st_mtime_ns)
+    if key not in _whole:
+        try:
+            verify(stage)
+        except (UserError, OSError) as error:
+            log.warning("%s", error)
+            return False
+        _whole.add(key)
+    return True
+
+
+_whole: set[tuple[Path, int]] = set()  # stages that this process has verified
+
+
+def _make(
+    folder: Path,
+    make: Callable[[Path], dict[str, Any] | None],
+    *,
+    kind: str,
+    key: Any,
+    lock: Lock,
+) -> Stage:
+    """Fills and publishes a stage while its lock is held."""
+    found = _read_stage(folder)
+    if found is not None and _is_whole(found):
+        return found
+    if folder.exists():
+        log.warning("%s is damaged: it is set aside and made again", folder)
+        os.replace(folder, folder.with_suffix(f".damaged-{uuid.uuid4().hex[:8]}"))
+    partial = folder.with_suffix(".partial")
+    partial.mkdir(exist_ok=True)
+    attempt = {**describe_job(), "pid": os.getpid(), "began_unix": time.time()}
+    with (partial / ATTEMPTS).open("a") as stream:
+        stream.write(json.dumps(attempt) + "\n")
+    started = time.perf_counter()
+    notes = make(partial) or {}
+    seconds = time.perf_counter() - started
+    _write_manifest(partial, kind=kind, key=key, seconds=seconds, notes=notes)
+    lock.check()
+    os.replace(partial, folder)
+    return Stage(folder, folder.name, seconds, notes)
 
 
 def verify(stage: Stage) -> None:
@@ -172,6 +212,7 @@ def _write_manifest(
     folder: Path, *, kind: str, key: Any, seconds: float, notes: dict[str, Any]
 ) -> None:
     files = {}
+    attempts = [json.loads(line) for line in (folder / ATTEMPTS).read_text().splitlines() if line]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             if path.name.startswith("."):
@@ -179,69 +220,12 @@ def _write_manifest(
                 continue
             entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
             files[str(path.relative_to(folder))] = entry
-    content = {"kind": kind, "key": key, "seconds": seconds, "notes": notes, "files": files}
+    content = {
+        "kind": kind,
+        "key": key,
+        "seconds": seconds,  # of the last attempt
+        "attempts": attempts,
+        "notes": notes,
+        "files": files,
+    }
     write_text(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _set_aside(folder: Path) -> None:
-    target = folder.with_suffix(f".damaged-{int(time.time())}")
-    os.replace(folder, target)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Exclusive by creation; the owner's heartbeat is the file's modification time."""
-    waiting = False
-    while not _acquire(path):
-        if _owner_is_dead(path):
-            log.warning("%s was left by a process that is gone: taken over", path)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-            continue
-        if not waiting:
-            log.info("waiting for %s, which another process is making", path.stem)
-            waiting = True
-        time.sleep(_POLL_SECONDS)
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-
-
-def _acquire(path: Path) -> bool:
-    owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "w") as stream:
-        stream.write(owner)
-    return True
-
-
-def _owner_is_dead(path: Path) -> bool:
-    try:
-        age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text() or "{}")
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    if owner.get("host") == socket.gethostname():
-        try:
-            os.kill(int(owner["pid"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return age > _DEAD_AFTER_SECONDS
-
-
-def _heartbeat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(_HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from evaluation.records import Record, read_record
+from evaluation.records import Record
 from experiments.bench import Bench
 from experiments.catalogue import bits_of
 from experiments.config import (
@@ -26,12 +26,11 @@ from experiments.config import (
     parse_overrides,
 )
 from experiments.errors import UserError
-from experiments.pipelines import check_folder
+from experiments.pipelines import check_folder, check_weights
 from experiments.progress import Progress
-from experiments.run import find_record, record_failure, record_path, run_cell
+from experiments.run import find_record, run_cell
 from experiments.store import Store
 from segquant.core.protocol import StatisticsNeeds
-from slurm.settings import JobSettings
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +175,13 @@ def make_benches(request: Request, store: Store, progress: Progress) -> dict[int
         shared = repr(_surroundings(cell))
         if shared not in benches:
             alike = [c for c in request.cells if repr(_surroundings(c)) == shared]
+            jobs = cell.cluster.jobs
             benches[shared] = Bench(
-                config=cell, store=store, progress=progress, needs=union_of_needs(alike)
+                config=cell,
+                store=store,
+                progress=progress,
+                needs=union_of_needs(alike),
+                samples=jobs is None or jobs.executor == "local",
             )
         by_cell[index] = benches[shared]
     return by_cell
@@ -214,77 +218,30 @@ Finished = Callable[[RunConfig, Record, Bench, bool], None]
 
 
 def run_request(
-    request: Request,
-    *,
-    store: Store,
-    progress: Progress,
-    benches: dict[int, Bench],
-    finished: Finished,
+    request: Request, *, progress: Progress, benches: dict[int, Bench], finished: Finished
 ) -> list[Record]:
-    """Runs every cell where `cluster` says; a failed one does not stop the rest.
+    """Runs every cell in this process; a failed one does not stop the rest.
 
     Args:
         finished: told of every cell, its record, its bench and whether it was made now.
     """
-    known = {i: find_record(benches[i], cell) for i, cell in enumerate(request.cells)}
-    jobs = request.cells[0].cluster.jobs
-    made: dict[int, Record] = {}
-    if jobs is not None:
-        pending = [index for index, record in known.items() if record is None]
-        made = _run_elsewhere(request, pending, jobs, progress=progress, benches=benches)
     records = []
     for index, cell in enumerate(request.cells):
         bench = benches[index]
         progress.cell(f"{cell.model.name} {cell.method_name} {cell.bits.name}")
-        record = known[index] or made.get(index) or run_cell(bench, cell)
+        known = find_record(bench, cell)
+        record = known or run_cell(bench, cell)
         records.append(record)
-        finished(cell, record, bench, known[index] is None)
+        finished(cell, record, bench, known is None)
     return records
-
-
-def _run_elsewhere(
-    request: Request,
-    pending: Sequence[int],
-    jobs: JobSettings,
-    *,
-    progress: Progress,
-    benches: dict[int, Bench],
-) -> dict[int, Record]:
-    """One job a cell. A job that died without a word leaves a record that says so."""
-    from slurm.launch import run_jobs
-
-    tasks = [
-        functools.partial(_run_alone, request.cells[index], benches[index].needs)
-        for index in pending
-    ]
-    folder = Path(request.cells[0].out) / "jobs"
-    records = {}
-    for outcome in run_jobs(tasks, settings=jobs, folder=folder, name=request.name):
-        index = pending[outcome.index]
-        bench, cell = benches[index], request.cells[index]
-        path = record_path(bench, cell)
-        records[index] = (
-            read_record(path)
-            if path.exists() and not outcome.error
-            else record_failure(bench, cell, f"its job ended without a record: {outcome.error}")
-        )
-        progress.note(f"{cell.method_name} {cell.bits.name}: job ended, {records[index].status}")
-    return records
-
-
-def _run_alone(cell: RunConfig, needs: StatisticsNeeds) -> str:
-    """What a job does: one cell, with the sweep's own needs, so that stages are shared."""
-    progress = Progress(cells=1, prompts=0)
-    bench = Bench(config=cell, store=Store(Path(cell.out)), progress=progress, needs=needs)
-    return run_cell(bench, cell).status
 
 
 def check_request(request: Request, benches: dict[int, Bench], store: Store) -> None:
     """Everything that can be known to be wrong before the first second is spent.
 
     Raises:
-        UserError: a folder that is no pipeline, a device that is not there, an output folder that
-            cannot be written or lacks room.
+        UserError: a folder that is no pipeline or lacks weights, a device that is not there, an
+            output folder that cannot be written or lacks room.
     """
     reasons = [cell.method.unsupported(cell.bits) for cell in request.cells]
     if all(reason is not None for reason in reasons):
@@ -298,8 +255,8 @@ def check_request(request: Request, benches: dict[int, Bench], store: Store) -> 
     for index, cell in enumerate(request.cells):
         bench = benches[index]
         _ = bench.device, bench.dataset
-        check_folder(cell.model)
-        _ = bench.checked_evaluator
+        check_weights(check_folder(cell.model))
+        _ = bench.evaluator_key
         side = (cell.model.height or 1024) * (cell.model.width or 1024)
         pixels += cell.dataset.evaluation_prompts * side
     store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)

@@ -62,6 +62,7 @@ class SegQuant:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    held_out: bool = False  # alphas judged on other calibration prompts than scales come from
     fold: bool = False  # layers of one input share a vector, folded into what makes the input
     rounding: Rounding = Rounding.rtn
     damping: float = 0.01
@@ -72,7 +73,7 @@ class SegQuant:
     sequential: Sequential = Sequential.none
     rank: int = 0  # of the low-rank branch; 0 for none
     low_rank_iterations: int = 1
-    sample_rows: int = 256
+    sample_rows: int = 1024
     # Switches that replay the authors' released code; each is off by default and in the report.
     gptq_variant: GptqVariant = GptqVariant.cholesky
     alpha_grid: AlphaGrid = AlphaGrid.full
@@ -137,6 +138,7 @@ class SegQuant:
                 alpha_step=self.alpha_step,
                 include_none=self.include_none,
                 use_gram=self.use_gram,
+                held_out=self.held_out,
                 alpha_grid=self.alpha_grid,
             ),
             rounding=self.rounding,
@@ -162,7 +164,8 @@ class SegQuant:
         done += ["attention heads as segments"] if self.seg_linear and self.head_segments else []
         done += ["DualScale"] if self.dual_scale else []
         if self.smoothing is SmoothingMode.search:
-            done.append("alpha searched per layer" + (" and segment" if self.seg_linear else ""))
+            where = " and segment" if self.seg_linear else ""
+            done.append(f"alpha searched per layer{where}{', held out' if self.held_out else ''}")
         elif self.smoothing is SmoothingMode.fixed:
             done.append(f"smoothing, alpha {self.alpha:g}")
         done += [FOLDED] if self.fold and self.smoothing is not SmoothingMode.none else []

@@ -18,7 +18,15 @@ from segquant.core.stepwise import StepStatistics
 
 KIND = "calibration"
 SCHEMA_VERSION = 1
-TENSOR_KEYS = ("low_I", "high_I", "sample_TI", "gram_II")
+TENSOR_KEYS = (
+    "low_I",
+    "high_I",
+    "sample_TI",
+    "gram_II",
+    "part_low_PI",
+    "part_high_PI",
+    "sample_part_T",
+)
 
 
 class Replay(Protocol):
@@ -109,6 +117,9 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
             rows=entry["rows"],
             calls=entry["calls"],
             gram_II=tensors.get("gram_II"),
+            part_low_PI=tensors.get("part_low_PI"),
+            part_high_PI=tensors.get("part_high_PI"),
+            sample_part_T=tensors.get("sample_part_T"),
             shared_with=tuple(entry["shared_with"]),
         )
 

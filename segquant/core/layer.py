@@ -345,9 +345,16 @@ def layer_input(seen: LayerStatistics, device: torch.device, *, gram: bool) -> L
         sample_TI=seen.sample_TI.to(device),
         low_I=seen.low_I.to(device),
         high_I=seen.high_I.to(device),
-        gram_II=None if gram_II is None else gram_II.to(device),
+        gram_II=_moved(gram_II, device),
         rows=seen.rows,
+        part_low_PI=_moved(seen.part_low_PI, device),
+        part_high_PI=_moved(seen.part_high_PI, device),
+        sample_part_T=_moved(seen.sample_part_T, device),
     )
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def _distinct(smoothing: Smoothing) -> tuple[tuple[int, ...], Tensor | None]:

@@ -24,13 +24,14 @@ from torch import nn
 from segquant.core.calibration import Calibration
 from segquant.core.statistics import (
     OPEN_INPUTS,
+    PARTS,
     LayerStatistics,
     StatisticsRecorder,
     linear_layers,
 )
 
 FLOAT32_BYTES = 4
-PRIORITY_BYTES = 16  # of a sampled row: its draw in float64, twice while rows are merged
+PRIORITY_BYTES = 32  # of a sampled row: its draw and its part, twice while rows are merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class _Group:
 
     def sample_bytes(self, keep: int) -> int:
         """Rows, their draws, and both extremes, of every layer: shared ones are told apart late."""
-        each = self.features * FLOAT32_BYTES * (keep + 2) + keep * PRIORITY_BYTES
+        each = self.features * FLOAT32_BYTES * (keep + 2 * PARTS) + keep * PRIORITY_BYTES
         return each * len(self.layers)
 
     def working_bytes(self, keep: int, gram: bool) -> int:
@@ -126,7 +127,7 @@ def record_in_passes(
     folder: Path,
     *,
     plan: MemoryPlan,
-    run: Callable[[], None],
+    run: Callable[[StatisticsRecorder], None],
     gram: bool,
     rows: int,
     seed: int,
@@ -134,7 +135,7 @@ def record_in_passes(
     """Runs the calibration set for every pass of the plan and saves what each saw.
 
     Args:
-        run: runs the denoiser over the whole calibration set.
+        run: runs the denoiser over the whole calibration set, and tells the recorder of its parts.
 
     Returns:
         The number of forwards.
@@ -145,7 +146,7 @@ def record_in_passes(
             denoiser, layers=layers, gram=gram, sample_rows=rows, seed=seed
         )
         with recorder:
-            run()
+            run(recorder)
         part = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
         part.save(folder if len(plan.passes) == 1 else folder / f"part{number:04d}")
         forwards += recorder.forwards

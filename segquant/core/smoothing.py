@@ -15,6 +15,11 @@ also where GPTQ follows. The rows carry the error of weights and of activations 
 the two, which a Gram matrix alone does not. With `use_gram` the weights' own part of the error is
 taken from all rows instead: tr(D G D^T) / T, D = W - Q(W s) / s, replaces its sampled value.
 
+With `held_out` each row is judged by factors and scales from the other parts of the calibration
+set. In-sample, a static scale fits the very extremes that it is judged on, and the tighter every
+channel's range, the better it looks; on other prompts such values are clipped. The factors and
+scales that the layer gets come from all parts.
+
 Output segments are independent problems. Input segments are not: their errors add up in one output.
 The best alpha common to all of them is found first, then each in turn is given its own, which is
 kept only where it lowers E. "No smoothing" is a candidate and wins ties.
@@ -65,6 +70,7 @@ class SmoothingSettings:
     alpha_step: float = 0.1
     include_none: bool = True
     use_gram: bool = False
+    held_out: bool = False
     alpha_grid: AlphaGrid = AlphaGrid.full
 
     def __post_init__(self) -> None:
@@ -75,6 +81,11 @@ class SmoothingSettings:
                 f"alpha_min={self.alpha_min}, alpha_max={self.alpha_max}, "
                 f"alpha_step={self.alpha_step}; give 0 <= alpha_min <= alpha_max <= 1 and a step "
                 "above 0"
+            )
+        if self.held_out and self.use_gram:
+            raise ValueError(
+                "held_out=true with use_gram=true; a Gram matrix of all rows holds out none: set "
+                "one of them false"
             )
         if self.mode is SmoothingMode.search and not self.candidates():
             raise ValueError(
@@ -97,13 +108,57 @@ class SmoothingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInput:
-    """What is known of a layer's input: sampled rows, range of all rows, and its Gram matrix."""
+    """What is known of a layer's input: sampled rows, range of all rows, and its Gram matrix.
+
+    The ranges of the calibration's parts and the parts of the sampled rows, where it had several.
+    """
 
     sample_TI: Tensor
     low_I: Tensor
     high_I: Tensor
     gram_II: Tensor | None
     rows: int
+    part_low_PI: Tensor | None = None
+    part_high_PI: Tensor | None = None
+    sample_part_T: Tensor | None = None
+
+    def views(self, *, held_out: bool) -> list[View]:
+        """What each sampled row is judged by: all that was seen, or the other parts of it."""
+        whole = View(rows=None, others=None, low_I=self.low_I, high_I=self.high_I)
+        if not held_out:
+            return [whole]
+        low_PI, high_PI, part_T = self.part_low_PI, self.part_high_PI, self.sample_part_T
+        if low_PI is None or high_PI is None or part_T is None:
+            raise ValueError(
+                "held_out=true needs a calibration in several parts; give two or more calibration "
+                "prompts, or set held_out=false"
+            )
+        views = []
+        for part in range(low_PI.shape[0]):
+            others = [other for other in range(low_PI.shape[0]) if other != part]
+            views.append(
+                View(
+                    rows=(part_T == part).nonzero().flatten(),
+                    others=(part_T != part).nonzero().flatten(),
+                    low_I=low_PI[others].amin(0),
+                    high_I=high_PI[others].amax(0),
+                )
+            )
+        return views
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Sampled rows to judge by (None: all), and what ranges come from: other rows' extremes."""
+
+    rows: Tensor | None
+    others: Tensor | None
+    low_I: Tensor
+    high_I: Tensor
+
+    def amax(self) -> Tensor:
+        """Of each input channel, [I]."""
+        return torch.maximum(-self.low_I, self.high_I)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +209,7 @@ def smooth(
     factors, alphas = [], []
     for w_part_OI in torch.split_with_sizes(w_OI.float(), list(output_segments)):
         rows = (w_part_OI.shape[0],)
-        problem = _Problem(w_part_OI, rows, seen, partitions, weight, activation, settings.use_gram)
+        problem = _Problem(w_part_OI, rows, seen, partitions, weight, activation, settings)
         chosen = problem.solve(candidates)
         factors.append(problem.factors(chosen))
         alphas.append(chosen)
@@ -177,7 +232,7 @@ def smooth_together(
     """
     rows = tuple(w_OI.shape[0] for w_OI in weights)
     w_OI = torch.cat([w_OI.detach().float() for w_OI in weights])
-    problem = _Problem(w_OI, rows, seen, partitions, weight, activation, settings.use_gram)
+    problem = _Problem(w_OI, rows, seen, partitions, weight, activation, settings)
     chosen = problem.solve(settings.candidates())
     return Smoothing(factors_PI=problem.factors(chosen)[None], alphas=(chosen,))
 
@@ -193,14 +248,16 @@ class _Problem:
         partitions: Sequence[Partition],
         weight: TensorScheme,
         activation: TensorScheme,
-        use_gram: bool,
+        settings: SmoothingSettings,
     ) -> None:
         self._w_OI, self._seen, self._partitions = w_OI, seen, partitions
         self._row_blocks = row_blocks
         self._weight, self._activation = weight, activation
-        self._amax_x_I = torch.maximum(-seen.low_I, seen.high_I)
         self._amax_w_I = w_OI.abs().amax(0)
-        self._use_gram = use_gram and seen.gram_II is not None
+        self._use_gram = settings.use_gram and seen.gram_II is not None
+        self._whole = seen.views(held_out=False)[0]
+        searched = settings.mode is SmoothingMode.search
+        self._views = seen.views(held_out=settings.held_out and searched)
         self._bounds = []
         start = 0
         for part in partitions:
@@ -209,7 +266,7 @@ class _Problem:
 
     def factors(self, alphas: Sequence[Alpha]) -> Tensor:
         pairs = zip(self._bounds, alphas, strict=True)
-        return torch.cat([self._factors_of(at, alpha) for at, alpha in pairs])
+        return torch.cat([self._factors_of(at, alpha, self._whole) for at, alpha in pairs])
 
     def solve(self, candidates: Sequence[Alpha]) -> tuple[Alpha, ...]:
         """The alpha of each input segment."""
@@ -239,28 +296,40 @@ class _Problem:
                     chosen[n], best_error, best_parts = alpha, error, parts
         return chosen
 
-    def _factors_of(self, at: slice, alpha: Alpha) -> Tensor:
-        return smoothing_factors(self._amax_x_I[at], self._amax_w_I[at], alpha=alpha)
+    def _factors_of(self, at: slice, alpha: Alpha, view: View) -> Tensor:
+        return smoothing_factors(view.amax()[at], self._amax_w_I[at], alpha=alpha)
 
     def _quantized(self, n: int, alpha: Alpha) -> tuple[Tensor, Tensor]:
         """One input segment's share of the quantized output [T, O], and its weight error [O, I]."""
-        at, part, seen = self._bounds[n], self._partitions[n], self._seen
-        factors_I = self._factors_of(at, alpha)
+        shares = [self._share(n, alpha, view) for view in self._views]
+        if len(shares) == 1:
+            return shares[0]
+        y_TO = shares[0][0].new_empty(self._seen.sample_TI.shape[0], self._w_OI.shape[0])
+        for view, (part_TO, _) in zip(self._views, shares, strict=True):
+            y_TO[view.rows] = part_TO
+        return y_TO, shares[0][1]
+
+    def _share(self, n: int, alpha: Alpha, view: View) -> tuple[Tensor, Tensor]:
+        """The same for the rows of one view, with factors and ranges from what it may know."""
+        at, part = self._bounds[n], self._partitions[n]
+        factors_I = self._factors_of(at, alpha, view)
         w_grid = WeightGrid(
             scheme=self._weight, row_blocks=self._row_blocks, blocks=part.weight_blocks
         )
         w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=w_grid)
-        x_TI = seen.sample_TI[:, at] / factors_I
+        sample_TI = self._seen.sample_TI[:, at] / factors_I
+        x_TI = sample_TI if view.rows is None else sample_TI[view.rows]
         if self._activation.quantized:
             grid = ActivationGrid(
                 scheme=self._activation,
                 blocks=part.activation_blocks,
                 dual=(part.dual,) * len(part.activation_blocks),
             )
-            low_I, high_I = seen.low_I[at] / factors_I, seen.high_I[at] / factors_I
+            low_I, high_I = view.low_I[at] / factors_I, view.high_I[at] / factors_I
             static = None
             if self._activation.calibrated:
-                static = static_scales(low_I, high_I, grid=grid, sample_TI=x_TI)
+                fit_TI = sample_TI if view.others is None else sample_TI[view.others]
+                static = static_scales(low_I, high_I, grid=grid, sample_TI=fit_TI)
             x_TI = fake_quantize(x_TI, grid=grid, static=static)
         error_OI = self._w_OI[:, at] - w_OI / factors_I if self._use_gram else w_OI[:, :0]
         return x_TI @ w_OI.T, error_OI

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SAMPLE_ROWS = 256
+# On fewer the alpha search is off by more than 2 % on some layers: see experiments.alpha_check.
+DEFAULT_SAMPLE_ROWS = 1024
+PARTS = 4  # in which a calibration set is run, if it has as many prompts
 # Calls whose input may still turn out to be another layer's too. A Gram matrix is held for each.
 OPEN_INPUTS = 4
 
@@ -39,6 +41,10 @@ class LayerStatistics:
     rows: int
     calls: int
     gram_II: Tensor | None = None  # sum over all rows; may be shared with other layers
+    # Of each part of the calibration set, where it was run in parts; and the sampled rows' parts.
+    part_low_PI: Tensor | None = None
+    part_high_PI: Tensor | None = None
+    sample_part_T: Tensor | None = None
     shared_with: tuple[str, ...] = ()  # other layers that read the same tensors at every call
 
     @property
@@ -57,10 +63,10 @@ class _Accumulator:
     generator: torch.Generator
     rows: int = 0
     calls: int = 0
-    low_I: Tensor | None = None
-    high_I: Tensor | None = None
+    extremes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by part
     sample_TI: Tensor | None = None
     priority_T: Tensor | None = None
+    part_T: Tensor | None = None
 
 
 @dataclass
@@ -80,6 +86,9 @@ class StatisticsRecorder:
 
     Inputs are read, never written. Which rows are sampled depends on `seed` and on the order of the
     rows alone, so that layers that share an input keep the same rows.
+
+    Set `part` before each part of the calibration set, where ranges are to be judged on other parts
+    than those they come from; all is one part otherwise.
 
     Args:
         denoiser: any module; its `nn.Linear`s are hooked, it stays as it is.
@@ -115,6 +124,7 @@ class StatisticsRecorder:
         self._grams: dict[tuple[str, ...], Tensor | None] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.forwards = 0
+        self.part = 0
 
     def __enter__(self) -> Self:
         self._hooks.append(self._denoiser.register_forward_pre_hook(self._count_forward))
@@ -144,16 +154,24 @@ class StatisticsRecorder:
         grams, sharers = self._grams_by_layer()
         result: dict[str, LayerStatistics] = {}
         for name, seen in self._accumulators.items():
-            if seen.low_I is None or seen.high_I is None or seen.sample_TI is None:
+            if not seen.extremes:
                 continue
-            if not bool(seen.low_I.isfinite().all() and seen.high_I.isfinite().all()):
+            parts = sorted(seen.extremes)
+            low_PI, high_PI = (
+                torch.stack([seen.extremes[part][end] for part in parts]).cpu() for end in (0, 1)
+            )
+            if not bool(low_PI.isfinite().all() and high_PI.isfinite().all()):
                 raise ValueError(
                     f"{name}: its input held NaN or infinity during calibration; run the denoiser "
                     "in bfloat16 or float32, or look for a broken calibration sample"
                 )
+            several = len(parts) > 1
             result[name] = LayerStatistics(
-                low_I=seen.low_I.cpu(),
-                high_I=seen.high_I.cpu(),
+                low_I=low_PI.amin(0),
+                high_I=high_PI.amax(0),
+                part_low_PI=low_PI if several else None,
+                part_high_PI=high_PI if several else None,
+                sample_part_T=_ranks(seen.part_T, parts) if several else None,
                 sample_TI=self._same_rows(seen, [result[o] for o in sharers[name] if o in result]),
                 rows=seen.rows,
                 calls=seen.calls,
@@ -180,14 +198,14 @@ class StatisticsRecorder:
         opened = self._open_input(x, x_TI)
         opened.readers.append(name)
         seen = self._accumulators[name]
-        if seen.low_I is None or seen.high_I is None:
-            seen.low_I, seen.high_I = opened.low_I, opened.high_I
-        else:
-            seen.low_I = torch.minimum(seen.low_I, opened.low_I)
-            seen.high_I = torch.maximum(seen.high_I, opened.high_I)
+        low_I, high_I = seen.extremes.get(self.part, (opened.low_I, opened.high_I))
+        seen.extremes[self.part] = (
+            torch.minimum(low_I, opened.low_I),
+            torch.maximum(high_I, opened.high_I),
+        )
         seen.calls += 1
         seen.rows += x_TI.shape[0]
-        _sample(seen, x_TI, keep=self._sample_rows)
+        _sample(seen, x_TI, keep=self._sample_rows, part=self.part)
 
     def _open_input(self, x: Tensor, x_TI: Tensor) -> _OpenInput:
         version = 0 if x.is_inference() else x._version
@@ -272,12 +290,18 @@ def _select(denoiser: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.L
     return {name: linear for name, linear in linears.items() if name in set(wanted)}
 
 
-def _sample(seen: _Accumulator, x_TI: Tensor, *, keep: int) -> None:
+def _ranks(part_T: Tensor | None, parts: list[int]) -> Tensor:
+    assert part_T is not None
+    return torch.searchsorted(torch.tensor(parts), part_T)
+
+
+def _sample(seen: _Accumulator, x_TI: Tensor, *, keep: int, part: int) -> None:
     """Keeps the rows with the smallest of independent uniform draws: a uniform sample."""
     draw_T = torch.rand(x_TI.shape[0], generator=seen.generator, dtype=torch.float64)
-    if seen.sample_TI is None or seen.priority_T is None:
+    if seen.sample_TI is None or seen.priority_T is None or seen.part_T is None:
         best = draw_T.argsort()[:keep]
         seen.sample_TI, seen.priority_T = x_TI[best.to(x_TI.device)].float().cpu(), draw_T[best]
+        seen.part_T = torch.full_like(best, part)
         return
     if seen.priority_T.shape[0] >= keep:
         best = (draw_T < seen.priority_T[-1]).nonzero().flatten()
@@ -287,5 +311,7 @@ def _sample(seen: _Accumulator, x_TI: Tensor, *, keep: int) -> None:
         return
     rows_TI = torch.cat([seen.sample_TI, x_TI[best.to(x_TI.device)].float().cpu()])
     priority_T = torch.cat([seen.priority_T, draw_T[best]])
+    part_T = torch.cat([seen.part_T, torch.full_like(best, part)])
     order = priority_T.argsort()[:keep]
     seen.sample_TI, seen.priority_T = rows_TI[order], priority_T[order]
+    seen.part_T = part_T[order]

@@ -249,11 +249,11 @@ def test_a_wandb_that_fails_costs_nothing(
 
 
 def test_cells_run_as_jobs_of_their_own(segbench: Segbench, small: Small, tmp_path: Path) -> None:
-    """cluster=processes: the same records as in one process."""
+    """cluster=local_parallel: the same records as in one process."""
     here = small("tiny_unet", "method=rtn,segquant_a", f"out={tmp_path / 'here'}")
     jobs = small("tiny_unet", "method=rtn,segquant_a", f"out={tmp_path / 'jobs'}")
     assert segbench("run", "-m", *here).status == 0
-    answer = segbench("run", "-m", *jobs, "cluster=processes")
+    answer = segbench("run", "-m", *jobs, "cluster=local_parallel")
     assert answer.status == 0, answer.err
     views = [
         {record.method: stable_view(record) for record in _records(tmp_path / name)}

@@ -107,9 +107,10 @@ def planned(model: nn.Module, batch: Tensor, budget: int | None) -> MemoryPlan:
 
 
 def recorded(model: nn.Module, batches: Sequence[Tensor], plan: MemoryPlan, folder: Path) -> int:
-    def run() -> None:
+    def run(recorder: StatisticsRecorder) -> None:
         with torch.no_grad():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                recorder.part = number
                 model(batch)
 
     return record_in_passes(model, folder, plan=plan, run=run, gram=True, rows=32, seed=0)

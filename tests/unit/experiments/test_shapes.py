@@ -76,6 +76,7 @@ def test_calibration_and_evaluation_prompts_are_apart_and_noise_is_by_id() -> No
         images=None,
         evaluation_prompts=300,
         calibration_prompts=300,
+        calibration_seed=None,
         seed=0,
     )
     dataset = load_dataset(config)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,41 +70,90 @@ def test_temporary_files_of_a_killed_run_are_swept_out(tmp_path: Path) -> None:
     assert not (stage.path / ".a.png.123.tmp").exists()
 
 
-def test_a_damaged_stage_is_set_aside_and_made_again(tmp_path: Path) -> None:
+def _text(content: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / "x").write_text(content)
+
+    return make
+
+
+@pytest.mark.parametrize("content", ["abcd", "abd", None])
+def test_a_damaged_stage_is_set_aside_and_made_again(tmp_path: Path, content: str | None) -> None:
+    """Another size, the same size with another letter, a lost file."""
     store = Store(tmp_path)
-    stage = store.build("kind", {}, lambda folder: (folder / "x").write_text("abc") and None)
-    (stage.path / "x").write_text("abcd")
-    assert store.find("kind", {}) is None
-    store.build("kind", {}, lambda folder: (folder / "x").write_text("abc") and None)
-    assert store.find("kind", {}) is not None
+    path = store.build("kind", {}, _text("abc")).path / "x"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    module._whole.clear()  # as a new process has it
+    assert (store.build("kind", {}, _text("abc")).path / "x").read_text() == "abc"
     assert len(list((tmp_path / "stages" / "kind").glob("*.damaged-*"))) == 1
 
 
+def test_a_torn_manifest_is_a_damaged_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, _text("abc"))
+    (stage.path / module.MANIFEST).write_text('{"files": ')
+    assert store.find("kind", {}) is None
+    assert store.build("kind", {}, _text("abc")).notes == {}
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, _text("abc"))
+    (stage.path / "x").write_text("abcd")
+    assert store.find("kind", {}) is None
+    assert stage.path.is_dir()
+
+
 def test_verify_compares_contents_not_only_sizes(tmp_path: Path) -> None:
-    stage = Store(tmp_path).build("kind", {}, lambda f: (f / "x").write_text("abc") and None)
+    stage = Store(tmp_path).build("kind", {}, _text("abc"))
     (stage.path / "x").write_text("abd")
     with pytest.raises(UserError, match="not what was written"):
         verify(stage)
 
 
-def test_a_dead_owners_lock_is_taken_over(tmp_path: Path) -> None:
+def test_a_manifest_names_every_attempt(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    lock = store.folder("kind", {}).with_suffix(".lock")
-    lock.parent.mkdir(parents=True)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    lock.write_text(json.dumps({"host": os.uname().nodename, "pid": dead.pid}))
-    assert store.build("kind", {}, lambda f: None).path.is_dir()
-    assert not lock.exists()
+
+    def fail(folder: Path) -> None:
+        raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError, match="cut"):
+        store.build("kind", {}, fail)
+    stage = store.build("kind", {}, _text("abc"))
+    attempts = json.loads((stage.path / module.MANIFEST).read_text())["attempts"]
+    assert len(attempts) == 2
+    assert attempts[0]["began_unix"] <= attempts[1]["began_unix"]
+    assert not (stage.path / module.ATTEMPTS).exists()
 
 
-def test_a_silent_owner_on_another_host_is_taken_over_late(tmp_path: Path) -> None:
-    lock = tmp_path / "x.lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    assert not module._owner_is_dead(lock)
-    old = time.time() - 1000
-    os.utime(lock, (old, old))
-    assert module._owner_is_dead(lock)
+def test_who_lost_the_lock_publishes_nothing_and_takes_what_the_other_made(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.folder("kind", {})
+    calls = 0
+
+    def make(partial: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # judged dead while it worked; the other process finishes first
+            (folder.with_suffix(".lock")).unlink()
+            store.build("kind", {}, _text("theirs"))
+            raise FileNotFoundError(partial)
+
+    stage = store.build("kind", {}, make)
+    assert (stage.path / "x").read_text() == "theirs"
+    assert calls == 1
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_manifest", full)
+    with pytest.raises(UserError, match="no space left on the disk of out="):
+        Store(tmp_path).build("kind", {}, _text("abc"))
 
 
 def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""How fast quantized layers are: `segbench bench-kernels` and `segbench bench-model`."""

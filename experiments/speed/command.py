@@ -1,0 +1,64 @@
+"""The two verbs: what they are given, and where their answers go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.errors import UserError
+from experiments.pipelines import resolve_device
+from experiments.speed import kernels, model
+from experiments.speed.models import find_models
+from experiments.speed.report import kernels_markdown, model_markdown
+from experiments.store import write_text
+from segquant.kernels import choice
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def bench_kernels(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    device = resolve_device(options.device)
+    if options.write_table and device.type != "cuda":
+        raise UserError("--write-table is for a GPU's measurements; this is a CPU")
+    result = kernels.bench(**_settings(options, device))
+    if options.write_table:
+        write_table(result, choice.TABLE)
+    text = kernels_markdown(result)
+    _save(options.out, "bench_kernels", result, text)
+    return result, text
+
+
+def bench_model(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    result = model.bench(**_settings(options, resolve_device(options.device)))
+    text = model_markdown(result)
+    _save(options.out, "bench_model", result, text)
+    return result, text
+
+
+def _settings(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    return {
+        "models": find_models(options.models),
+        "device": device,
+        "small": options.small,
+        "compiled": not options.no_compile,
+        "budget_seconds": options.budget_seconds,
+        "repository": PROJECT,
+    }
+
+
+def write_table(result: dict[str, Any], path: Path) -> None:
+    """Puts a device's measurements into the table that `segquant.kernels.choice` reads."""
+    content = json.loads(path.read_text())
+    content["devices"] |= kernels.speed_table(result)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _save(folder: Path | None, name: str, result: dict[str, Any], text: str) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+        write_text(folder / f"{name}.md", text)

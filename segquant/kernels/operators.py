@@ -1,0 +1,270 @@
+"""The operators that torch.compile and torch.export see: opaque, with shapes known without a run.
+
+They are plain custom operators. A `triton_op` whose CPU side is plain torch breaks torch.compile
+on the CPU, where Inductor follows it into the Triton kernel. Nothing here waits for the device.
+
+Legend: T rows, I input features, N output features, G distinct smoothing vectors, S segments of
+the input, P planes, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from segquant.kernels.encode import Producer, encode, static_plan
+from segquant.kernels.integers import exact_product
+from segquant.kernels.layout import unpack_halves
+from segquant.kernels.product import coded_product as coded_product_reference
+from segquant.kernels.product import fp8_product as fp8_product_reference
+
+
+@torch.library.custom_op("segquant::coded_product", mutates_args=())
+def coded_product(
+    codes: Tensor,
+    weight: Tensor,
+    scale_GSPT: Tensor,
+    weight_scale_SN: Tensor,
+    shift_GST: Tensor | None,
+    column_sum_SN: Tensor | None,
+    bias_N: Tensor | None,
+    inner_GTR: Tensor | None,
+    up_NR: Tensor | None,
+    rows: int,
+    segments: Sequence[int],
+    planes: Sequence[int],
+    runs: Sequence[int],
+    dtype: torch.dtype,
+    library: bool,
+) -> Tensor:
+    """The output [T, N] of coded inputs; see `product.coded_product`.
+
+    Args:
+        library: on CUDA, multiply with torch._int_mm rather than the Triton kernel.
+    """
+    if codes.device.type == "cuda" and not library:
+        from segquant.kernels import launch
+
+        return launch.product(
+            codes,
+            weight,
+            scale_GSPT=scale_GSPT,
+            weight_scale_SN=weight_scale_SN,
+            shift_GST=shift_GST,
+            column_sum_SN=column_sum_SN,
+            bias_N=bias_N,
+            inner_GTR=inner_GTR,
+            up_NR=up_NR,
+            rows=rows,
+            segments=segments,
+            planes=planes,
+            runs=runs,
+            dtype=dtype,
+        )
+    return coded_product_reference(
+        codes,
+        unpack_halves(weight) if weight.dtype is torch.uint8 else weight,
+        scale_GSPT=scale_GSPT,
+        weight_scale_SN=weight_scale_SN,
+        shift_GST=shift_GST,
+        column_sum_SN=column_sum_SN,
+        bias_N=bias_N,
+        inner_GTR=inner_GTR,
+        up_NR=up_NR,
+        rows=rows,
+        segments=segments,
+        planes=planes,
+        runs=runs,
+        dtype=dtype,
+        product=_int_mm if codes.device.type == "cuda" else exact_product,
+    )
+
+
+@coded_product.register_fake
+def _(
+    codes: Tensor,
+    weight: Tensor,
+    scale_GSPT: Tensor,
+    weight_scale_SN: Tensor,
+    shift_GST: Tensor | None,
+    column_sum_SN: Tensor | None,
+    bias_N: Tensor | None,
+    inner_GTR: Tensor | None,
+    up_NR: Tensor | None,
+    rows: int,
+    segments: Sequence[int],
+    planes: Sequence[int],
+    runs: Sequence[int],
+    dtype: torch.dtype,
+    library: bool,
+) -> Tensor:
+    return codes.new_empty((rows, weight.shape[0]), dtype=dtype)
+
+
+def _int_mm(x_TK: Tensor, w_NK: Tensor) -> Tensor:
+    return torch._int_mm(x_TK.contiguous(), w_NK.contiguous().T)
+
+
+@torch.library.custom_op("segquant::fp8_product", mutates_args=())
+def fp8_product(
+    codes_TI: Tensor,
+    weight_NI: Tensor,
+    scale: Tensor,
+    weight_scale_N: Tensor,
+    bias_N: Tensor | None,
+    dtype: torch.dtype,
+    library: bool,
+) -> Tensor:
+    """The output [T, N] of e4m3 codes; see `product.fp8_product`.
+
+    Args:
+        library: use torch._scaled_mm, with the scales of rows and columns applied after it.
+    """
+    if not library:
+        return fp8_product_reference(
+            codes_TI,
+            weight_NI,
+            scale=scale,
+            weight_scale_N=weight_scale_N,
+            bias_N=bias_N,
+            dtype=dtype,
+        )
+    # Scales per row inside the product are slow or missing on some devices: one here, ours after.
+    one = torch.ones((), device=codes_TI.device)
+    sums = torch._scaled_mm(
+        codes_TI.view(torch.float8_e4m3fn),
+        weight_NI.view(torch.float8_e4m3fn).T,
+        scale_a=one,
+        scale_b=one,
+        out_dtype=torch.float32,
+    )
+    total = sums * scale.reshape(-1, 1) * weight_scale_N
+    return (total if bias_N is None else total + bias_N).to(dtype)
+
+
+@fp8_product.register_fake
+def _(
+    codes_TI: Tensor,
+    weight_NI: Tensor,
+    scale: Tensor,
+    weight_scale_N: Tensor,
+    bias_N: Tensor | None,
+    dtype: torch.dtype,
+    library: bool,
+) -> Tensor:
+    return codes_TI.new_empty((codes_TI.shape[0], weight_NI.shape[0]), dtype=dtype)
+
+
+@torch.library.custom_op("segquant::encode_static", mutates_args=())
+def encode_static(
+    x_TI: Tensor,
+    inverse_GPI: Tensor,
+    zero_GI: Tensor | None,
+    segments: Sequence[int],
+    codes: str,
+    num_bits: int,
+    producer: str,
+) -> Tensor:
+    """Codes under static steps, flat, by one kernel on CUDA; see `encode.encode`.
+
+    Args:
+        codes: of each segment, with a comma between.
+    """
+    if x_TI.device.type == "cuda":
+        from segquant.kernels import launch
+
+        return launch.encode(
+            x_TI,
+            inverse_GPI,
+            zero_GI,
+            segments=segments,
+            codes=codes,
+            num_bits=num_bits,
+            producer=producer,
+        )
+    plan, tensors = static_plan(
+        inverse_GPI, zero_GI, segments=segments, codes=codes, num_bits=num_bits
+    )
+    return encode(x_TI, plan=plan, tensors=tensors, producer=Producer(producer)).codes.clone()
+
+
+@encode_static.register_fake
+def _(
+    x_TI: Tensor,
+    inverse_GPI: Tensor,
+    zero_GI: Tensor | None,
+    segments: Sequence[int],
+    codes: str,
+    num_bits: int,
+    producer: str,
+) -> Tensor:
+    plan, _ = static_plan(inverse_GPI, zero_GI, segments=segments, codes=codes, num_bits=num_bits)
+    return x_TI.new_empty((plan.stored_size(x_TI.shape[0]),), dtype=torch.int8)
+
+
+@torch.library.custom_op("segquant::small_product", mutates_args=())
+def small_product(
+    x_TI: Tensor,
+    weight_NI: Tensor,
+    inverse_PI: Tensor,
+    scale_P: Tensor,
+    weight_scale_N: Tensor,
+    bias_N: Tensor | None,
+    producer: str,
+    num_bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Encodes and multiplies a few rows in one kernel on CUDA; symmetric or dual static codes."""
+    if x_TI.device.type == "cuda":
+        from segquant.kernels import launch
+
+        return launch.small(
+            x_TI,
+            weight_NI,
+            inverse_PI,
+            scale_P,
+            weight_scale_N,
+            bias_N,
+            producer=producer,
+            num_bits=num_bits,
+            dtype=dtype,
+        )
+    names = "symmetric" if inverse_PI.shape[0] == 1 else "dual"
+    sizes = (x_TI.shape[1],)
+    plan, tensors = static_plan(
+        inverse_PI[None], None, segments=sizes, codes=names, num_bits=num_bits
+    )
+    codes = encode(x_TI, plan=plan, tensors=tensors, producer=Producer(producer)).codes
+    return coded_product_reference(
+        codes,
+        weight_NI,
+        scale_GSPT=scale_P[None, None, :, None],
+        weight_scale_SN=weight_scale_N[None],
+        shift_GST=None,
+        column_sum_SN=None,
+        bias_N=bias_N,
+        inner_GTR=None,
+        up_NR=None,
+        rows=x_TI.shape[0],
+        segments=sizes,
+        planes=plan.planes,
+        runs=(0, 0, weight_NI.shape[0]),
+        dtype=dtype,
+    )
+
+
+@small_product.register_fake
+def _(
+    x_TI: Tensor,
+    weight_NI: Tensor,
+    inverse_PI: Tensor,
+    scale_P: Tensor,
+    weight_scale_N: Tensor,
+    bias_N: Tensor | None,
+    producer: str,
+    num_bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x_TI.new_empty((x_TI.shape[0], weight_NI.shape[0]), dtype=dtype)
