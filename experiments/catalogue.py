@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF, build, compose_config, options
 
+_HEADINGS = ("Source:", "Left out:", "Cost:")
+
 
 def bits_of(method: Any) -> list[str]:
     """The names in conf/bits that a method does."""
@@ -35,6 +37,9 @@ def describe_methods() -> list[dict[str, Any]]:
                 "method": name,
                 "class": f"{type(method).__module__}.{type(method).__qualname__}",
                 "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
+                "source": _told(method, "Source:"),
+                "left_out": _told(method, "Left out:"),
+                "cost": _told(method, "Cost:"),
                 "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
                 "needs": asdict(needs),
                 "bits": bits_of(method),
@@ -43,17 +48,47 @@ def describe_methods() -> list[dict[str, Any]]:
     return rows
 
 
+def _told(method: Any, heading: str) -> str:
+    """What a method's docstring says after a heading, up to the next one or an empty line."""
+    text = inspect.getdoc(type(method)) or ""
+    if heading not in text:
+        return ""
+    rest = text.split(heading, 1)[1]
+    ends = [at for end in (*_HEADINGS, "\n\n") if (at := rest.find(end)) >= 0]
+    return " ".join(rest[: min(ends, default=len(rest))].split())
+
+
 def _plain(value: Any) -> Any:
     return getattr(value, "name", value)
 
 
 def render_methods(rows: list[dict[str, Any]]) -> str:
-    lines = ["| method | what | needs | bits |", "|---|---|---|---|"]
+    """One row a method, then the bits by name with the granularity that each stands for."""
+    lines = [
+        "| method | what | source | left out | needs | cost | bits |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        needs = [key for key in ("gram", "graph", "replay") if row["needs"][key]] or ["extremes"]
-        bits = ", ".join(row["bits"])
-        lines.append(f"| {row['method']} | {row['what']} | {', '.join(needs)} | {bits} |")
+        needs = ", ".join(_needs(row["needs"])) or "extremes"
+        cells = [row["method"], row["what"], row["source"], row["left_out"], needs, row["cost"]]
+        cells.append(", ".join(row["bits"]))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") or "-" for cell in cells) + " |")
+    lines += ["", "| bits | weights | inputs |", "|---|---|---|"]
+    for name in options("bits"):
+        bits = build(compose_config([f"bits={name}", "method=fp"]), method_name="fp").bits
+        lines.append(f"| {name} | {bits.weight.describe()} | {bits.activation.describe()} |")
     return "\n".join(lines)
+
+
+def _needs(needs: dict[str, Any]) -> list[str]:
+    words = {
+        "gram": "Gram matrices",
+        "graph": "the static graph",
+        "replay": "replayed calls",
+        "steps": "statistics per step",
+        "capture_bytes": "stored calls",
+    }
+    return [word for key, word in words.items() if needs.get(key)]
 
 
 def describe_models() -> list[dict[str, Any]]:

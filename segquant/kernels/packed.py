@@ -88,6 +88,10 @@ def why_not(quant: QuantLinear) -> str | None:
     weight, activation = spec.weight, spec.activation
     if not activation.quantized:
         return "activations in 16 bit"
+    if quant.transform is not None or spec.input_power:
+        return "an input that is shifted, scaled or rotated first"
+    if spec.steps:
+        return "activation scales per sampling step"
     formats = (weight.number_format, activation.number_format)
     if formats == (NumberFormat.fp8_e4m3,) * 2:
         return _why_not_fp8(quant)
