@@ -123,8 +123,8 @@ class SpinQuant:
                 x_TI = activation_ste(x_TI, grid=grid, low_I=low_I, high_I=high_I)
                 found_TO = x_TI @ rotate(problem.w_OI, rotation_NBB).T
                 loss = (found_TO - target_TO).square().mean() / power
-            if float(loss) < best:
-                best_NBB, best = rotation_NBB.detach(), float(loss)
+            if float(loss.detach()) < best:
+                best_NBB, best = rotation_NBB.detach(), float(loss.detach())
             if step < steps:
                 (gradient_NBB,) = torch.autograd.grad(loss, rotation_NBB)
                 length = self.learning_rate * (1 - step / steps)

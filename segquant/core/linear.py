@@ -202,7 +202,8 @@ class QuantLinear(nn.Module):
             assert (own is None) == (value is None), name
             if own is not None and value is not None:
                 assert own.shape == value.shape, (name, own.shape, value.shape)
-                self._buffers[name] = value.detach().to(own.dtype).clone()
+                copied = value.detach().to(own.dtype).clone(memory_format=torch.contiguous_format)
+                self._buffers[name] = copied
         self.refresh()
         return self
 

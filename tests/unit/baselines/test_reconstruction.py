@@ -80,9 +80,9 @@ def test_it_finds_better_roundings_and_none_better_than_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One output of eight inputs in 3 bits: all 256 roundings up or down can be tried."""
-    monkeypatch.setattr("baselines.reconstruction.PAPER_ITERATIONS", 150)
-    monkeypatch.setattr("baselines.reconstruction.PAPER_RATE", 0.03)
-    settings = Reconstruction(budget=Budget.paper, calls=1, capture_bytes=1, regularization=1e-4)
+    monkeypatch.setattr("baselines.reconstruction.PAPER_ITERATIONS", 2000)
+    monkeypatch.setattr("baselines.reconstruction.PAPER_RATE", 0.01)
+    settings = Reconstruction(budget=Budget.paper, calls=1, capture_bytes=1, regularization=1e-3)
     total = {"nearest": 0.0, "found": 0.0, "best": 0.0}
     for seed in range(4):
         model, x = one(8, 1, seed=seed, bias=False), correlated(256, 8, seed=seed)
@@ -104,7 +104,8 @@ def test_it_finds_better_roundings_and_none_better_than_the_best(
         total["found"] += power_ratio(soft.hardened()(x), model(x))
         total["best"] += min(errors)
     assert total["best"] <= total["found"] * (1 + 1e-4)
-    assert total["found"] < 0.9 * total["nearest"]
+    # It is a local search: about a tenth of the error here, and not always the least.
+    assert total["found"] < 0.5 * total["nearest"]
 
 
 def test_blocks_are_the_innermost_and_in_order(given: Any) -> None:
