@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -225,7 +226,7 @@ class Bench:
     def has_calibration(self) -> bool:
         """Whether the statistics are there, and the inputs where a method replays them."""
         inputs = self.calibration_inputs_key()
-        return self._richer_calibration() is not None and (
+        return self._calibration_is_there() and (
             not self.needs.replay or self.store.find("calibration_inputs", inputs) is not None
         )
 
@@ -236,7 +237,7 @@ class Bench:
         if floor is not None:
             wanted.append(("images", self.images_key("float", floor=floor), n))
         elif not isinstance(config.method, FullPrecision):
-            if self._richer_calibration() is None:
+            if not self._calibration_is_there():
                 key = self.calibration_key(self.needs)
                 wanted.append(("calibration", key, len(self.dataset.calibration)))
             if config.method.needs().replay:
@@ -379,8 +380,8 @@ class Bench:
             "code": source_digest(*_CALIBRATION_CODE),
         }
 
-    def _richer_calibration(self) -> Stage | None:
-        """A finished calibration that has all that the sweep needs, and perhaps more."""
+    def _calibration_needs(self) -> StatisticsNeeds:
+        """What the calibration holds: what the sweep needs, or more if such a one is there."""
         grams = dict.fromkeys((self.needs.gram, True))
         steps = dict.fromkeys((self.needs.steps, True))
         captures = dict.fromkeys((_capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
@@ -388,15 +389,21 @@ class Bench:
             if capture < _capture_bytes(self.needs):
                 continue
             needs = replace(self.needs, gram=gram, steps=step, capture_bytes=capture)
-            found = self.store.find("calibration", self.calibration_key(needs))
-            if found is not None:
-                return found
-        return None
+            if self.store.find("calibration", self.calibration_key(needs)) is not None:
+                return needs
+        return self.needs
+
+    def _calibration_is_there(self) -> bool:
+        key = self.calibration_key(self._calibration_needs())
+        return self.store.find("calibration", key) is not None
 
     def calibration(self) -> tuple[Stage, Calibration]:
         """What one pass of the unquantized model over the calibration prompts left behind."""
-        stage = self._richer_calibration() or self._build(
-            "calibration", self.calibration_key(self.needs), self._calibrate
+        needs = self._calibration_needs()
+        stage = self._build(
+            "calibration",
+            self.calibration_key(needs),
+            functools.partial(self._calibrate, needs=needs),
         )
         calibration = Calibration.load(stage.path / "statistics")
         if (stage.path / "steps").is_dir():
@@ -405,9 +412,9 @@ class Bench:
             calibration.captured = CapturedCalls.load(stage.path / "calls")
         return stage, calibration
 
-    def _calibrate(self, folder: Path) -> dict[str, Any]:
+    def _calibrate(self, folder: Path, *, needs: StatisticsNeeds) -> dict[str, Any]:
         report = self.progress.part("calibration")
-        gram, rows = self.needs.gram, self.sample_rows
+        gram, rows = needs.gram, self.sample_rows
         denoiser = self.float_denoiser
         with threads(self.num_threads), self._with_denoiser(None) as pipeline:
             first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
@@ -428,7 +435,7 @@ class Bench:
 
             def run(recorder: StatisticsRecorder) -> None:
                 done = 0
-                with self._more_recorders(folder):
+                with self._more_recorders(folder, needs):
                     for number, batch in enumerate(prompts):
                         recorder.part = number * PARTS // len(prompts)
                         sampled(batch)
@@ -448,9 +455,9 @@ class Bench:
         return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
 
     @contextmanager
-    def _more_recorders(self, folder: Path) -> Iterator[None]:
+    def _more_recorders(self, folder: Path, needs: StatisticsNeeds) -> Iterator[None]:
         """What some methods ask for beyond statistics, in the first pass that has not left it."""
-        needs, denoiser = self.needs, self.float_denoiser
+        denoiser = self.float_denoiser
         with ExitStack() as stack:
             steps = None
             if needs.steps and not (folder / "steps").exists():

@@ -185,7 +185,8 @@ def test_a_node_goes_down_and_comes_back(
     cluster.stop("slurmd", how=signal.SIGKILL)
     try:
         wait_until(lambda: "down" in cluster.node_state(), seconds=SECONDS)
-        assert _state(cluster, job) == "PENDING BeginTime"
+        # Slurm names the reason at its next look at the queue.
+        wait_until(lambda: _state(cluster, job) == "PENDING BeginTime", seconds=SECONDS)
         assert "queued" in sweep.call("status").out
     finally:
         cluster.start_node()
