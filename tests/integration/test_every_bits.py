@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.config import options
 from tests.conftest import Answer
 
+TOO_WIDE = "w4a4_int_group64"  # a group is wider than this pipeline's layers
 Segbench = Callable[..., Answer]
 Small = Callable[..., list[str]]
 
@@ -26,10 +27,13 @@ def test_every_bits_runs(segbench: Segbench, small: Small, tmp_path: Path) -> No
     answer = segbench("run", "-m", *arguments, "method=segquant_g", chosen, "--json")
     records = {record["bits"]: record for record in answer.records}
     assert set(records) == set(names)
+    refused = records.pop(TOO_WIDE)
+    assert refused["status"] == "failed"
+    assert "in_features=32 is not a multiple of group_size=64; use one of" in refused["reason"]
+    assert answer.status == 1
     for name, record in records.items():
         assert record["status"] == "ok", (name, record["reason"])
         error = record["metrics"]["step_error"]["value"]
         assert math.isfinite(error)
         assert 0 < error < (0.05 if name.startswith("w8") else 1.0), name
         assert record["effective_bits_per_weight"] > record["protocol"]["weight_bits"]
-    assert answer.status == 0
