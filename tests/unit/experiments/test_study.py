@@ -10,8 +10,10 @@ from scipy import stats
 from evaluation.statistics import mean_over_runs
 from experiments import boundaries, held_out
 from experiments.study import (
+    RESULTS,
     Outcome,
     Study,
+    command_of,
     main,
     ratios,
     read_csv,
@@ -86,3 +88,15 @@ def test_a_small_run_of_held_out(zoo: Path, tmp_path: Path) -> None:
     study = replace(held_out.STUDY, recipes={"four prompts": ()})
     errors = run_small(study, tmp_path, f"model.path={zoo / 'tiny_unet'}")
     assert errors["four prompts", "held-out search", 0] < errors["four prompts", "search", 0]
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_committed_tables_are_what_the_committed_numbers_give(study: Study) -> None:
+    outcomes = read_csv(RESULTS / f"{study.name}.csv")
+    rows = ratios(outcomes, pairs=study.pairs)
+    text = to_markdown(rows, title=study.title, command=command_of(study))
+    assert text == (RESULTS / f"{study.name}.md").read_text()
+    assert len({o.seed for o in outcomes}) >= 5
+    assert {(o.recipe, o.arm, o.bits) for o in outcomes} == {
+        (recipe, arm, bits) for recipe in study.recipes for arm in study.arms for bits in study.bits
+    }
