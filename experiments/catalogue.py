@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from dataclasses import asdict, fields
@@ -10,19 +11,23 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.config import CONF, build, compose_config, options
+from segquant.core.schemes import Bits
 
 _HEADINGS = ("Source:", "Left out:", "Cost:")
 
 
 def bits_of(method: Any) -> list[str]:
     """The names in conf/bits that a method does."""
-    found = []
-    for name in options("bits"):
-        node = compose_config([f"bits={name}", "method=fp"])
-        bits = build(node, method_name="fp").bits
-        if method.unsupported(bits) is None:
-            found.append(name)
-    return found
+    return [name for name, bits in _all_bits().items() if method.unsupported(bits) is None]
+
+
+@functools.cache
+def _all_bits() -> dict[str, Bits]:
+    """Every yaml of conf/bits."""
+    return {
+        name: build(compose_config([f"bits={name}", "method=fp"]), method_name="fp").bits
+        for name in options("bits")
+    }
 
 
 def describe_methods() -> list[dict[str, Any]]:
