@@ -10,8 +10,9 @@ OUT ?= runs
 demo: $(INSTALLED)
 	$(BIN)/segbench run +experiment=demo out=$(OUT)
 
+# one worker a core, each with one thread: small products do not gain from more
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile
 
 # brings up a real Slurm on loopback, as root on Debian, and takes it down again
 test-slurm: $(INSTALLED)
