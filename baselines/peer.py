@@ -7,7 +7,7 @@ saved but made again from the float denoiser whenever a cell is continued.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +18,14 @@ from segquant.core.sensitivity import reason_to_keep
 from segquant.core.statistics import linear_layers
 
 LIBRARY = "library"  # how such a row is executed: by the library's own modules
+
+
+class Replace(Protocol):
+    """Puts a library's modules in the place of the chosen Linears."""
+
+    def __call__(
+        self, denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits
+    ) -> None: ...
 
 
 def not_installed(module: str, *, extra: str) -> str | None:
@@ -90,6 +98,37 @@ def taken(
         else:
             sizes[name] = (linear.in_features, linear.out_features)
     return sizes
+
+
+def quantize_with(
+    replace_layers: Replace,
+    denoiser: nn.Module,
+    *,
+    calibration: Calibration,
+    bits: Bits,
+    unsupported: str | None,
+    elements: list[str],
+    left_out: list[str],
+) -> QuantizationReport:
+    """Lets a library replace the Linears that every method of these bits quantizes.
+
+    Raises:
+        ValueError: the library does not do these bits, or is not installed.
+    """
+    if unsupported:
+        raise ValueError(unsupported)
+    chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
+    every = sum(one.weight.numel() for one in linear_layers(denoiser).values())
+    replace_layers(denoiser, chosen, bits=bits)
+    sizes = taken(denoiser, chosen, kept=kept)
+    return library_report(
+        sizes,
+        kept=kept,
+        kept_weights=every - sum(i * o for i, o in sizes.values()),
+        bits=bits,
+        elements=elements,
+        left_out=left_out,
+    )
 
 
 def library_report(

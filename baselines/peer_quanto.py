@@ -8,14 +8,11 @@ from torch import nn
 
 from baselines.peer import (
     is_int8_weight_only,
-    library_report,
     no_such_bits,
     not_installed,
-    split_layers,
-    taken,
+    quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
-from segquant.core.statistics import linear_layers
 
 
 @dataclass(kw_only=True)
@@ -39,17 +36,12 @@ class Quanto:
     def quantize(
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
-        if reason := self.unsupported(bits):
-            raise ValueError(reason)
-        chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
-        every = sum(one.weight.numel() for one in linear_layers(denoiser).values())
-        _replace(denoiser, chosen, bits=bits)
-        sizes = taken(denoiser, chosen, kept=kept)
-        return library_report(
-            sizes,
-            kept=kept,
-            kept_weights=every - sum(i * o for i, o in sizes.values()),
+        return quantize_with(
+            _replace,
+            denoiser,
+            calibration=calibration,
             bits=bits,
+            unsupported=self.unsupported(bits),
             elements=["optimum-quanto's own modules and defaults"],
             left_out=["quantized activations"],
         )

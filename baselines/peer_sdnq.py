@@ -8,11 +8,9 @@ from torch import nn
 
 from baselines.peer import (
     is_int8_weight_only,
-    library_report,
     no_such_bits,
     not_installed,
-    split_layers,
-    taken,
+    quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
 from segquant.core.statistics import linear_layers
@@ -39,17 +37,12 @@ class Sdnq:
     def quantize(
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
-        if reason := self.unsupported(bits):
-            raise ValueError(reason)
-        chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
-        every = sum(one.weight.numel() for one in linear_layers(denoiser).values())
-        _replace(denoiser, chosen, bits=bits)
-        sizes = taken(denoiser, chosen, kept=kept)
-        return library_report(
-            sizes,
-            kept=kept,
-            kept_weights=every - sum(i * o for i, o in sizes.values()),
+        return quantize_with(
+            _replace,
+            denoiser,
+            calibration=calibration,
             bits=bits,
+            unsupported=self.unsupported(bits),
             elements=["SDNQ's own modules"],
             left_out=["groups, SVD and Hadamard options", "products in int8"],
         )
