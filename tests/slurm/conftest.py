@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,13 @@ class Sweep:
         """The process that makes images now."""
         (path,) = (self.out / "stages" / "images").glob("*.partial/.attempts.jsonl")
         return int(json.loads(path.read_text().splitlines()[-1])["pid"])
+
+    def freeze(self) -> int:
+        """Stops the process that makes images, so that it is still at work on any machine."""
+        self.wait_for_pictures()
+        process = self.maker()
+        os.kill(process, signal.SIGSTOP)
+        return process
 
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
         """Per finished stage who began it, from its manifest."""

@@ -54,11 +54,26 @@ def _check(
     assert not list(sweep.out.rglob("*.partial"))
 
 
+def _go_on(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def _gone(process: int, *, keep_frozen: bool = False) -> bool:
+    """Whether the process has ended; `keep_frozen` stops it again when Slurm has woken it."""
+    with contextlib.suppress(ProcessLookupError):
+        if keep_frozen:
+            os.kill(process, signal.SIGSTOP)
+    return not Path(f"/proc/{process}").exists()
+
+
 def test_scancel_of_a_running_cell(cluster: Cluster, sweep: Sweep, prepared: Prepared) -> None:
+    """The process ignores SIGTERM, and on a fast machine would be done before the SIGKILL."""
     sweep.run()
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
     cluster.run("scancel", job)
+    wait_until(lambda: _gone(process, keep_frozen=True), seconds=SECONDS, poll_seconds=0.01)
     wait_until(lambda: _state(cluster, job).startswith("CANCELLED"), seconds=SECONDS)
     kept = _stamps(sweep)
     answer = sweep.call("status", status=1)
@@ -71,9 +86,9 @@ def test_scancel_of_a_running_cell(cluster: Cluster, sweep: Sweep, prepared: Pre
 
 def test_kill_9_of_the_jobs_process(cluster: Cluster, sweep: Sweep, prepared: Prepared) -> None:
     sweep.run()
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
-    os.kill(sweep.maker(), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     wait_until(lambda: _state(cluster, job).startswith("FAILED"), seconds=SECONDS)
     kept = _stamps(sweep)
     sweep.call("retry", "--follow")
@@ -84,7 +99,7 @@ def test_preemption_by_a_higher_partition(
     cluster: Cluster, sweep: Sweep, prepared: Prepared
 ) -> None:
     sweep.run("cluster.jobs.partition=scavenge")
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
     urgent = cluster.run(
         "sbatch",
@@ -97,6 +112,8 @@ def test_preemption_by_a_higher_partition(
         "--wrap",
         "sleep 600",
     ).strip()
+    wait_until(lambda: _was_signalled(process, signal.SIGUSR2), seconds=SECONDS)
+    _go_on(process)
     wait_until(lambda: _state(cluster, urgent).startswith("RUNNING"), seconds=SECONDS)
     kept = _stamps(sweep)
     cluster.run("scancel", urgent)
@@ -118,13 +135,10 @@ def test_a_time_out_with_checkpoint_and_continuation(
     """The process is frozen, so that it is at work when its minute ends, on any machine."""
     limits = ("cluster.jobs.timeout_minutes=1", "cluster.jobs.signal_seconds=10")
     sweep.run(*limits)
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
-    process = sweep.maker()
-    os.kill(process, signal.SIGSTOP)
     wait_until(lambda: _was_signalled(process, signal.SIGUSR2), seconds=SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGCONT)
+    _go_on(process)
     _release(cluster, job)
     cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=30")  # once is enough
     kept = _stamps(sweep)
@@ -150,10 +164,8 @@ def test_the_controller_stops_and_comes_back(
     cluster: Cluster, sweep: Sweep, prepared: Prepared
 ) -> None:
     sweep.run()
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
-    process = sweep.maker()
-    os.kill(process, signal.SIGSTOP)  # so that the cell is not over before it is asked for
     kept = _stamps(sweep)
     cluster.stop("slurmctld")
     try:
@@ -161,7 +173,7 @@ def test_the_controller_stops_and_comes_back(
             answer = sweep.call(verb, status=2)
             assert "slurm" in answer.err.splitlines()[-1].lower()
     finally:
-        os.kill(process, signal.SIGCONT)
+        _go_on(process)
         cluster.start_controller()
     sweep.run("--follow")
     assert sweep.jobs() == [job], "nothing was submitted twice"
@@ -177,10 +189,8 @@ def test_a_node_goes_down_and_comes_back(
     may be caught in that and fail, which the same command then mends too.
     """
     sweep.run()
-    sweep.wait_for_pictures()
+    process = sweep.freeze()
     (job,) = sweep.jobs()
-    process = sweep.maker()
-    os.kill(process, signal.SIGSTOP)  # so that it is still at work when the node is given up
     kept = _stamps(sweep)
     cluster.stop("slurmd", how=signal.SIGKILL)
     try:
@@ -190,9 +200,8 @@ def test_a_node_goes_down_and_comes_back(
         assert "queued" in sweep.call("status").out
     finally:
         cluster.start_node()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
-    wait_until(lambda: not Path(f"/proc/{process}").exists(), seconds=SECONDS)
+        _go_on(process)
+    wait_until(lambda: _gone(process), seconds=SECONDS)
     _release(cluster, job)
     statuses: list[int] = []
     while not statuses or (statuses[-1] and len(statuses) < 3):
@@ -271,7 +280,7 @@ def test_a_full_disk(
     cluster: Cluster, disk_sweep: Sweep, small_disk: Path, prepared: Prepared
 ) -> None:
     disk_sweep.run()
-    disk_sweep.wait_for_pictures()
+    process = disk_sweep.freeze()
     (job,) = disk_sweep.jobs()
     ballast = small_disk / "ballast"
     with ballast.open("wb") as stream:
@@ -282,6 +291,7 @@ def test_a_full_disk(
                 stream.flush()
         except OSError:
             pass
+    _go_on(process)
     wait_until(lambda: _state(cluster, job).startswith("FAILED"), seconds=SECONDS)
     kept = _stamps(disk_sweep)
     assert "MB free" in disk_sweep.run(status=2).err
