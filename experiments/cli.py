@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     text = "the table of an experiment from its records"
     table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
+    text = "every row of an experiment against one method's, prompt by prompt"
+    compare = _verb(verbs, "compare", _compare, text, positional="experiment")
+    compare.add_argument("--against", default="rtn", metavar="METHOD", help="default: rtn")
+    compare.add_argument("--format", choices=("md", "csv", "tex"), default="md")
+    compare.add_argument(
+        "--reasons", type=Path, metavar="FILE", help="YAML; a worse row without a reason is exit 1"
+    )
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
     text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
     _verb(verbs, "bench-calibration", _bench_calibration, text)
@@ -226,6 +233,17 @@ def _table(options: argparse.Namespace) -> int:
     _answer(options, data=[encode_record(record) for record in records], text=text)
     sys.stderr.write("".join(f"wrote {path}\n" for path in report.files))
     return EXIT_OK
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from experiments.compare import compare
+
+    answer = compare(options)
+    _answer(options, data=answer.data, text=answer.text)
+    for row in answer.unexplained:
+        names = f"{row.record.model} {row.record.method_label} {row.record.bits_label}"
+        sys.stderr.write(f"worse than {options.against}, and no reason given: {names}\n")
+    return EXIT_FAILED if answer.unexplained else EXIT_OK
 
 
 def _inspect(options: argparse.Namespace) -> int:
