@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
     text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
     _verb(verbs, "bench-calibration", _bench_calibration, text)
-    _verb(verbs, "methods", _methods, "the methods, what each does and needs")
+    text = "the methods, what each does and needs; with names, all that is known of those"
+    _verb(verbs, "methods", _methods, text, rest=("name", "a method, or all"))
     _verb(verbs, "models", _models, "the models that conf/model names")
     _add_speed_verbs(verbs)
     return parser
@@ -93,13 +94,14 @@ def _verb(
     text: str,
     *,
     positional: str | None = None,
+    rest: tuple[str, str] = ("key=value", "Hydra overrides"),
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(verb=function)
     if positional is not None:
         parser.add_argument(positional)
     parser.add_argument("--json", action="store_true", help="a machine-readable answer on stdout")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument("overrides", nargs="*", metavar=rest[0], help=rest[1])
     return parser
 
 
@@ -289,10 +291,14 @@ def _bench_calibration(options: argparse.Namespace) -> int:
 
 
 def _methods(options: argparse.Namespace) -> int:
-    from experiments.catalogue import describe_methods, render_methods
+    from experiments.catalogue import EVERYTHING, describe_methods, render_methods
 
     methods = describe_methods()
-    _answer(options, data=methods, text=render_methods(methods))
+    text = render_methods(methods, names=options.overrides)
+    if options.overrides:
+        names = options.overrides
+        methods = [one for one in methods if one["method"] in names or EVERYTHING in names]
+    _answer(options, data=methods, text=text)
     return EXIT_OK
 
 

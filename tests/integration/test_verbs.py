@@ -20,13 +20,32 @@ def test_methods_lists_every_yaml_with_its_bits(segbench: Segbench) -> None:
     assert rows["fp"]["bits"] == ["w16a16"]
     assert {"w8a8_int8", "w4a8_int", "w4a4_int"} <= set(rows["segquant_a"]["bits"])
     assert rows["gptq"]["needs"]["gram"]
-    assert "| segquant_a |" in segbench("methods").out
+    table = segbench("methods").out
+    assert max(map(len, table.splitlines())) < 140
+    for row in rows.values():
+        assert sum(line.startswith(f"| {row['method']} ") for line in table.splitlines()) == 2
+    for name, wanted in (("gptq", "x"), ("peer_torchao", "o")):
+        (line,) = (
+            x for x in table.splitlines() if x.startswith(f"| {name} ") and x.count("|") > 10
+        )
+        assert line.split("|").count(f" {wanted} ") + line.split("|").count(f" {wanted}  ") >= 2
+
+
+def test_a_named_method_is_told_whole(segbench: Segbench) -> None:
+    whole = segbench("methods", "svdquant").out
+    for words in ("2411.05007", "left out:", "cost:", "rank=32", "w4a4_int_group64"):
+        assert words in whole
+    every = segbench("methods", "all").out
+    assert every.count("  source:") == len(json.loads(segbench("methods", "--json").out))
+    refused = segbench("methods", "svdqant")
+    assert (refused.status, refused.out) == (2, "")
+    assert "'svdqant' is no method; there are adaround" in refused.err
 
 
 def test_models_lists_every_yaml(segbench: Segbench) -> None:
     answer = segbench("models")
     assert answer.status == 0
-    assert "| tiny_mmdit | StableDiffusion3Pipeline |" in answer.out
+    assert "| tiny_mmdit | StableDiffusion3Pipeline  |" in answer.out
     assert "model.path=" in answer.out
 
 
