@@ -18,7 +18,10 @@ from segquant.core import (
 
 @dataclass(kw_only=True)
 class FullPrecision:
-    """Leaves the denoiser as it is. Against the reference its error is zero."""
+    """Leaves the denoiser as it is. Against the reference its error is zero.
+
+    Source: the pipeline as published. Left out: nothing. Cost: none.
+    """
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=1)

@@ -24,8 +24,12 @@ from segquant.core import (
 class Gptq:
     """Round weights so that later columns make up for the error of earlier ones.
 
+    `H = X^T X + damping mean(diag) I`, `U` the upper Cholesky factor of its inverse; column by
+    column, `e = (w_i - q_i) / U_ii` and `w_j -= e U_ij` for all j > i.
     Source: Frantar et al. 2023, arXiv 2210.17323, algorithm 1; defaults are the paper's, but for
     `sequential`, which costs a run of the denoiser over the calibration set per block.
+    Left out: scales of a group taken when its first column is reached; ours are all from the start.
+    Cost: an I x I Gram matrix in float32 per layer input; its Cholesky factor, I^2 O operations.
     """
 
     damping: float = 0.01  # of the mean diagonal of H = X^T X

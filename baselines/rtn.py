@@ -20,6 +20,11 @@ from segquant.core import (
 class RoundToNearest:
     """Scales from the largest magnitude, codes to nearest; nothing else.
 
+    `s = max|x| / q_max`, `x_hat = s clip(round(x / s))`; what one scale spans, and other rules for
+    the range, are the bits' business.
+    Source: common to all of the field. Left out: nothing. Cost: extremes of each layer's input; no
+    search, nothing is learned.
+
     The row that the SegQuant paper's tables call Q-Diffusion is this, on a calibration set of
     uniformly spaced timesteps, with per-tensor scales.
     """

@@ -28,7 +28,8 @@ class SmoothSearch:
     `alpha = argmin ||X W^T - Q(X / s) Q(W s)^T||^2` over a grid with both its ends, and "no
     smoothing". Source: SmoothQuant (arXiv 2211.10438) for the factors; the search is what the
     SegQuant paper (arXiv 2507.14811) calls Smooth+. What exactly is minimised:
-    `segquant.core.smoothing`.
+    `segquant.core.smoothing`. Left out: nothing that the paper says of it. Cost: twelve products of
+    a layer's sampled rows; no forward of the denoiser beyond the calibration.
     """
 
     alpha_min: float = 0.0

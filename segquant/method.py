@@ -50,6 +50,9 @@ class SegQuant:
     8-bit presets always cut them.
 
     `gptq_variant`, `alpha_grid` and `low_rank_budget` bring the authors' code back, one by one.
+    Left out: DMQ and SpinQuant as optimizers, which the paper names and the released code lacks;
+    they are rows of their own. Cost: the static graph once; a search of twelve alphas a segment on
+    sampled rows; a second product wherever DualScale applies; with gptq as `gptq`.
     """
 
     seg_linear: bool = True

@@ -20,6 +20,10 @@ def test_methods_lists_every_yaml_with_its_bits(segbench: Segbench) -> None:
     assert rows["fp"]["bits"] == ["w16a16"]
     assert {"w8a8_int8", "w4a8_int", "w4a4_int"} <= set(rows["segquant_a"]["bits"])
     assert rows["gptq"]["needs"]["gram"]
+    untold = [
+        (n, k) for n, row in rows.items() for k in ("source", "left_out", "cost") if not row[k]
+    ]
+    assert not untold
     table = segbench("methods").out
     assert max(map(len, table.splitlines())) < 140
     for row in rows.values():
