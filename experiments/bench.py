@@ -507,7 +507,10 @@ class Bench:
     def quantized_name(self, config: RunConfig) -> str:
         """What images and step errors of the quantized denoiser are filed under."""
         return execution_name(
-            digest(self.quantized_key(config)), config.execution, config.activation_code
+            digest(self.quantized_key(config)),
+            config.execution,
+            config.activation_code,
+            fused=config.fuse_activations,
         )
 
     def quantized(self, config: RunConfig) -> Stage:

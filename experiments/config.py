@@ -135,6 +135,7 @@ class RunConfig:
     device: str  # auto, cpu, cuda or cuda:N
     activation_code: str  # of inputs, with kernels: method (its own), auto, or a code by name
     execution: str  # of quantized layers: simulated, kernel, or auto (kernel where there is one)
+    fuse_activations: bool  # with kernels: SiLU and GELU go into the kernels beside them
     num_threads: int | None  # CPU threads; null is all cores
     latents: str  # initial noise of evaluation images: per_prompt, or shared (one for all)
     image: str  # png, or jpeg: images go through JPEG of quality 75 before they are measured
@@ -157,6 +158,7 @@ _TOP_LEVEL = (
     "device",
     "execution",
     "activation_code",
+    "fuse_activations",
     "num_threads",
     "latents",
     "image",
@@ -292,6 +294,7 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         device=str(node.device),
         execution=str(node.execution),
         activation_code=str(node.activation_code),
+        fuse_activations=_boolean(node, "fuse_activations"),
         num_threads=None if node.num_threads is None else _integer(node, "num_threads"),
         latents=str(node.latents),
         image=str(node.image),
@@ -315,6 +318,13 @@ def _settled(config: RunConfig) -> RunConfig:
     if device == "auto":
         device = "cuda" if jobs.gpus else "cpu"
     return replace(config, device=device, num_threads=config.num_threads or jobs.cpus)
+
+
+def _boolean(node: DictConfig, key: str) -> bool:
+    value = node[key]
+    if not isinstance(value, bool):
+        raise UserError(f"{key}={value} is neither true nor false")
+    return value
 
 
 def _integer(node: DictConfig, key: str) -> int:
@@ -341,6 +351,11 @@ def _check_values(config: RunConfig) -> None:
         raise UserError(
             f"activation_code={config.activation_code} with execution=simulated; codes are the "
             "kernels': set execution=kernel or auto"
+        )
+    if config.fuse_activations and config.execution == "simulated":
+        raise UserError(
+            "fuse_activations=true with execution=simulated; it is the kernels that activations go "
+            "into: set execution=kernel or auto"
         )
     _one_of("latents", config.latents, ("per_prompt", "shared"))
     _one_of("image", config.image, ("png", "jpeg"))

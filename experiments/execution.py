@@ -63,11 +63,12 @@ def runs_on_kernels(entries: Sequence[Execution]) -> bool:
     return bool(entries) and all(entry.execution == "kernel" for entry in entries)
 
 
-def execution_name(denoiser: str, execution: str, code: str) -> str:
+def execution_name(denoiser: str, execution: str, code: str, *, fused: bool = False) -> str:
     """What a stage that runs a quantized denoiser knows it by."""
     if execution == "simulated":
         return denoiser
-    return f"{denoiser}-{execution}" + (f"-{code}" if code != METHODS_OWN else "")
+    own = code == METHODS_OWN
+    return f"{denoiser}-{execution}" + f"-{code}" * (not own) + "-fused" * fused
 
 
 def kernel_left_out(left_out: Sequence[str], execution: str) -> list[str]:

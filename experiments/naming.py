@@ -17,6 +17,7 @@ _DEFAULT_REPLAY = {
     "image": "png",
     "execution": "simulated",
     "activation_code": "method",
+    "fuse_activations": False,
 }
 
 

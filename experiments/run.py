@@ -32,6 +32,7 @@ from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.protocol import QuantizationReport
 from segquant.kernels import summarize
+from segquant.kernels.fuse import fuse_activations, summarize_fused
 from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
         "replay": [config.latents, config.image],
         "true_images": bench.dataset.config.images,
         "quantized": bench.quantized_key(config),
-        "execution": [config.execution, config.activation_code],
+        "execution": [config.execution, config.activation_code, config.fuse_activations],
         "metrics": protocol.plain(asdict(config.metrics)),
         "evaluator": bench.evaluator_key,
         "code": source_digest(*_CODE),
@@ -254,6 +255,8 @@ def _on_kernels(
         by_layer_class=summarize(entries),
         left_out=kernel_left_out(report.left_out, execution),
     )
+    if config.fuse_activations:
+        use.protocol["fused_activations"] = summarize_fused(fuse_activations(denoiser))
     if calibration is not None:
         use.protocol["activation_code"] = config.activation_code
         use.protocol["extra_products_of_codes"] = extra_products(

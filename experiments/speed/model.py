@@ -26,9 +26,11 @@ from segquant.kernels import (
     pack_dense,
     weight_bytes,
 )
+from segquant.kernels.fuse import fuse_activations
 
 CODE = ActivationCode
 SMALLEST_FEATURES = 16  # below it a Linear is left alone
+_GRAPH_TOLERANCE = 1e-3  # relative: atomics may sum in another order
 Ends = dict[str, tuple[float, float, int]]
 
 
@@ -41,6 +43,7 @@ class Variant:
     code: ActivationCode | None = None
     after: ActivationCode | None = None
     steps: Steps = Steps.static
+    fused: bool = False  # activations inside the kernels beside them
 
 
 VARIANTS = (
@@ -57,6 +60,20 @@ VARIANTS = (
         what="static int8, DualScale after activations",
         code=CODE.symmetric,
         after=CODE.dual,
+    ),
+    Variant(
+        name="int8, fused",
+        what="as int8, SiLU and GELU inside the kernels beside them",
+        code=CODE.symmetric,
+        after=CODE.symmetric,
+        fused=True,
+    ),
+    Variant(
+        name="int8, dual, fused",
+        what="as int8, dual, SiLU and GELU inside the kernels beside them",
+        code=CODE.symmetric,
+        after=CODE.dual,
+        fused=True,
     ),
     Variant(
         name="int8 by token",
@@ -121,17 +138,23 @@ def _bench_model(
                 rows.append(row | {"status": "not measured", "reason": "out of time"})
                 continue
             try:
-                row |= _measure(denoiser, step, variant, mode, ends, reference, timer)
-                row["linear_bytes_ratio"] = row.pop("linear_bytes") / dense_bytes
+                found = _measure(denoiser, step, variant, mode, ends, reference, timer)
             except Exception as raised:  # one variant's failure is a row of its own
-                reason = f"{type(raised).__name__}: {raised}"
-                row |= {"status": "failed", "reason": " ".join(reason.split())[:300]}
-            rows.append(row)
+                rows.append(row | _failed(raised))
+                continue
+            for more in found:
+                ratio = more.pop("linear_bytes") / dense_bytes
+                rows.append(row | more | {"linear_bytes_ratio": ratio})
     best = [r["seconds"] for r in rows if r["variant"] == "bf16" and r["status"] == "ok"]
     for row in rows:
         if row["status"] == "ok":
             row["ratio_to_bf16"] = min(best) / row["seconds"] if best else None
     return rows
+
+
+def _failed(raised: Exception) -> dict[str, Any]:
+    reason = f"{type(raised).__name__}: {raised}"
+    return {"status": "failed", "reason": " ".join(reason.split())[:300]}
 
 
 def _look(denoiser: nn.Module, step: dict[str, Any]) -> tuple[Ends, Tensor]:
@@ -161,13 +184,16 @@ def _measure(
     ends: Ends,
     reference: Tensor,
     timer: Timer,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    """The variant as asked for and, on CUDA, the same replayed from a CUDA graph."""
     torch._dynamo.reset()
     model = _shell(denoiser)
     dense = sum(2 * one.weight.numel() for one in linear_layers(model).values())
     reasons = quantize(model, variant, ends, timer.device) if variant.code is not None else set()
     if reasons:
-        return {"status": "simulated", "reason": "; ".join(sorted(reasons)), "linear_bytes": 0}
+        return [{"status": "simulated", "reason": "; ".join(sorted(reasons)), "linear_bytes": 0}]
+    if variant.fused:
+        fuse_activations(model)
     left = sum(2 * one.weight.numel() for one in linear_layers(model).values())
     held = dense if variant.code is None else weight_bytes(model) + left
     if mode == "compiled":
@@ -180,15 +206,34 @@ def _measure(
 
     error = float((call().float() - reference).norm() / reference.norm())
     if error != error:
-        return {"status": "wrong", "reason": "the output holds NaN", "linear_bytes": held}
-    taken = timer.measure(call)
-    return {
-        "status": "ok",
-        **asdict(taken),
-        "relative_error": error,
-        "linear_bytes": held,
-        "peak_bytes": _peak(timer.device),
-    }
+        return [{"status": "wrong", "reason": "the output holds NaN", "linear_bytes": held}]
+    shared = {"relative_error": error, "linear_bytes": held}
+    taken = {"status": "ok", **asdict(timer.measure(call)), "peak_bytes": _peak(timer.device)}
+    if timer.device.type != "cuda":
+        return [taken | shared]
+    return [taken | shared, {"mode": f"{mode}, CUDA graph", **_graphed(call, timer), **shared}]
+
+
+def _graphed(call: Callable[[], Tensor], timer: Timer) -> dict[str, Any]:
+    """A step without the host's part: captured once, its launches replayed."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        eager = call().float()
+        with torch.cuda.graph(graph):
+            output = call()
+        taken = timer.measure(graph.replay)
+    except Exception as raised:  # capture is refused: a row that says why
+        return _failed(raised)
+    if not torch.equal(output.float(), eager):
+        off = float((output.float() - eager).norm() / eager.norm())
+        if off > _GRAPH_TOLERANCE:
+            return {"status": "wrong", "reason": f"off by {off:.2g} from the call it replays"}
+    return {"status": "ok", **asdict(taken), "peak_bytes": _peak(timer.device)}
 
 
 def _shell(denoiser: nn.Module) -> nn.Module:

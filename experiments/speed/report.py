@@ -143,7 +143,7 @@ def model_markdown(result: dict[str, Any]) -> str:
                 entry["what"],
             ]
         )
-    head = ["model", "variant", "mode", "ms a step", "bf16 compiled / this", "spread"]
+    head = ["model", "variant", "mode", "ms a step", "fastest bf16 / this", "spread"]
     lines = [
         *heading(result, "Speed of one denoiser step"),
         "Random weights at full size, 1024 x 1024. `Linears' bytes` is against bfloat16. The error",

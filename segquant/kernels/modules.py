@@ -13,6 +13,7 @@ from segquant.core.linear import QuantLinear
 from segquant.core.quantize import replace_module
 from segquant.kernels.choice import Device, choose
 from segquant.kernels.door import quantized_linear
+from segquant.kernels.encode import Producer
 from segquant.kernels.packed import PackedLinear, pack_linear, why_not
 
 
@@ -28,6 +29,7 @@ class KernelLinear(nn.Module):
         for name, value in items.items():
             self.register_buffer(name, value)
         self._assembled: PackedLinear | None = None
+        self.producer = Producer.none  # an activation taken in by `fuse.fuse_activations`
 
     @property
     def packed(self) -> PackedLinear:
@@ -36,12 +38,12 @@ class KernelLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return quantized_linear(input, self.packed)
+            return quantized_linear(input, self.packed, producer=self.producer)
         # Putting the parts together takes longer than the launch of a kernel.
         assembled = self._assembled
         if assembled is None or assembled.weight is not self._buffers["weight"]:
             assembled = self._assembled = self.packed
-        return quantized_linear(input, assembled)
+        return quantized_linear(input, assembled, producer=self.producer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelLinear:
         before = dict(self._buffers)
@@ -54,7 +56,8 @@ class KernelLinear(nn.Module):
 
     def extra_repr(self) -> str:
         plan = self._structure.plan
-        return f"{self.in_features} -> {self.out_features}, {plan.name()}"
+        taken = "" if self.producer is Producer.none else f", {self.producer.name} before"
+        return f"{self.in_features} -> {self.out_features}, {plan.name()}{taken}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.choice import INT8_CAPABILITY, Device, Facts, Way, decide
+from segquant.kernels.codes import BYTE
 from segquant.kernels.encode import Producer, encode, static_plan
 from segquant.kernels.integers import exact_product
 from segquant.kernels.layout import unpack_halves
@@ -107,6 +108,105 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     return codes.new_empty((rows, weight.shape[0]), dtype=dtype)
+
+
+@torch.library.custom_op("segquant::coded_product_codes", mutates_args=())
+def coded_product_codes(
+    codes: Tensor,
+    weight: Tensor,
+    scale_GSPT: Tensor,
+    weight_scale_SN: Tensor,
+    shift_GST: Tensor | None,
+    column_sum_SN: Tensor | None,
+    bias_N: Tensor | None,
+    inner_GTR: Tensor | None,
+    up_NR: Tensor | None,
+    rows: int,
+    segments: Sequence[int],
+    planes: Sequence[int],
+    runs: Sequence[int],
+    producer: str,
+    next_code: str,
+    next_inverse_PN: Tensor,
+) -> Tensor:
+    """As `coded_product`, but an activation and the codes of the layer that reads it follow.
+
+    Args:
+        producer: name of the activation.
+        next_code: name of that layer's one code; its steps are static.
+        next_inverse_PN: their reciprocals by plane and feature.
+
+    Returns:
+        flat int8, as `Encoded.codes`.
+    """
+    if _has_kernels(codes.device):
+        from segquant.kernels import launch
+
+        with torch.cuda.device(codes.device):
+            return launch.product(
+                codes,
+                weight,
+                scale_GSPT=scale_GSPT,
+                weight_scale_SN=weight_scale_SN,
+                shift_GST=shift_GST,
+                column_sum_SN=column_sum_SN,
+                bias_N=bias_N,
+                inner_GTR=inner_GTR,
+                up_NR=up_NR,
+                rows=rows,
+                segments=segments,
+                planes=planes,
+                runs=runs,
+                dtype=torch.float32,
+                producer=producer,
+                next_code=next_code,
+                next_inverse_PN=next_inverse_PN.contiguous(),
+            )
+    value_TN = coded_product_reference(
+        codes,
+        weight,
+        scale_GSPT=scale_GSPT,
+        weight_scale_SN=weight_scale_SN,
+        shift_GST=shift_GST,
+        column_sum_SN=column_sum_SN,
+        bias_N=bias_N,
+        inner_GTR=inner_GTR,
+        up_NR=up_NR,
+        rows=rows,
+        segments=segments,
+        planes=planes,
+        runs=runs,
+        dtype=torch.float32,
+    )
+    plan, tensors = static_plan(
+        next_inverse_PN[None], None, segments=(weight.shape[0],), codes=next_code, num_bits=BYTE
+    )
+    return encode(value_TN, plan=plan, tensors=tensors, producer=Producer(producer)).codes.clone()
+
+
+@coded_product_codes.register_fake
+def _(
+    codes: Tensor,
+    weight: Tensor,
+    scale_GSPT: Tensor,
+    weight_scale_SN: Tensor,
+    shift_GST: Tensor | None,
+    column_sum_SN: Tensor | None,
+    bias_N: Tensor | None,
+    inner_GTR: Tensor | None,
+    up_NR: Tensor | None,
+    rows: int,
+    segments: Sequence[int],
+    planes: Sequence[int],
+    runs: Sequence[int],
+    producer: str,
+    next_code: str,
+    next_inverse_PN: Tensor,
+) -> Tensor:
+    plan, _ = static_plan(
+        next_inverse_PN[None], None, segments=(weight.shape[0],), codes=next_code, num_bits=BYTE
+    )
+    return codes.new_empty((plan.stored_size(rows),), dtype=torch.int8)
 
 
 def _int_mm(x_TK: Tensor, w_NK: Tensor) -> Tensor:

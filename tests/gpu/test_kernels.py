@@ -9,6 +9,7 @@ from torch import nn
 from segquant.kernels import ActivationCode, Device, KernelLinear, Steps, Way, choose
 from segquant.kernels.door import encode_input
 from segquant.kernels.encode import Producer, blocks_of, encode
+from segquant.kernels.fuse import NEXT_CODES, FusedFeedForward
 from segquant.kernels.packed import PackedLinear
 from tests.unit.kernels.cases import CODES, inputs, layer
 
@@ -97,6 +98,20 @@ def network() -> tuple[nn.Module, torch.Tensor]:
     hidden = torch.nn.functional.gelu(KernelLinear(first)(x))
     second = layer(hidden, 96, codes=[CODE.dual])
     return nn.Sequential(KernelLinear(first), nn.GELU(), KernelLinear(second)).cuda(), x.cuda()
+
+
+@pytest.mark.parametrize("code", NEXT_CODES)
+def test_a_joined_feed_forward(code: CODE) -> None:
+    """Codes differ by one where the two libraries' GELU falls on either side of a tie."""
+    x = inputs("normal", 200, 256)
+    first = layer(x, 512, codes=[CODE.symmetric])
+    hidden = torch.nn.functional.gelu(KernelLinear(first)(x), approximate="tanh")
+    second = layer(hidden, 96, codes=[code], smooth=True)
+    module = FusedFeedForward(
+        KernelLinear(first), KernelLinear(second), producer=Producer.gelu_tanh
+    )
+    cpu = module(x)
+    torch.testing.assert_close(module.cuda()(x.cuda()).cpu(), cpu, rtol=0, atol=1e-2 * cpu.std())
 
 
 def test_a_cuda_graph_replays() -> None:

@@ -98,3 +98,26 @@ def test_a_code_without_kernels_is_refused(
     answer = segbench("run", *small("tiny_unet", "activation_code=auto", f"out={tmp_path}"))
     assert answer.status == 2
     assert "set execution=kernel" in answer.err
+
+
+def test_fused_activations_give_the_same_images_and_are_told(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    records = {}
+    for fused in ("false", "true"):
+        more = ("method=rtn", "execution=kernel", f"fuse_activations={fused}")
+        answer = segbench("run", *small("tiny_mmdit", *more, f"out={tmp_path / fused}"))
+        assert answer.status == 0, answer.err
+        records[fused] = _record(tmp_path / fused)
+    told = records["true"].protocol["fused_activations"]
+    assert "gelu_tanh in the product before" in told
+    assert "silu in the codes" in told
+    assert "fused_activations" not in records["false"].protocol
+    assert records["true"].settings["fuse_activations"] is True
+    assert records["true"].metrics["psnr"] == records["false"].metrics["psnr"]
+    refused = segbench("run", *small("tiny_mmdit", "fuse_activations=true", f"out={tmp_path}"))
+    assert refused.status == 2
+    assert "set execution=kernel" in refused.err
+    wrong = segbench("run", *small("tiny_mmdit", "fuse_activations=maybe", f"out={tmp_path}"))
+    assert wrong.status == 2
+    assert "neither true nor false" in wrong.err

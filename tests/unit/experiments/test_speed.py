@@ -57,7 +57,7 @@ def test_a_step_of_each_variant(segbench: Segbench, tmp_path: Path) -> None:
     rows = {row["variant"]: row for row in json.loads(answer.out)["rows"]}
     assert rows["fp8"]["status"] == "simulated"
     assert "seconds" not in rows["fp8"]
-    for name in ("int8", "int8, dual", "int8 by token", "int8, zero point"):
+    for name in ("int8", "int8, dual", "int8 by token", "int8, zero point", "int8, fused"):
         assert rows[name]["status"] == "ok", rows[name]
         assert rows[name]["linear_bytes_ratio"] < 0.56
         assert 0 < rows[name]["relative_error"] < 0.2
