@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from baselines.budget import Budget, shortened
-from baselines.reconstruction import PAPER_ITERATIONS, QUICK_ITERATIONS, Reconstruction, reconstruct
+from baselines.reconstruction import PAPER_ITERATIONS, Reconstruction, reconstruct
 from segquant.core import (
     Bits,
     Calibration,
@@ -46,6 +46,7 @@ class AdaRound:
     """
 
     budget: Budget = Budget.quick
+    iterations: int | None = None  # instead of the budget's, at its learning rate
     calls: int = 16  # stored calls (one batch at one step each) that are learned on
     regularization: float = 0.01
     warm_up: float = 0.2
@@ -61,6 +62,8 @@ class AdaRound:
             raise ValueError(
                 f"calls={self.calls}, capture_megabytes={self.capture_megabytes}; give at least 1"
             )
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations}; give at least 1, or null for budget's")
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(
@@ -81,6 +84,7 @@ class AdaRound:
         if reason := self.unsupported(bits):
             raise ValueError(reason)
         unquantized = copy.deepcopy(denoiser)
+        settings = self._settings()
         report = quantize_layers(
             denoiser,
             calibration=calibration,
@@ -91,22 +95,10 @@ class AdaRound:
             elements=self.elements(),
             left_out=[
                 *self.left_out(),
-                *shortened(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS),
+                *shortened(settings.iterations, paper=PAPER_ITERATIONS),
                 "minibatches of mixed steps: one stored call is one step's",
                 "quantized attention products",
             ],
-        )
-        settings = Reconstruction(
-            budget=self.budget,
-            calls=self.calls,
-            regularization=self.regularization,
-            warm_up=self.warm_up,
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            joint=self.joint(),
-            learn_steps=self.learn_steps,
-            capture_bytes=self.capture_megabytes * MEGABYTE,
-            seed=self.seed,
         )
         reconstruct(
             denoiser,
@@ -117,6 +109,21 @@ class AdaRound:
             report=report,
         )
         return report
+
+    def _settings(self) -> Reconstruction:
+        return Reconstruction(
+            budget=self.budget,
+            calls=self.calls,
+            own_iterations=self.iterations,
+            regularization=self.regularization,
+            warm_up=self.warm_up,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            joint=self.joint(),
+            learn_steps=self.learn_steps,
+            capture_bytes=self.capture_megabytes * MEGABYTE,
+            seed=self.seed,
+        )
 
     def _calls(self, calibration: Calibration) -> list[Call]:
         if calibration.captured is None:

@@ -20,6 +20,6 @@ def iterations(budget: Budget, *, quick: int, paper: int) -> int:
     return paper if budget is Budget.paper else quick
 
 
-def shortened(budget: Budget, *, quick: int, paper: int) -> list[str]:
-    """What to say of a quick budget."""
-    return [f"{paper} iterations: {quick} were done"] if budget is Budget.quick else []
+def shortened(done: int, *, paper: int) -> list[str]:
+    """What to say of fewer than the published number."""
+    return [f"{paper} iterations: {done} were done"] if done < paper else []

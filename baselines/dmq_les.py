@@ -67,6 +67,10 @@ class DmqLes:
         if not 0 <= self.consensus <= 1:
             raise ValueError(f"consensus={self.consensus}; give a number in [0, 1]")
 
+    @property
+    def _iterations(self) -> int:
+        return iterations(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS)
+
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows, steps=True, graph=self.power_of_two)
 
@@ -93,7 +97,7 @@ class DmqLes:
             left_out=[
                 "block reconstruction (AdaRound) after the scaling",
                 *([] if self.power_of_two else ["power-of-two scaling (PTS)"]),
-                *shortened(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS),
+                *shortened(self._iterations, paper=PAPER_ITERATIONS),
             ],
         )
 
@@ -118,7 +122,7 @@ class DmqLes:
         return LayerPlan(transform=transform, power_I=power_I, notes=(note,))
 
     def _learn(self, problem: LayerProblem, sample_SKI: Tensor) -> Tensor:
-        count = iterations(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS)
+        count = self._iterations
         sample_SKI = sample_SKI.to(problem.w_OI.device)
         theta_I = torch.zeros_like(problem.low_I, requires_grad=True)
         optimizer = torch.optim.Adam([theta_I], lr=self.learning_rate)

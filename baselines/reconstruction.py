@@ -48,6 +48,7 @@ class Reconstruction:
 
     budget: Budget
     calls: int  # stored calls that are drawn
+    own_iterations: int | None = None  # instead of the budget's; of steps a quarter
     regularization: float = 0.01  # lambda
     warm_up: float = 0.2
     beta_start: float = 20.0
@@ -59,10 +60,14 @@ class Reconstruction:
 
     @property
     def iterations(self) -> int:
+        if self.own_iterations is not None:
+            return self.own_iterations
         return iterations(self.budget, quick=QUICK_ITERATIONS, paper=PAPER_ITERATIONS)
 
     @property
     def step_iterations(self) -> int:
+        if self.own_iterations is not None:
+            return max(1, self.own_iterations // 4)
         return iterations(self.budget, quick=QUICK_STEP_ITERATIONS, paper=PAPER_STEP_ITERATIONS)
 
     @property

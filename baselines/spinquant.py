@@ -64,6 +64,10 @@ class SpinQuant:
         if self.block_size < 4 or self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size={self.block_size}; give a power of two of at least 4")
 
+    @property
+    def _steps(self) -> int:
+        return iterations(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS)
+
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(gram=self.rounding is Rounding.gptq, rows=self.sample_rows)
 
@@ -101,7 +105,7 @@ class SpinQuant:
             left_out=[
                 "the model's own loss: each layer's output error is minimised",
                 "rotations folded into weights, rotation of values, queries and keys",
-                *shortened(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS),
+                *shortened(self._steps, paper=PAPER_STEPS),
             ],
         )
 
@@ -114,7 +118,7 @@ class SpinQuant:
         target_TO = problem.output()
         power = target_TO.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
         best_NBB, best = rotation_NBB, float("inf")
-        steps = iterations(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS)
+        steps = self._steps
         for step in range(steps + 1):
             rotation_NBB = rotation_NBB.detach().requires_grad_()
             with torch.enable_grad():

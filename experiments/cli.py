@@ -27,7 +27,7 @@ EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _read(arguments)
     _quiet(verbose=options.verbose)
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
@@ -38,6 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nsegbench: stopped; the same command goes on where it was\n")
         return 128 + signal.SIGINT
+
+
+def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand before and after options, which argparse does not allow by itself."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [item for item in rest if item.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +163,7 @@ def _run(options: argparse.Namespace) -> int:
         return _print_plan(options, request, plan)
 
     def finished(config: Any, record: Any, bench: Any, fresh: bool) -> None:
-        label = f"{record.model} {record.method} {record.bits}"
+        label = f"{record.model} {record.method_label} {record.bits_label}"
         state = record.status if fresh else f"{record.status} (found)"
         progress.note(f"{label}: {state}{': ' + record.reason if record.reason else ''}")
         if fresh:
@@ -202,8 +213,10 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _print_plan(options: argparse.Namespace, request: Any, plan: Any) -> int:
+    from experiments.naming import names
+
     rows = [
-        {"state": state, "model": c.model.name, "method": c.method_name, "bits": c.bits.name}
+        {"state": state, **dict(zip(("model", "method", "bits"), names(c), strict=True))}
         for c, state in zip(request.cells, plan.states, strict=True)
     ]
     steps = max(cell.model.num_inference_steps for cell in request.cells)

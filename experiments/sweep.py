@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
@@ -136,18 +138,25 @@ def _values(override: Override) -> list[str]:
 
 
 def _blocks(experiment: str) -> list[dict[str, list[str]]]:
-    """An experiment's `sweep`: a list of blocks, each a product of the groups that it names."""
+    """An experiment's `sweep`: blocks, each a product of the groups and settings that it names."""
     content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
     assert isinstance(content, dict)
     blocks = content.get("sweep") or [{}]
     for block in blocks:
         for key in block:
-            if key not in GROUPS:
+            if key.partition(".")[0] not in GROUPS:
                 raise UserError(
                     f"conf/experiment/{experiment}.yaml: sweep names {key!r}; "
-                    f"use {', '.join(_SWEPT)}"
+                    f"use {', '.join(_SWEPT)}, or a setting of one such as method.alpha"
                 )
-    return [{key: [str(v) for v in values] for key, values in block.items()} for block in blocks]
+    return [
+        {key: [_written(v) for v in values] for key, values in block.items()} for block in blocks
+    ]
+
+
+def _written(value: Any) -> str:
+    """A YAML value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def union_of_needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:

@@ -67,6 +67,13 @@ def test_inspect_of_nothing_is_refused_in_one_line(segbench: Segbench) -> None:
     assert "tiny_fluks" in answer.err
 
 
+def test_overrides_may_follow_an_option(segbench: Segbench, tmp_path: Path) -> None:
+    arguments = ("run", "+experiment=demo", "--dry-run", f"out={tmp_path}", "method=rtn", "--json")
+    answer = segbench(*arguments)
+    assert answer.status == 0, answer.err
+    assert {row["method"] for row in json.loads(answer.out)["cells"]} == {"rtn"}
+
+
 def test_a_dry_run_says_what_it_would_cost_and_does_nothing(
     segbench: Segbench, small: Small, tmp_path: Path
 ) -> None:

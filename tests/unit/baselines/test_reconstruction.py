@@ -181,6 +181,7 @@ def test_qdiffusion_splits_what_is_concatenated(given: Any) -> None:
     ("method", "change"),
     [
         (AdaRound, {"budget": Budget.paper}),
+        (AdaRound, {"iterations": 3}),
         (AdaRound, {"calls": 1}),
         (AdaRound, {"regularization": 1.0}),
         (AdaRound, {"warm_up": 0.9}),
@@ -214,7 +215,9 @@ def test_what_the_statistics_are_to_hold_is_asked_for(method: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"calls": 1}, {"regularization": 1.0}, {"learn_steps": False}, {"seed": 1}], ids=str
+    "change",
+    [{"iterations": 3}, {"calls": 1}, {"regularization": 1.0}, {"learn_steps": False}, {"seed": 1}],
+    ids=str,
 )
 @pytest.mark.parametrize("method", [QDiffusion, Ptq4Dm, Ptq4Dit])
 def test_the_engines_settings_reach_those_that_stand_on_it(
@@ -250,6 +253,8 @@ def test_what_it_cannot_do_is_said(given: Any) -> None:
         AdaRound().quantize(copy.deepcopy(model), calibration=bare, bits=HOW)
     with pytest.raises(ValueError, match="at least 1"):
         AdaRound(calls=0)
+    with pytest.raises(ValueError, match="iterations=0"):
+        AdaRound(iterations=0)
     with pytest.raises(ValueError, match="mean in"):
         Ptq4Dm(mean=2.0)
 
