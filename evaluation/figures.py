@@ -25,6 +25,7 @@ _CAPTION_LINES = 5
 _LABEL_WIDTH_MAX = 260
 _WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (110, 110, 110)
 _POINT_SIZE_INCHES = 0.35
+_MAP_OCTAVES = 3  # colours of a map of ratios end at a factor of eight
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -260,6 +261,60 @@ def _dots(shown: Sequence[tuple[str, Metric]], *, label: str, log_scale: bool) -
         axes.set_xscale("log")
     axes.grid(axis="x", alpha=0.3)
     return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One cell of a map of ratios: `value` above 0, or None and why."""
+
+    row: str
+    column: str
+    value: float | None
+    certain: bool = True  # told apart from 1
+    note: str = ""
+
+
+def ratio_map(tiles: Sequence[Tile], *, title: str, out_path: Path | str) -> None:
+    """Rows against columns, each tile coloured by the logarithm of its ratio and printed, as PNG.
+
+    Blue is below 1, red above; a ratio that is not told apart from 1 is grey; an empty tile was not
+    measured.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys(tile.row for tile in tiles))
+    columns = list(dict.fromkeys(tile.column for tile in tiles))
+    if not any(tile.value is not None for tile in tiles):
+        raise ValueError("no ratio was measured; nothing can be drawn")
+    size = (2.2 + 0.75 * len(columns), 1.6 + 0.28 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for tile in tiles:
+        if tile.value is None:
+            continue
+        y, x = rows.index(tile.row), columns.index(tile.column)
+        grid[y, x] = np.clip(math.log2(tile.value), -_MAP_OCTAVES, _MAP_OCTAVES)
+        grid[y, x] *= tile.certain
+        axes.text(
+            x, y, _ratio_text(tile.value), ha="center", va="center", fontsize=8,
+            color="black" if tile.certain else "grey",
+        )  # fmt: skip
+    image = axes.imshow(
+        grid, cmap="coolwarm", vmin=-_MAP_OCTAVES, vmax=_MAP_OCTAVES, aspect="auto", alpha=0.75
+    )
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_title(title, fontsize=9)
+    scale = figure.colorbar(image, ax=axes, ticks=range(-_MAP_OCTAVES, _MAP_OCTAVES + 1))
+    scale.ax.set_yticklabels([f"{2.0**n:g}" for n in range(-_MAP_OCTAVES, _MAP_OCTAVES + 1)])
+    _save_figure(figure, Path(out_path))
+
+
+def _ratio_text(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _save_figure(figure: Any, path: Path) -> None:

@@ -18,10 +18,12 @@ from evaluation.comparison import (
     Compared,
     Reason,
     Scored,
+    Verdict,
     compare_rows,
     comparison_table,
     unexplained,
 )
+from evaluation.figures import Tile, ratio_map
 from evaluation.per_image import read_per_image
 from evaluation.records import Record
 from evaluation.table_render import to_csv, to_latex, to_markdown
@@ -73,6 +75,7 @@ def compare(options: argparse.Namespace) -> Answer:
         raise UserError(f"--against {options.against}: {error}") from error
     table = comparison_table(rows, against=options.against, reasons=reasons, title=request.name)
     folder = store.root / "reports" / request.name
+    _draw(rows, against=options.against, folder=folder, title=request.name)
     for suffix, render in FORMATS.items():
         path = folder / f"compare_{options.against}.{suffix}"
         write_text(path, render(table))
@@ -82,6 +85,30 @@ def compare(options: argparse.Namespace) -> Answer:
         data=[_plain(row) for row in rows],
         unexplained=[] if options.reasons is None else unexplained(rows, reasons=reasons),
     )
+
+
+def _draw(rows: Sequence[Compared], *, against: str, folder: Path, title: str) -> None:
+    """One map a model: methods against bits, the ratio of step errors in each tile."""
+    for model in dict.fromkeys(row.record.model for row in rows):
+        tiles = [
+            Tile(
+                row=row.record.method_label,
+                column=row.record.bits_label,
+                value=None if row.ratio is None else row.ratio.value,
+                certain=row.verdict in (Verdict.better, Verdict.worse),
+            )
+            for row in rows
+            if row.record.model == model
+        ]
+        if all(tile.value is None for tile in tiles):
+            continue
+        path = folder / f"compare_{against}_{model}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ratio_map(
+            tiles, title=f"{title}, {model}: step error over {against}'s (grey: not told apart)",
+            out_path=path,
+        )  # fmt: skip
+        sys.stderr.write(f"wrote {path}\n")
 
 
 def read_reasons(path: Path) -> list[Reason]:

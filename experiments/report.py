@@ -21,6 +21,8 @@ from experiments.sweep import Request
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 _SHEET_PROMPTS = 8
+_SHEET_ROWS = 24  # of one contact sheet
+_REFERENCE = ("reference (fp)", "")  # label and bits of a sheet's first row
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def _contact_sheets(
     request: Request, records: Sequence[Record], benches: dict[int, Bench], *, folder: Path
 ) -> list[Path]:
     done = {(r.model, r.method_label, r.bits_label, r.dataset) for r in records if r.status == "ok"}
-    rows: dict[str, dict[str, Path]] = {}
+    rows: dict[str, dict[tuple[str, str], Path]] = {}
     first: dict[str, Bench] = {}
     for index, cell in enumerate(request.cells):
         bench, model = benches[index], cell.model.name
@@ -63,22 +65,37 @@ def _contact_sheets(
         if images is None or not reference.is_dir():
             continue
         first.setdefault(model, bench)
-        rows.setdefault(model, {"reference (fp)": reference})
+        rows.setdefault(model, {_REFERENCE: reference})
         if images != reference:
-            rows[model][" ".join(names(cell)[1:])] = images
+            _, method, bits = names(cell)
+            rows[model][f"{method} {bits}", bits] = images
     written = []
     for model, shown in rows.items():
         prompts = first[model].dataset.evaluation[:_SHEET_PROMPTS]
-        path = folder / f"contact_sheet_{model}.png"
-        contact_sheet(
-            shown,
-            [prompt.id for prompt in prompts],
-            {prompt.id: prompt.text for prompt in prompts},
-            "reference (fp)",
-            path,
-        )
-        written.append(path)
+        for suffix, part in _sheets(shown).items():
+            path = folder / f"contact_sheet_{model}{suffix}.png"
+            contact_sheet(
+                {label: folder for (label, _), folder in part.items()},
+                [prompt.id for prompt in prompts],
+                {prompt.id: prompt.text for prompt in prompts},
+                _REFERENCE[0],
+                path,
+            )
+            written.append(path)
     return written
+
+
+def _sheets(shown: dict[tuple[str, str], Path]) -> dict[str, dict[tuple[str, str], Path]]:
+    """One sheet by file suffix, or one for each bit-width where one would be too long."""
+    if len(shown) <= _SHEET_ROWS:
+        return {"": shown}
+    widths = dict.fromkeys(bits for _, bits in shown if bits)
+    return {
+        f"_{bits.replace(' ', '_')}": {
+            key: path for key, path in shown.items() if key == _REFERENCE or key[1] == bits
+        }
+        for bits in widths
+    }
 
 
 def log_cell(config: RunConfig, record: Record, bench: Bench) -> str:

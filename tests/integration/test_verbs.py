@@ -121,6 +121,7 @@ def test_compare_holds_rows_against_one_and_asks_for_reasons(
     (row,) = (line for line in answer.out.splitlines() if line.startswith("| tiny_mmdit"))
     assert "smooth_search" in row
     assert (tmp_path / "reports" / "demo" / "compare_rtn.csv").is_file()
+    assert (tmp_path / "reports" / "demo" / "compare_rtn_tiny_mmdit.png").is_file()
     absent = segbench("compare", "demo", *both, "--against", "gptq")
     assert absent.status == 2
     assert "no row of gptq; there are rtn, smooth_search" in absent.err

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.figures import contact_sheet, metric_chart
+from evaluation.figures import Tile, contact_sheet, metric_chart, ratio_map
 from evaluation.images import write_png
 from evaluation.records import Metric, Record
 
@@ -50,6 +50,24 @@ def test_contact_sheet_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"p2\.png: no such image"):
         contact_sheet(rows, IDS, PROMPTS, "fp", out)
     assert not out.exists()
+
+
+def test_a_map_of_ratios_is_a_png_with_its_colours(tmp_path: Path) -> None:
+    def tile(value: float | None, certain: bool = True) -> Tile:
+        return Tile(row="rtn", column="w8a8", value=value, certain=certain)
+
+    colours = {}
+    for name, one in {"half": tile(0.5), "twice": tile(2.0), "unclear": tile(2.0, False)}.items():
+        ratio_map([one], title=name, out_path=tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            red, _, blue = picture.convert("RGB").getpixel(
+                (picture.width // 3, picture.height // 2)
+            )
+        colours[name] = red - blue
+    assert colours["half"] < -10 < 10 < colours["twice"]
+    assert abs(colours["unclear"]) <= 10
+    with pytest.raises(ValueError, match="no ratio"):
+        ratio_map([tile(None)], title="", out_path=tmp_path / "none.png")
 
 
 def test_metric_chart_is_a_png(tmp_path: Path) -> None:
