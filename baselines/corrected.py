@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from baselines.adaround import AdaRound
 from baselines.gptq import Gptq
 from baselines.rtn import RoundToNearest
 from baselines.smooth_search import SmoothSearch
@@ -18,6 +19,7 @@ class CorrectedBase(Enum):
     smoothquant = "smoothquant"
     smooth_search = "smooth_search"
     gptq = "gptq"
+    adaround = "adaround"
 
 
 def base_method(base: CorrectedBase) -> Method:
@@ -26,10 +28,13 @@ def base_method(base: CorrectedBase) -> Method:
         CorrectedBase.smoothquant: SmoothQuant(),
         CorrectedBase.smooth_search: SmoothSearch(),
         CorrectedBase.gptq: Gptq(),
+        CorrectedBase.adaround: AdaRound(),
     }
     return made[base]
 
 
 def base_left_out(base: CorrectedBase) -> list[str]:
     """What the row lacks because of its base."""
+    if base is CorrectedBase.adaround:
+        return []
     return [f"block reconstruction of the quantized model: {base.name} quantizes the layers"]

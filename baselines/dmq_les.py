@@ -130,7 +130,7 @@ class DmqLes:
                 found_KO = problem.learned_output(rows_TI=sample_SKI[step], scale_I=theta_I.exp())
                 loss = (found_KO - target_SKO[step]).square().mean()
                 weight = focal_weight(
-                    running_S, step, float(loss), focal=self.focal, momentum=self.momentum
+                    running_S, step, float(loss.detach()), focal=self.focal, momentum=self.momentum
                 )
                 optimizer.zero_grad()
                 torch.autograd.backward(weight * loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -27,7 +27,7 @@ class Ptq4Dit(AdaRound):
     correlation: bool = True  # salience weighted over steps (SSC)
 
     def needs(self) -> StatisticsNeeds:
-        return AdaRound.needs(self).union(StatisticsNeeds(steps=True))
+        return replace(AdaRound.needs(self), steps=True)
 
     def plan(self, name: str, linear: nn.Linear, *, calibration: Calibration) -> LayerPlan:
         factors_I = csb_factors(

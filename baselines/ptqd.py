@@ -32,7 +32,7 @@ class Ptqd:
     A deterministic sampler (all three tiny pipelines have one) adds no noise, so the variance part
     does not apply to it; the record says which it was.
     Left out: bits per step by signal-to-noise ratio. `base` quantizes the layers; the paper's is
-    BRECQ, here `adaround`.
+    BRECQ, which `base=adaround` is; the default is `rtn`, so that the row shows the correction.
     Cost: per round, three forwards for each calibration prompt and step.
     """
 

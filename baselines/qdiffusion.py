@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -32,8 +32,7 @@ class QDiffusion(AdaRound):
     split_shortcuts: bool = True
 
     def needs(self) -> StatisticsNeeds:
-        own = StatisticsNeeds(graph=self.split_shortcuts)
-        return AdaRound.needs(self).union(own)
+        return replace(AdaRound.needs(self), graph=self.split_shortcuts)
 
     def draw(self, calls: Sequence[Call], *, generator: torch.Generator) -> list[Call]:
         """Calls of evenly spaced steps, as many of each as there is room for."""

@@ -579,8 +579,7 @@ class Bench:
         trajectory = self.trajectory()
         if trajectory is None:
             return None
-        count = self.num_threads if floor is None else self.floor_threads(floor)
-        key = {"trajectory": trajectory.hash, "denoiser": name, "num_threads": count}
+        count, key = self._step_errors_key(trajectory, name, floor=floor)
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(count):
@@ -589,7 +588,26 @@ class Bench:
             torch.save(errors, folder / "errors.pt")
             return {}
 
-        stage = self._build("step_errors", key, make)
-        loaded = torch.load(stage.path / "errors.pt", weights_only=True)
-        assert isinstance(loaded, torch.Tensor)
-        return loaded
+        return _read_errors(self._build("step_errors", key, make))
+
+    def find_step_errors(self, name: str, *, floor: NoiseFloor | None) -> torch.Tensor | None:
+        """The same if they are there; nothing is run."""
+        wanted = self.trajectory_key()
+        trajectory = None if wanted is None else self.store.find("trajectory", wanted)
+        if trajectory is None:
+            return None
+        _, key = self._step_errors_key(trajectory, name, floor=floor)
+        stage = self.store.find("step_errors", key)
+        return None if stage is None else _read_errors(stage)
+
+    def _step_errors_key(
+        self, trajectory: Stage, name: str, *, floor: NoiseFloor | None
+    ) -> tuple[int, Any]:
+        count = self.num_threads if floor is None else self.floor_threads(floor)
+        return count, {"trajectory": trajectory.hash, "denoiser": name, "num_threads": count}
+
+
+def _read_errors(stage: Stage) -> torch.Tensor:
+    loaded = torch.load(stage.path / "errors.pt", weights_only=True)
+    assert isinstance(loaded, torch.Tensor)
+    return loaded

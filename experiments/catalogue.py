@@ -5,20 +5,37 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from experiments.config import CONF, build, compose_config, options
+from experiments.errors import UserError
 from segquant.core.schemes import Bits
 
+EVERYTHING = "all"
+_NOT_HERE = "is not installed"
+_NEEDS_NOTHING_MORE = "extremes of the inputs"
+_WIDTH = 100
 _HEADINGS = ("Source:", "Left out:", "Cost:")
 
 
 def bits_of(method: Any) -> list[str]:
     """The names in conf/bits that a method does."""
-    return [name for name, bits in _all_bits().items() if method.unsupported(bits) is None]
+    return [name for name, reason in _reasons(method).items() if reason is None]
+
+
+def bits_once_installed(method: Any) -> list[str]:
+    """Those that only its library is missing for."""
+    return [name for name, reason in _reasons(method).items() if reason and _NOT_HERE in reason]
+
+
+def _reasons(method: Any) -> dict[str, str | None]:
+    return {name: method.unsupported(bits) for name, bits in _all_bits().items()}
 
 
 @functools.cache
@@ -41,6 +58,7 @@ def describe_methods() -> list[dict[str, Any]]:
             {
                 "method": name,
                 "class": f"{type(method).__module__}.{type(method).__qualname__}",
+                "yaml": _first_comment(CONF / "method" / f"{name}.yaml"),
                 "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
                 "source": _told(method, "Source:"),
                 "left_out": _told(method, "Left out:"),
@@ -48,9 +66,15 @@ def describe_methods() -> list[dict[str, Any]]:
                 "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
                 "needs": asdict(needs),
                 "bits": bits_of(method),
+                "bits_once_installed": bits_once_installed(method),
             }
         )
     return rows
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text().splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _told(method: Any, heading: str) -> str:
@@ -63,26 +87,90 @@ def _told(method: Any, heading: str) -> str:
     return " ".join(rest[: min(ends, default=len(rest))].split())
 
 
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _plain(value: Any) -> Any:
     return getattr(value, "name", value)
 
 
-def render_methods(rows: list[dict[str, Any]]) -> str:
-    """One row a method, then the bits by name with the granularity that each stands for."""
-    lines = [
-        "| method | what | source | left out | needs | cost | bits |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        needs = ", ".join(_needs(row["needs"])) or "extremes"
-        cells = [row["method"], row["what"], row["source"], row["left_out"], needs, row["cost"]]
-        cells.append(", ".join(row["bits"]))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") or "-" for cell in cells) + " |")
-    lines += ["", "| bits | weights | inputs |", "|---|---|---|"]
-    for name in options("bits"):
-        bits = build(compose_config([f"bits={name}", "method=fp"]), method_name="fp").bits
-        lines.append(f"| {name} | {bits.weight.describe()} | {bits.activation.describe()} |")
+def render_methods(rows: list[dict[str, Any]], *, names: Sequence[str] = ()) -> str:
+    """What each method is, then what it needs and which bits it does; or the named ones whole.
+
+    Raises:
+        UserError: a name that is no method.
+    """
+    known = [row["method"] for row in rows]
+    for name in names:
+        if name != EVERYTHING and name not in known:
+            raise UserError(f"{name!r} is no method; there are {', '.join(known)}, or {EVERYTHING}")
+    if names:
+        chosen = [row for row in rows if row["method"] in names or EVERYTHING in names]
+        return "\n\n".join(_whole(row) for row in chosen)
+    return "\n\n".join(
+        [
+            _pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
+            f"{_bits_matrix(rows)}\nx: does these bits; o: once its library is installed.",
+            _bits_table(),
+            "segbench methods NAME: source, what is left out of the published method, cost, "
+            f"settings; segbench methods {EVERYTHING}: of every one.",
+        ]
+    )
+
+
+def _whole(row: dict[str, Any]) -> str:
+    """Everything that is known of one method, wrapped."""
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in row["settings"].items())
+    parts = {
+        "source": row["source"],
+        "left out": row["left_out"],
+        "needs": ", ".join(_needs(row["needs"])) or _NEEDS_NOTHING_MORE,
+        "cost": row["cost"],
+        "settings": settings,
+        "bits": ", ".join(row["bits"])
+        or "once its library is installed: " + ", ".join(row["bits_once_installed"]),
+    }
+    lines = [f"{row['method']}: {row['what']}", f"  {row['yaml']}", f"  {row['class']}"]
+    for name, text in parts.items():
+        head = f"  {name}: "
+        lines += textwrap.wrap(
+            text or "-", width=_WIDTH, initial_indent=head, subsequent_indent=" " * 12
+        )
     return "\n".join(lines)
+
+
+def _bits_matrix(rows: list[dict[str, Any]]) -> str:
+    """One column a bit-width, numbered as in the table of bits."""
+    names = list(_all_bits())
+    body = []
+    for row in rows:
+        marks = [
+            "x" if name in row["bits"] else "o" if name in row["bits_once_installed"] else ""
+            for name in names
+        ]
+        body.append([row["method"], *marks, ", ".join(_needs(row["needs"])) or "extremes"])
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    return _pipe_table(["method", *numbers, "needs"], body)
+
+
+def _bits_table() -> str:
+    body = [
+        [str(number), name, bits.weight.describe(), bits.activation.describe()]
+        for number, (name, bits) in enumerate(_all_bits().items(), 1)
+    ]
+    return _pipe_table(["", "bits", "weights", "inputs"], body)
+
+
+def _pipe_table(head: list[str], body: list[list[str]]) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+    shown = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]])
 
 
 def _needs(needs: dict[str, Any]) -> list[str]:
@@ -113,15 +201,11 @@ def describe_models() -> list[dict[str, Any]]:
 
 
 def render_models(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | pipeline | steps | guidance | batch | folder |",
-        "|---|---|---|---|---|---|",
-    ]
+    """One row a model."""
+    body = []
     for row in rows:
         kind = row["pipeline"] or ("any" if row["model"] == "folder" else "not here yet")
         path = "model.path=..." if row["path"] == "???" else row["path"]
-        lines.append(
-            f"| {row['model']} | {kind} | {row['num_inference_steps']} | "
-            f"{row['guidance_scale']} | {row['batch_size']} | {path} |"
-        )
-    return "\n".join(lines)
+        numbers = [str(row[key]) for key in ("num_inference_steps", "guidance_scale", "batch_size")]
+        body.append([row["model"], kind, *numbers, path])
+    return _pipe_table(["model", "pipeline", "steps", "guidance", "batch", "folder"], body)

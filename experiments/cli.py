@@ -61,10 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     text = "the table of an experiment from its records"
     table = _verb(verbs, "table", _table, text, positional="experiment")
     table.add_argument("--format", choices=("md", "csv", "tex"), default="md")
+    text = "every row of an experiment against one method's, prompt by prompt"
+    compare = _verb(verbs, "compare", _compare, text, positional="experiment")
+    compare.add_argument("--against", default="rtn", metavar="METHOD", help="default: rtn")
+    compare.add_argument("--format", choices=("md", "csv", "tex"), default="md")
+    compare.add_argument(
+        "--reasons", type=Path, metavar="FILE", help="YAML; a worse row without a reason is exit 1"
+    )
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
     text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
     _verb(verbs, "bench-calibration", _bench_calibration, text)
-    _verb(verbs, "methods", _methods, "the methods, what each does and needs")
+    text = "the methods, what each does and needs; with names, all that is known of those"
+    _verb(verbs, "methods", _methods, text, rest=("name", "a method, or all"))
     _verb(verbs, "models", _models, "the models that conf/model names")
     _add_speed_verbs(verbs)
     return parser
@@ -86,13 +94,14 @@ def _verb(
     text: str,
     *,
     positional: str | None = None,
+    rest: tuple[str, str] = ("key=value", "Hydra overrides"),
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(verb=function)
     if positional is not None:
         parser.add_argument(positional)
     parser.add_argument("--json", action="store_true", help="a machine-readable answer on stdout")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument("overrides", nargs="*", metavar=rest[0], help=rest[1])
     return parser
 
 
@@ -228,6 +237,17 @@ def _table(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from experiments.compare import compare
+
+    answer = compare(options)
+    _answer(options, data=answer.data, text=answer.text)
+    for row in answer.unexplained:
+        names = f"{row.record.model} {row.record.method_label} {row.record.bits_label}"
+        sys.stderr.write(f"worse than {options.against}, and no reason given: {names}\n")
+    return EXIT_FAILED if answer.unexplained else EXIT_OK
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
 
@@ -271,10 +291,14 @@ def _bench_calibration(options: argparse.Namespace) -> int:
 
 
 def _methods(options: argparse.Namespace) -> int:
-    from experiments.catalogue import describe_methods, render_methods
+    from experiments.catalogue import EVERYTHING, describe_methods, render_methods
 
     methods = describe_methods()
-    _answer(options, data=methods, text=render_methods(methods))
+    text = render_methods(methods, names=options.overrides)
+    if options.overrides:
+        names = options.overrides
+        methods = [one for one in methods if one["method"] in names or EVERYTHING in names]
+    _answer(options, data=methods, text=text)
     return EXIT_OK
 
 

@@ -65,10 +65,18 @@ def cell_key(bench: Bench, config: RunConfig) -> Any:
 
 def image_folder(bench: Bench, config: RunConfig) -> Path:
     """Where the cell's images lie once they are made."""
-    floor = floor_of(config)
-    unquantized = floor is not None or isinstance(config.method, FullPrecision)
-    name = "float" if unquantized else bench.quantized_name(config)
-    return bench.store.folder("images", bench.images_key(name, floor=floor))
+    key = bench.images_key(_denoiser_name(bench, config), floor=floor_of(config))
+    return bench.store.folder("images", key)
+
+
+def find_step_errors(bench: Bench, config: RunConfig) -> torch.Tensor | None:
+    """The cell's teacher-forced errors [prompts, steps], if they are there."""
+    return bench.find_step_errors(_denoiser_name(bench, config), floor=floor_of(config))
+
+
+def _denoiser_name(bench: Bench, config: RunConfig) -> str:
+    unquantized = floor_of(config) is not None or isinstance(config.method, FullPrecision)
+    return "float" if unquantized else bench.quantized_name(config)
 
 
 def record_path(bench: Bench, config: RunConfig) -> Path:

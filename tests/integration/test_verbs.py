@@ -20,13 +20,32 @@ def test_methods_lists_every_yaml_with_its_bits(segbench: Segbench) -> None:
     assert rows["fp"]["bits"] == ["w16a16"]
     assert {"w8a8_int8", "w4a8_int", "w4a4_int"} <= set(rows["segquant_a"]["bits"])
     assert rows["gptq"]["needs"]["gram"]
-    assert "| segquant_a |" in segbench("methods").out
+    table = segbench("methods").out
+    assert max(map(len, table.splitlines())) < 140
+    for row in rows.values():
+        assert sum(line.startswith(f"| {row['method']} ") for line in table.splitlines()) == 2
+    for name, wanted in (("gptq", "x"), ("peer_torchao", "o")):
+        (line,) = (
+            x for x in table.splitlines() if x.startswith(f"| {name} ") and x.count("|") > 10
+        )
+        assert line.split("|").count(f" {wanted} ") + line.split("|").count(f" {wanted}  ") >= 2
+
+
+def test_a_named_method_is_told_whole(segbench: Segbench) -> None:
+    whole = segbench("methods", "svdquant").out
+    for words in ("2411.05007", "left out:", "cost:", "rank=32", "w4a4_int_group64"):
+        assert words in whole
+    every = segbench("methods", "all").out
+    assert every.count("  source:") == len(json.loads(segbench("methods", "--json").out))
+    refused = segbench("methods", "svdqant")
+    assert (refused.status, refused.out) == (2, "")
+    assert "'svdqant' is no method; there are adaround" in refused.err
 
 
 def test_models_lists_every_yaml(segbench: Segbench) -> None:
     answer = segbench("models")
     assert answer.status == 0
-    assert "| tiny_mmdit | StableDiffusion3Pipeline |" in answer.out
+    assert "| tiny_mmdit | StableDiffusion3Pipeline  |" in answer.out
     assert "model.path=" in answer.out
 
 
@@ -69,3 +88,48 @@ def test_the_table_comes_back_from_records_and_names_missing_cells(
     tex = segbench("table", "demo", *shared, "method=rtn,gptq", "--format", "tex")
     assert "tabular" in tex.out
     assert (tmp_path / "reports" / "demo" / "table.csv").is_file()
+
+
+def test_compare_holds_rows_against_one_and_asks_for_reasons(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    shared = small(
+        "tiny_mmdit",
+        "bits=w4a4_int_tensor",
+        f"out={tmp_path}",
+        "group=demo",
+        "metrics.teacher_forced_prompts=4",
+    )
+    nothing = segbench("compare", "demo", *shared, "method=rtn")
+    assert (nothing.status, nothing.out) == (2, "")
+    assert "no finished cell" in nothing.err
+    both = [*shared, "method=rtn,smooth_search"]
+    assert segbench("run", "+experiment=demo", *both).status == 0
+    answer = segbench("compare", "demo", *both)
+    assert answer.status == 0
+    (row,) = (line for line in answer.out.splitlines() if line.startswith("| tiny_mmdit"))
+    assert "smooth_search" in row
+    assert (tmp_path / "reports" / "demo" / "compare_rtn.csv").is_file()
+    absent = segbench("compare", "demo", *both, "--against", "gptq")
+    assert absent.status == 2
+    assert "no row of gptq; there are rtn, smooth_search" in absent.err
+
+    (data,) = json.loads(segbench("compare", "demo", *both, "--json").out)
+    better = data["step_error_ratio"]["value"] < 1
+    worst = "rtn" if better else "smooth_search"
+    other = "smooth_search" if better else "rtn"
+    reasons = tmp_path / "reasons.yaml"
+    reasons.write_text("- {methods: nobody, reason: none}\n")
+    checked = segbench("compare", "demo", *both, "--against", other, "--reasons", str(reasons))
+    if data["verdict"] != "not told apart":
+        assert checked.status == 1
+        assert f"worse than {other}, and no reason given: tiny_mmdit {worst}" in checked.err
+        reasons.write_text(f"- {{methods: {worst}, reason: known}}\n")
+        again = segbench("compare", "demo", *both, "--against", other, "--reasons", str(reasons))
+        assert again.status == 0
+        assert "- (1) known" in again.out
+    for text in ("reason: no list\n", "- {methods: rtn}\n", "- [\n"):
+        reasons.write_text(text)
+        refused = segbench("compare", "demo", *both, "--reasons", str(reasons))
+        assert refused.status == 2
+        assert str(reasons) in refused.err

@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
     "cleanfid": "clean-fid",
     "hydra": "hydra-core",
     "open_clip": "open_clip_torch",
+    "yaml": "pyyaml",
     "triton": "torch",  # comes with it, where there is a GPU
 }
 OURS = ("segquant", "baselines", "evaluation", "experiments", "slurm")

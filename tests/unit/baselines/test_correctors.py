@@ -1,6 +1,8 @@
 """PTQD and TAC: closed forms, what they are hooked to, and latents of any shape."""
 
+import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from baselines.adaround import AdaRound
 from baselines.corrected import CorrectedBase
 from baselines.ptqd import Ptqd, PtqdCorrector, calibrated_variance
 from baselines.tac import Tac, TacCorrector
 from segquant.core import Calibration
 from segquant.core.correction import StepPair, attach_corrector, by_channel
+from tests.unit.baselines.timed import calibrated
 from tests.unit.core.helpers import bits, calibrate, correlated, generator, one
 
 NOTHING = Calibration(statistics={}, forwards=0)
@@ -192,12 +196,28 @@ def test_a_corrector_is_on_its_own_denoiser_alone_and_comes_off(kind: Any) -> No
     assert torch.equal(corrected(x, torch.tensor(1.0), return_dict=False)[0], x * 2)
 
 
+def test_a_reconstructed_base_is_adarounds_own(tmp_path: Path) -> None:
+    model, given = calibrated(tmp_path)
+    given.graph = {}
+    how = bits(4, 8, fine=True)
+    for kind in (Ptqd, Tac):
+        made, alone = copy.deepcopy(model), copy.deepcopy(model)
+        method = kind(base=CorrectedBase.adaround)
+        report = method.quantize(made, calibration=given, bits=how)
+        AdaRound().quantize(alone, calibration=given, bits=how)
+        assert method.needs() == AdaRound().needs()
+        assert "AdaRound on blocks" in report.elements
+        assert not any("block reconstruction" in line for line in report.left_out)
+        for one_tensor, other in zip(made.buffers(), alone.buffers(), strict=True):
+            assert torch.equal(one_tensor, other)
+
+
 def test_the_base_reaches_the_layers_and_its_gaps_are_told() -> None:
     model, x = one(16, 8), correlated(64, 16, seed=0, spread=1.0)
     calibration = calibrate(model, [x], graph=SimpleNamespace(folds=()))
     for kind in (Ptqd, Tac):
         found = {}
-        for base in CorrectedBase:
+        for base in set(CorrectedBase) - {CorrectedBase.adaround}:
             made = one(16, 8)
             method = kind(base=base)
             report = method.quantize(made, calibration=calibration, bits=bits(4, 8))

@@ -483,6 +483,7 @@ STATIC = bits(4, 4)
         (SvdQuant, TOKEN, {"rank": 1}, {"rank": 4}),
         (SvdQuant, TOKEN, {"iterations": 1}, {"rank": 4}),
         (SvdQuant, TOKEN, {"smooth_grids": 0}, {"rank": 4}),
+        (SvdQuant, TOKEN, {"search_with_low_rank": False}, {"rank": 4}),
         (SvdQuant, TOKEN, {"unsigned_shift": False}, {"rank": 4}),
         (SvdQuant, TOKEN, {"modulation": ["first"]}, {"rank": 4}),
         (SvdQuant, TOKEN, {"modulation_in_16_bit": False}, {"rank": 4, "modulation": ["first"]}),

@@ -207,6 +207,25 @@ def test_each_setting_reaches_the_computation(
     assert not torch.equal(outputs(before), outputs(after))
 
 
+@pytest.mark.parametrize("method", [AdaRound, QDiffusion, Ptq4Dm, Ptq4Dit])
+def test_what_the_statistics_are_to_hold_is_asked_for(method: Any) -> None:
+    needs = method(sample_rows=77, capture_megabytes=3).needs()
+    assert (needs.rows, needs.capture_bytes) == (77, 3 * 2**20)
+
+
+@pytest.mark.parametrize(
+    "change", [{"calls": 1}, {"regularization": 1.0}, {"learn_steps": False}, {"seed": 1}], ids=str
+)
+@pytest.mark.parametrize("method", [QDiffusion, Ptq4Dm, Ptq4Dit])
+def test_the_engines_settings_reach_those_that_stand_on_it(
+    given: Any, method: Any, change: dict[str, Any]
+) -> None:
+    base = {"calls": 4, "regularization": 0.1}
+    before, _ = quantized(method(**base), STATIC, given)
+    after, _ = quantized(method(**{**base, **change}), STATIC, given)
+    assert not torch.equal(outputs(before), outputs(after))
+
+
 def test_the_cap_limits_the_calls(given: Any, tmp_path: Path) -> None:
     model, calibration = given
     size = calibration.captured.calls[0].stored_bytes

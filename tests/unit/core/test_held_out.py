@@ -3,17 +3,21 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from baselines.smooth_search import SmoothSearch
 from segquant.core.calibration import Calibration
 from segquant.core.layer import layer_input, quantize_linear
 from segquant.core.plan import LayerRecipe
 from segquant.core.segments import whole
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings, smoothing_factors
 from segquant.core.statistics import LayerStatistics, StatisticsRecorder
+from segquant.method import SegQuant
 from tests.unit.core.helpers import One, bits, calibrate, generator, one, power_ratio
 
 CPU = torch.device("cpu")
@@ -150,3 +154,20 @@ def test_one_part_or_a_gram_matrix_cannot_be_held_out() -> None:
         layer_input(seen, CPU, gram=False).views(held_out=True)
     with pytest.raises(ValueError, match="use_gram"):
         SmoothingSettings(mode=SmoothingMode.search, held_out=True, use_gram=True)
+
+
+@pytest.mark.parametrize("method", [SmoothSearch, SegQuant], ids=lambda m: m.__name__)
+def test_the_methods_settings_reach_the_search(method: Any) -> None:
+    """On some seed the two searches choose otherwise."""
+    different = 0
+    for seed in range(6):
+        found = []
+        for held_out in (False, True):
+            model = one(16, 8, seed=seed)
+            calibration = in_parts(model, parts_of(4, seed=seed))
+            calibration.graph = {} if method is SegQuant else SimpleNamespace(folds=())
+            settings = method(held_out=held_out)
+            settings.quantize(model, calibration=calibration, bits=bits(8, 8))
+            found.append(model(torch.cat(parts_of(4, seed=seed))))
+        different += not torch.equal(*found)
+    assert different

@@ -165,6 +165,14 @@ def test_each_setting_reaches_the_computation(change: dict[str, Any]) -> None:
         assert not torch.equal(found, quantized(other, "sd3", bits(4, 8))[2])
 
 
+def test_the_seed_of_random_boundaries_reaches_the_computation() -> None:
+    found = [
+        quantized(SegQuant(boundaries=Boundaries.random, boundary_seed=seed), "sd3", bits(4, 8))[2]
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*found)
+
+
 def test_segment_hessians_and_iterations_reach_the_computation() -> None:
     per_segment = LowRankBudget.per_segment
     for change in (

@@ -1,0 +1,142 @@
+"""Rows against a baseline: paired ratios, verdicts, reasons."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from evaluation.comparison import (
+    Reason,
+    Scored,
+    Verdict,
+    compare_rows,
+    comparison_table,
+    unexplained,
+)
+from evaluation.records import Record
+from evaluation.statistics import paired_ratio
+from evaluation.table_render import to_csv, to_markdown
+
+IDS = [f"p{n}" for n in range(8)]
+BASE = np.random.default_rng(0).uniform(0.01, 0.1, size=8)  # prompts differ tenfold
+
+
+def scored(method: str, factor: float, *, noise: float = 0.02, bits: str = "w8a8_int8") -> Scored:
+    record = Record(
+        run_id=method, status="ok", model="tiny", method=method, bits=bits, dataset="d", seed=0
+    )
+    generator = np.random.default_rng(len(method))
+    errors = BASE * factor * np.exp(noise * generator.normal(size=8))
+    return Scored(
+        record=record,
+        scores={
+            "step_error": dict(zip(IDS, errors.tolist(), strict=True)),
+            "psnr": dict(zip(IDS, (-10 * np.log10(errors)).tolist(), strict=True)),
+        },
+    )
+
+
+def test_the_ratio_is_a_t_test_on_logarithms() -> None:
+    a, b = BASE * np.exp(np.linspace(-0.1, 0.3, 8)), BASE
+    found = paired_ratio(a, b)
+    test = ttest_1samp(np.log(a / b), 0.0)
+    low, high = test.confidence_interval(0.95)
+    assert found.value == pytest.approx(math.exp(np.log(a / b).mean()))
+    assert (found.low, found.high) == pytest.approx((math.exp(low), math.exp(high)))
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert paired_ratio(b, b).p_value == 1
+    assert paired_ratio(2 * b, b).value == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ([1.0, 0.0], [1.0, 1.0], "above 0"),
+        ([1.0, math.inf], [1.0, 1.0], "finite"),
+        ([1.0], [1.0], "two or more"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "same"),
+    ],
+)
+def test_no_ratio_of_what_has_none(a: list[float], b: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        paired_ratio(a, b)
+
+
+def test_verdicts_see_past_the_spread_of_prompts() -> None:
+    rows = [
+        scored("rtn", 1.0, noise=0.0),
+        scored("better", 0.8),
+        scored("same_but_noise", 1.0),
+        scored("worse1", 1.2),
+        scored("twin", 1.0, noise=0.0),
+        scored("noise_floor", 1.0),
+        scored("elsewhere", 2.0, bits="w4a4_int"),
+    ]
+    found = compare_rows(rows, against="rtn")
+    verdicts = {row.record.method: row.verdict for row in found}
+    assert verdicts == {
+        "better": Verdict.better,
+        "same_but_noise": Verdict.unclear,
+        "worse1": Verdict.worse,
+        "twin": Verdict.equal,
+    }
+    (better,) = (row for row in found if row.record.method == "better")
+    assert better.ratio is not None
+    assert better.ratio.value == pytest.approx(0.8, rel=0.03)
+    assert better.differences["psnr"].value == pytest.approx(-10 * math.log10(0.8), abs=0.1)
+    assert "clip" not in better.differences
+
+
+def test_many_rows_need_smaller_p_values() -> None:
+    """Holm within the family: what one question would call a difference, fifty may not."""
+    alone = compare_rows(
+        [scored("rtn", 1.0, noise=0.0), scored("m", 1.03, noise=0.03)], against="rtn"
+    )
+    many = [scored("rtn", 1.0, noise=0.0), scored("m", 1.03, noise=0.03)]
+    many += [scored("x" * n, 1.0, noise=0.03) for n in range(2, 52)]
+    crowd = compare_rows(many, against="rtn")
+    assert alone[0].adjusted is not None
+    assert crowd[0].adjusted is not None
+    assert alone[0].ratio == crowd[0].ratio
+    assert crowd[0].adjusted > alone[0].adjusted
+    assert (alone[0].verdict, crowd[0].verdict) == (Verdict.worse, Verdict.unclear)
+
+
+def test_rows_of_other_prompts_and_an_absent_baseline_are_refused() -> None:
+    other = scored("gptq", 1.0)
+    renamed = {"step_error": {f"q{k}": v for k, v in other.scores["step_error"].items()}}
+    with pytest.raises(ValueError, match="different prompts"):
+        compare_rows(
+            [scored("rtn", 1.0), Scored(record=other.record, scores=renamed)], against="rtn"
+        )
+    with pytest.raises(ValueError, match="no row of rtm; there are rtn"):
+        compare_rows([scored("rtn", 1.0)], against="rtm")
+
+
+def test_a_worse_row_carries_its_reason_or_is_named() -> None:
+    rows = compare_rows(
+        [
+            scored("rtn", 1.0, noise=0.0),
+            scored("bad", 1.5),
+            scored("sad", 1.4),
+            scored("good", 0.5),
+        ],
+        against="rtn",
+    )
+    reasons = [Reason(reason="it is known why", methods=["b*"], bits=["w8*"])]
+    assert [row.record.method for row in unexplained(rows, reasons=reasons)] == ["sad"]
+    assert not unexplained(rows, reasons=[Reason(reason="-", methods=["*"])])
+    assert len(unexplained(rows, reasons=[Reason(reason="-", methods=["*"], models=["x"])])) == 2
+    table = comparison_table(rows, against="rtn", reasons=reasons, title="sweep")
+    text = to_markdown(table)
+    assert "1 better, 2 worse" in text
+    assert "**worse** (1)" in text
+    assert "- (1) it is known why" in text
+    header, *lines = to_csv(table).splitlines()
+    assert header.split(",")[3:6] == [
+        "step_error_ratio",
+        "step_error_ratio_low",
+        "step_error_ratio_high",
+    ]
+    assert len(lines) == 3
