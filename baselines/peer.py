@@ -25,7 +25,10 @@ from segquant.core.quantize import BITS_OF_BYTE, reasons_to_keep
 from segquant.core.schemes import BITS_OF_FLOAT32, UNQUANTIZED_BITS
 from segquant.core.statistics import linear_layers
 
-LIBRARY = "library"  # how such a row is executed: by the library's own modules
+# How such a row is executed: by the library's own modules, which may themselves only simulate.
+LIBRARY = "library"
+LIBRARY_SIMULATED = "library_simulated"
+LIBRARIES = (LIBRARY, LIBRARY_SIMULATED)
 
 
 class Replace(Protocol):
@@ -140,12 +143,14 @@ def quantize_with(
     left_out: list[str],
     smoothed: bool = False,
     rank: int = 0,
+    simulated: bool = False,
 ) -> QuantizationReport:
     """Lets a library replace the Linears that every method of these bits quantizes.
 
     Args:
         smoothed: whether each layer's input is divided by a factor per channel at run time.
         rank: of the 16-bit branch that each layer gets; 0 for none.
+        simulated: whether the library multiplies floats, so that its speed says nothing.
 
     Raises:
         ValueError: the library does not do these bits, or is not installed.
@@ -165,6 +170,7 @@ def quantize_with(
         left_out=left_out,
         smoothed=smoothed,
         rank=rank,
+        execution=LIBRARY_SIMULATED if simulated else LIBRARY,
     )
     if rank:
         rows = {name: seen.rows for name, seen in calibration.statistics.items()}
@@ -209,8 +215,9 @@ def library_report(
     bits: Bits,
     elements: list[str],
     left_out: list[str],
-    smoothed: bool = False,
-    rank: int = 0,
+    smoothed: bool,
+    rank: int,
+    execution: str,
 ) -> QuantizationReport:
     """Bits are counted from the scheme (codes and scales), not from the library.
 
@@ -244,5 +251,5 @@ def library_report(
         search_candidates=0,
         elements=elements,
         left_out=left_out,
-        execution=LIBRARY,
+        execution=execution,
     )
