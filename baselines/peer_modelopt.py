@@ -78,7 +78,7 @@ class ModelOpt:
     and algorithm, on the same Linears as every other row (by name, so that its own list of layers
     to leave alone, which is for language models, does not hold). `max` has int8 per channel with
     static inputs per tensor, int8 weights alone, fp8 and nvfp4; `smoothquant` int8, with the
-    library's alpha of 1; `svdquant` nvfp4 with AWQ's smoothing and one SVD of rank 32.
+    library's own `alpha` of 1; `svdquant` nvfp4 with AWQ's smoothing and one SVD of rank 32.
     Scales come from the calibration's stored calls, under `capture_megabytes`; the report says how
     many of all these were.
     Source: the library (nvidia-modelopt 0.47); it simulates: codes are multiplied as floats. nvfp4
@@ -88,9 +88,12 @@ class ModelOpt:
     """
 
     algorithm: Algorithm = Algorithm.max
+    alpha: float = 1.0  # of smoothquant: factors are max|x|^alpha / max|w|^(1 - alpha)
     capture_megabytes: int = 256
 
     def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}; give one in [0, 1]")
         if self.capture_megabytes < 1:
             raise ValueError(f"capture_megabytes={self.capture_megabytes}; give at least 1")
 
@@ -122,7 +125,9 @@ class ModelOpt:
         def replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:
             published = self._published(bits)
             assert published is not None
-            _replace(denoiser, chosen, config=published.config, loop=loop)
+            _replace(
+                denoiser, chosen, config=published.config, loop=loop, algorithm=self._algorithm()
+            )
 
         report = quantize_with(
             replace,
@@ -135,6 +140,7 @@ class ModelOpt:
                 *([] if loop is None else [loop.describe()]),
             ],
             left_out=["products of codes: the library simulates them"],
+            simulated=True,
             smoothed=self.algorithm is not Algorithm.max,
             rank=SVDQUANT_RANK if self.algorithm is Algorithm.svdquant else 0,
         )
@@ -143,6 +149,12 @@ class ModelOpt:
 
     def corrector(self, *, calibration: Calibration) -> None:
         return None
+
+    def _algorithm(self) -> dict[str, Any] | None:
+        """The settings of the config's algorithm that are not the library's; None for none."""
+        if self.algorithm is not Algorithm.smoothquant:
+            return None
+        return {"method": "smoothquant", "alpha": self.alpha}
 
     def _published(self, bits: Bits) -> _Published | None:
         return next((one for one in _PUBLISHED[self.algorithm] if one.covers(bits)), None)
@@ -192,14 +204,17 @@ def _replace(
     *,
     config: str,
     loop: _StoredCalls | None,
+    algorithm: dict[str, Any] | None,
 ) -> None:
     if not chosen:
         return
     import modelopt.torch.quantization as mtq
 
-    published = getattr(mtq, config)
+    restricted = _restricted(getattr(mtq, config), chosen)
+    if algorithm is not None:
+        restricted["algorithm"] = algorithm
     with redirect_stdout(sys.stderr):  # stdout is for what a verb prints
-        mtq.quantize(denoiser, _restricted(published, chosen), forward_loop=loop)
+        mtq.quantize(denoiser, restricted, forward_loop=loop)
 
 
 def _restricted(published: Any, layers: dict[str, nn.Linear]) -> dict[str, Any]:

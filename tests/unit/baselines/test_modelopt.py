@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ ROWS = [
 
 
 def bits_of(name: str) -> Bits:
+    return copy.deepcopy(_bits_of(name))
+
+
+@cache
+def _bits_of(name: str) -> Bits:
     return build(compose_config(["method=fp", f"bits={name}"]), method_name="fp").bits
 
 
@@ -68,6 +74,13 @@ def test_what_it_lacks_is_one_line_with_a_way_out() -> None:
     assert "percentile" in str(ModelOpt().unsupported(percentile))
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        ModelOpt(alpha=1.5)
+    with pytest.raises(ValueError, match="capture_megabytes=0"):
+        ModelOpt(capture_megabytes=0)
+
+
 @pytest.mark.usefixtures("pretended")
 def test_static_scales_need_stored_calls(tmp_path: Path) -> None:
     model, calibration = calibrated(tmp_path)
@@ -104,13 +117,13 @@ def e4m3(x: Tensor, amax: Tensor) -> Tensor:
     return positive[nearest] * x.sign() * amax / 448
 
 
-def stated(layer: nn.Linear, name: str, row: tuple[Algorithm, str], amax_I: Tensor) -> Any:
+def stated(layer: nn.Linear, row: tuple[Algorithm, str], amax_I: Tensor, *, alpha: float) -> Any:
     """The weight and the output's function in float64, from the float layer and input extremes."""
     algorithm, bits_name = row
     w, b, amax_I = layer.weight.double(), layer.bias.double(), amax_I.double()
     factor_I = torch.ones_like(amax_I)
-    if algorithm is Algorithm.smoothquant:  # alpha of 1: max|x| / max|w|^0
-        factor_I = amax_I
+    if algorithm is Algorithm.smoothquant:
+        factor_I = amax_I**alpha / w.abs().amax(0) ** (1 - alpha)
     w, reach = w * factor_I, (amax_I / factor_I).max()
     if bits_name == "w8a8_fp8":
         w = e4m3(w, w.abs().max())
@@ -121,9 +134,13 @@ def stated(layer: nn.Linear, name: str, row: tuple[Algorithm, str], amax_I: Tens
     return w, lambda x: int8(x.double() / factor_I, reach) @ w.T + b
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0].name}-{row[1]}")
-def test_layers_are_what_float64_says(row: tuple[Algorithm, str], tmp_path: Path) -> None:
-    model, made, calibration, report = quantized(tmp_path, row[0], bits_of(row[1]))
+@pytest.mark.parametrize(
+    ("row", "alpha"), [*((row, 1.0) for row in ROWS), (ROWS[-1], 0.3)], ids=str
+)
+def test_layers_are_what_float64_says(
+    row: tuple[Algorithm, str], alpha: float, tmp_path: Path
+) -> None:
+    model, made, calibration, report = quantized(tmp_path, row[0], bits_of(row[1]), alpha=alpha)
     nearest = RoundToNearest().quantize(
         copy.deepcopy(model), calibration=calibration, bits=bits_of(row[1])
     )
@@ -132,9 +149,7 @@ def test_layers_are_what_float64_says(row: tuple[Algorithm, str], tmp_path: Path
     for name in LAYERS:
         layer, own = model.get_submodule(name), made.get_submodule(name)
         seen = calibration.statistics[name]
-        # The library's ranges come from the partly quantized denoiser: its quantizers are off
-        # while it calibrates, so that they are the unquantized one's.
-        weight, output = stated(layer, name, row, seen.amax)
+        weight, output = stated(layer, row, seen.amax, alpha=alpha)
         with torch.no_grad():
             x = seen.sample_TI[:64]
             got, wanted = own.weight_quantizer(own.weight).double(), output(x)
@@ -200,6 +215,12 @@ def test_nothing_of_the_library_goes_to_stdout(
     """It is what a verb prints: `--json` is read by programs."""
     quantized(tmp_path, Algorithm.smoothquant, bits_of("w8a8_int8_channel"))
     assert capsys.readouterr().out == ""
+
+
+def test_defaults_are_the_librarys_own() -> None:
+    mtq = pytest.importorskip("modelopt.torch.quantization")
+    assert mtq.INT8_SMOOTHQUANT_CFG["algorithm"] == "smoothquant"
+    assert mtq.config.SmoothQuantCalibConfig().alpha == ModelOpt().alpha
 
 
 def test_the_branchs_rank_is_the_librarys_own() -> None:
