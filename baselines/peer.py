@@ -66,6 +66,14 @@ def is_int8_weight_only(bits: Bits) -> bool:
     return weight_only and _plain(bits.weight, num_bits=8, granularity=Granularity.per_channel)
 
 
+def is_int8_tensor_static(bits: Bits) -> bool:
+    """int8 weights and inputs, each with one scale per tensor, that of the inputs static."""
+    return not bits.activation.dynamic and all(
+        _plain(one, num_bits=8, granularity=Granularity.per_tensor)
+        for one in (bits.weight, bits.activation)
+    )
+
+
 def is_int8_channel_static(bits: Bits) -> bool:
     """int8 weights per channel, int8 inputs per tensor and static; both symmetric."""
     weight, activation = bits.weight, bits.activation
