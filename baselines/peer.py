@@ -6,18 +6,29 @@ saved but made again from the float denoiser whenever a cell is continued.
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from segquant.core import Bits, Calibration, Granularity, NumberFormat, QuantizationReport
-from segquant.core.quantize import BITS_OF_BYTE
+from segquant.core import (
+    Bits,
+    Calibration,
+    Granularity,
+    NumberFormat,
+    QuantizationReport,
+    RangeRule,
+    TensorScheme,
+)
+from segquant.core.quantize import BITS_OF_BYTE, reasons_to_keep
 from segquant.core.schemes import BITS_OF_FLOAT32, UNQUANTIZED_BITS
-from segquant.core.sensitivity import reason_to_keep
 from segquant.core.statistics import linear_layers
 
-LIBRARY = "library"  # how such a row is executed: by the library's own modules
+# How such a row is executed: by the library's own modules, which may themselves only simulate.
+LIBRARY = "library"
+LIBRARY_SIMULATED = "library_simulated"
+LIBRARIES = (LIBRARY, LIBRARY_SIMULATED)
 
 
 class Replace(Protocol):
@@ -55,12 +66,47 @@ def is_int8_weight_only(bits: Bits) -> bool:
     return weight_only and _plain(bits.weight, num_bits=8, granularity=Granularity.per_channel)
 
 
-def _plain(scheme: Any, *, num_bits: int, granularity: Granularity) -> bool:
-    return bool(
+def is_int8_tensor_static(bits: Bits) -> bool:
+    """int8 weights and inputs, each with one scale per tensor, that of the inputs static."""
+    return not bits.activation.dynamic and all(
+        _plain(one, num_bits=8, granularity=Granularity.per_tensor)
+        for one in (bits.weight, bits.activation)
+    )
+
+
+def is_int8_channel_static(bits: Bits) -> bool:
+    """int8 weights per channel, int8 inputs per tensor and static; both symmetric."""
+    weight, activation = bits.weight, bits.activation
+    return (
+        _plain(weight, num_bits=8, granularity=Granularity.per_channel)
+        and _plain(activation, num_bits=8, granularity=Granularity.per_tensor)
+        and not activation.dynamic
+    )
+
+
+def is_fp8_static(bits: Bits) -> bool:
+    """e4m3 weights and inputs, each with one scale per tensor, that of the inputs static."""
+    return not bits.activation.dynamic and all(
+        one.number_format is NumberFormat.fp8_e4m3
+        and one.granularity is Granularity.per_tensor
+        and one.range_rule is RangeRule.amax
+        for one in (bits.weight, bits.activation)
+    )
+
+
+def is_nvfp4(bits: Bits) -> bool:
+    """NVFP4 weights and inputs."""
+    weight, activation = bits.weight, bits.activation
+    return weight.number_format is activation.number_format is NumberFormat.nvfp4
+
+
+def _plain(scheme: TensorScheme, *, num_bits: int, granularity: Granularity) -> bool:
+    return (
         scheme.number_format is NumberFormat.integer
         and scheme.num_bits == num_bits
         and scheme.granularity is granularity
         and scheme.symmetric
+        and scheme.range_rule is RangeRule.amax
     )
 
 
@@ -75,15 +121,9 @@ def split_layers(
     denoiser: nn.Module, *, calibration: Calibration, bits: Bits
 ) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """The Linears that every method of these bits quantizes, and those kept with the reason."""
-    chosen: dict[str, nn.Linear] = {}
-    kept: dict[str, str] = {}
-    for name, linear in linear_layers(denoiser).items():
-        reason = reason_to_keep(name, calibration=calibration, bits=bits)
-        if reason is None:
-            chosen[name] = linear
-        else:
-            kept[name] = reason
-    return chosen, kept
+    kept = reasons_to_keep(denoiser, calibration=calibration, bits=bits)
+    linears = linear_layers(denoiser)
+    return {name: linear for name, linear in linears.items() if name not in kept}, kept
 
 
 def taken(
@@ -109,8 +149,16 @@ def quantize_with(
     unsupported: str | None,
     elements: list[str],
     left_out: list[str],
+    smoothed: bool = False,
+    rank: int = 0,
+    simulated: bool = False,
 ) -> QuantizationReport:
     """Lets a library replace the Linears that every method of these bits quantizes.
+
+    Args:
+        smoothed: whether each layer's input is divided by a factor per channel at run time.
+        rank: of the 16-bit branch that each layer gets; 0 for none.
+        simulated: whether the library multiplies floats, so that its speed says nothing.
 
     Raises:
         ValueError: the library does not do these bits, or is not installed.
@@ -118,17 +166,53 @@ def quantize_with(
     if unsupported:
         raise ValueError(unsupported)
     chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
-    every = sum(one.weight.numel() for one in linear_layers(denoiser).values())
+    linears = linear_layers(denoiser)
     replace_layers(denoiser, chosen, bits=bits)
     sizes = taken(denoiser, chosen, kept=kept)
-    return library_report(
+    report = library_report(
         sizes,
         kept=kept,
-        kept_weights=every - sum(i * o for i, o in sizes.values()),
+        kept_weights=sum(n.weight.numel() for name, n in linears.items() if name not in sizes),
         bits=bits,
         elements=elements,
         left_out=left_out,
+        smoothed=smoothed,
+        rank=rank,
+        execution=LIBRARY_SIMULATED if simulated else LIBRARY,
     )
+    if rank:
+        rows = {name: seen.rows for name, seen in calibration.statistics.items()}
+        macs = sum(rows.get(name, 0) * one.weight.numel() for name, one in linears.items())
+        extra = sum(rows[name] * _branch(i, o, rank) for name, (i, o) in sizes.items())
+        report.extra_macs_fraction = extra / macs if macs else 0.0
+    return report
+
+
+def _branch(in_features: int, out_features: int, rank: int) -> int:
+    """Parameters of a layer's low-rank branch, and its products per row."""
+    return min(rank, in_features, out_features) * (in_features + out_features)
+
+
+def _scales(scheme: TensorScheme, *, in_features: int, out_features: int) -> int:
+    """How many scales a weight stores."""
+    if scheme.granularity is Granularity.per_tensor:
+        return 1
+    if scheme.group_size is None:
+        return out_features
+    return out_features * math.ceil(in_features / scheme.group_size)
+
+
+def _stored_bits(
+    bits: Bits, *, in_features: int, out_features: int, smoothed: bool, rank: int
+) -> int:
+    """As `segquant.core.costs` counts this project's own layers."""
+    weight, activation = bits.weight, bits.activation
+    stored = in_features * out_features * weight.num_bits + weight.tensor_scale_bits
+    count = _scales(weight, in_features=in_features, out_features=out_features)
+    stored += count * weight.scale_bits
+    stored += BITS_OF_FLOAT32 if activation.calibrated else 0
+    stored += in_features * BITS_OF_FLOAT32 if smoothed else 0
+    return stored + _branch(in_features, out_features, rank) * UNQUANTIZED_BITS
 
 
 def library_report(
@@ -139,14 +223,20 @@ def library_report(
     bits: Bits,
     elements: list[str],
     left_out: list[str],
+    smoothed: bool,
+    rank: int,
+    execution: str,
 ) -> QuantizationReport:
-    """Bits are counted from the scheme (codes, one scale per output), not from the library.
+    """Bits are counted from the scheme (codes and scales), not from the library.
 
     Args:
         sizes: in_features and out_features of each layer that the library took.
     """
     weights = sum(i * o for i, o in sizes.values())
-    stored = sum(i * o * bits.weight.num_bits + o * BITS_OF_FLOAT32 for i, o in sizes.values())
+    stored = sum(
+        _stored_bits(bits, in_features=i, out_features=o, smoothed=smoothed, rank=rank)
+        for i, o in sizes.values()
+    )
     every = stored + kept_weights * UNQUANTIZED_BITS
     entries: list[dict[str, Any]] = [
         {
@@ -169,5 +259,5 @@ def library_report(
         search_candidates=0,
         elements=elements,
         left_out=left_out,
-        execution=LIBRARY,
+        execution=execution,
     )

@@ -21,7 +21,9 @@ class Quanto:
 
     Through `quantize(..., weights=qint8, include=...)` and `freeze` on the same Linears as every
     other row. Source: the library (optimum-quanto 0.2.7), its defaults; nothing is calibrated.
-    Left out: quantized activations, whose scales the library learns in its own calibration pass.
+    Left out: quantized activations, which run but are no bits of any other row: the library then
+    quantizes outputs as well as inputs, to scales that are running means (momentum 0.9); its fp8
+    weights, which run too, are per channel, and no bits have them.
     Cost: none beyond the model.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "skipped", "failed")
-EXECUTIONS = ("float", "simulated", "kernel")
+EXECUTIONS = ("float", "simulated", "kernel", "library", "library_simulated")
 MACHINE_UNITS = ("s", "bytes")  # metrics in these units differ between two runs of one cell
 _VOLATILE_FIELDS = ("seconds", "peak_memory_bytes", "environment", "times_utc", "traceback")
 _NON_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}

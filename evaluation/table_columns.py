@@ -274,7 +274,7 @@ def _cost_columns() -> list[Column]:
 
 
 def _speed_cell(record: Record) -> Cell:
-    if record.execution == "simulated":
+    if record.execution in ("simulated", "library_simulated"):
         return Cell(text=NOT_APPLICABLE)
     metric = record.metrics.get("seconds_per_image")
     if metric is not None:

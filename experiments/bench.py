@@ -20,7 +20,7 @@ from torch import nn
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
-from baselines.peer import LIBRARY
+from baselines.peer import LIBRARIES
 from evaluation.clip import Evaluator, evaluator_key, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
@@ -529,7 +529,7 @@ class Bench:
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
-            if report.execution == LIBRARY:
+            if report.execution in LIBRARIES:
                 (folder / _REPORT).write_text(json.dumps(report.to_dict()))
             else:
                 save_quantized(denoiser, folder / "denoiser", report)

@@ -74,7 +74,7 @@ def quantize_layers(
         left_out: what is not.
     """
     linears = linear_layers(denoiser)
-    kept = _reasons_to_keep(denoiser, calibration=calibration, bits=bits)
+    kept = reasons_to_keep(denoiser, calibration=calibration, bits=bits)
     chosen = {name: linear for name, linear in linears.items() if name not in kept}
     layer_bits = _layer_bits(denoiser, chosen, calibration=calibration, bits=bits)
     sites = fold_sites(calibration) if recipe.fold else ()
@@ -176,9 +176,7 @@ def _layer_bits(
     return dict.fromkeys(chosen, LayerBits(bits=bits, reason=""))
 
 
-def _reasons_to_keep(
-    denoiser: nn.Module, *, calibration: Calibration, bits: Bits
-) -> dict[str, str]:
+def reasons_to_keep(denoiser: nn.Module, *, calibration: Calibration, bits: Bits) -> dict[str, str]:
     """The layers that stay in 16 bit, in module order, each with its reason."""
     spared: dict[str, str] = {}
     if bits.keep_budget is not None and bits.quantized:

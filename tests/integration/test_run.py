@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from evaluation.records import Record, read_record, stable_view
 from tests.conftest import FAMILIES, Answer
@@ -83,6 +84,49 @@ def test_a_cell_alone_equals_the_cell_in_a_sweep(
     (one,) = _records(tmp_path / "alone")
     (other,) = [r for r in _records(tmp_path / "sweep") if r.method == "segquant_a"]
     assert stable_view(one) == stable_view(other)
+
+
+@pytest.mark.parametrize(
+    ("row", "execution"),
+    [
+        (["method=peer_quanto", "bits=w8a16_int"], "library"),
+        (["method=peer_modelopt", "bits=w8a8_fp8"], "library_simulated"),
+    ],
+)
+def test_a_librarys_row_gets_to_its_record(
+    segbench: Segbench,
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: list[str],
+    execution: str,
+) -> None:
+    """With another's modules in the library's place, which may not be here."""
+
+    class Rounded(nn.Linear):
+        pass
+
+    def replace(
+        denoiser: nn.Module, chosen: dict[str, nn.Linear], *, loop: Any = None, **_: Any
+    ) -> None:
+        if loop is not None:
+            loop(denoiser)
+        for linear in chosen.values():
+            linear.weight.data.mul_(64).round_().div_(64)
+            linear.__class__ = Rounded
+
+    module = row[0].removeprefix("method=")
+    monkeypatch.setattr("baselines.peer.find_spec", lambda name: name)
+    monkeypatch.setattr(f"baselines.{module}._replace", replace)
+    arguments = small("tiny_mmdit", *row, f"out={tmp_path}", "--json")
+    first = segbench("run", *arguments)
+    assert first.status == 0
+    (record,) = _records(tmp_path)
+    assert (record.status, record.execution) == ("ok", execution)
+    assert record.metrics["step_error"].value > 0
+    assert record.layers_quantized
+    monkeypatch.setattr("experiments.generate.sample", None)
+    assert segbench("run", *arguments).records == first.records
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_the_same(

@@ -1,17 +1,20 @@
 """Library peers: skipped with a reason where absent, near rounding to nearest where not."""
 
 import copy
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from baselines.peer import is_int8_weight_only
+from baselines.peer import is_int8_weight_only, split_layers
 from baselines.rtn import RoundToNearest
 from experiments.config import build, compose_config, options
-from segquant.core import Bits
-from tests.unit.core.helpers import calibrate, correlated, one, power_ratio
+from segquant.core import Bits, QuantizationReport
+from tests.unit.baselines.timed import calibrated, calls
+from tests.unit.core.helpers import correlated, power_ratio
 
 PEERS = [name for name in options("method") if name.startswith("peer_")]
 
@@ -31,8 +34,8 @@ def some_bits(peer: str) -> list[Bits]:
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_peer_has_some_bits_and_says_what_else_it_lacks(peer: str) -> None:
     assert some_bits(peer)
-    method = config(peer, "w4a4_nvfp4").method
-    assert "use w8a" in method.unsupported(config(peer, "w4a4_nvfp4").bits)
+    method = config(peer, "w4a8_int").method
+    assert "use w8a" in method.unsupported(config(peer, "w4a8_int").bits)
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -48,23 +51,62 @@ def test_an_absent_library_is_a_reason_with_the_command(
 @pytest.mark.parametrize("peer", PEERS)
 def test_no_library_is_imported_before_it_is_chosen(peer: str) -> None:
     module = import_module(f"baselines.{peer}")
-    assert not {"torchao", "optimum", "bitsandbytes", "sdnq"} & set(vars(module))
+    assert not {"torchao", "optimum", "bitsandbytes", "sdnq", "modelopt"} & set(vars(module))
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_peer_is_near_rounding_to_nearest_at_the_same_bits(peer: str) -> None:
+def test_a_peer_is_near_rounding_to_nearest_at_the_same_bits(peer: str, tmp_path: Path) -> None:
     method = config(peer, "w8a16_int").method
-    for how in some_bits(peer):
-        if (reason := method.unsupported(how)) is not None:
-            pytest.skip(reason)
-        model, x = one(64, 32), correlated(48, 64, seed=0)
-        calibration = calibrate(model, [x])
+    model, calibration = calibrated(tmp_path, features=32)
+    (x, timestep), *_ = calls(32)
+    reasons = [method.unsupported(how) for how in some_bits(peer)]
+    if None not in reasons:
+        pytest.skip(reasons[0])
+    for how in [one for one, reason in zip(some_bits(peer), reasons, strict=True) if not reason]:
         made, plain = copy.deepcopy(model), copy.deepcopy(model)
         report = method.quantize(made, calibration=calibration, bits=how)
-        RoundToNearest().quantize(plain, calibration=calibration, bits=how)
+        nearest_report = RoundToNearest().quantize(plain, calibration=calibration, bits=how)
         with torch.no_grad():
-            error, nearest = (power_ratio(m(x), model(x)) for m in (made, plain))
+            exact = model(x, timestep)[0]
+            error, nearest = (power_ratio(m(x, timestep)[0], exact) for m in (made, plain))
         assert 0 < error < (1.5 if is_int8_weight_only(how) else 3) * nearest
-        assert report.execution == "library"
-        assert [entry["name"] for entry in report.layers_quantized] == ["linear"]
-        assert report.effective_bits_per_weight == 8 + 32 / 64
+        simulates = peer == "peer_modelopt"
+        assert report.execution == ("library_simulated" if simulates else "library")
+        assert names(report) == names(nearest_report) == ["first", "block.up", "block.down"]
+        assert report.effective_bits_per_weight == nearest_report.effective_bits_per_weight
+        assert report.weight_bytes == nearest_report.weight_bytes
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_keeps_what_every_method_keeps(peer: str, tmp_path: Path) -> None:
+    method = config(peer, "w8a16_int").method
+    how = next((one for one in some_bits(peer) if method.unsupported(one) is None), None)
+    if how is None:
+        pytest.skip("not installed")
+    how = replace(how, keep=["first"])
+    model, calibration = calibrated(tmp_path, features=32)
+    made, plain, x = copy.deepcopy(model), copy.deepcopy(model), correlated(8, 32, seed=3)
+    report = method.quantize(made, calibration=calibration, bits=how)
+    nearest = RoundToNearest().quantize(plain, calibration=calibration, bits=how)
+    assert (
+        report.layers_kept
+        == nearest.layers_kept
+        == [{"name": "first", "reason": "bits.keep: first"}]
+    )
+    assert names(report) == names(nearest) == ["block.up", "block.down"]
+    with torch.no_grad():
+        assert torch.equal(made.first(x), model.first(x))
+        assert not torch.equal(made.block(x), model.block(x))
+
+
+def names(report: QuantizationReport) -> list[str]:
+    return [entry["name"] for entry in report.layers_quantized]
+
+
+def test_layers_kept_by_a_budget_are_kept_by_peers_too(tmp_path: Path) -> None:
+    model, calibration = calibrated(tmp_path, features=32)
+    how = replace(config("rtn", "w8a16_int").bits, keep_budget=10.5)
+    _, kept = split_layers(model, calibration=calibration, bits=how)
+    report = RoundToNearest().quantize(model, calibration=calibration, bits=how)
+    assert kept == {one["name"]: one["reason"] for one in report.layers_kept}
+    assert len(kept) == 1
