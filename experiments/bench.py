@@ -48,6 +48,7 @@ from experiments.pipelines import (
 )
 from experiments.progress import Progress
 from experiments.replay import count_calls, replay_of
+from experiments.sources import closure_digest
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
 from segquant.core.capture import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
@@ -69,6 +70,15 @@ _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an imag
 def _corrector(config: RunConfig) -> Corrector | None:
     method: Method = config.method
     return method.corrector(calibration=Calibration(statistics={}, forwards=0))
+
+
+def _code_of(method: Method) -> list[str]:
+    """The modules that decide what a method makes of a denoiser: its own and, if asked, the graph.
+
+    The core is always among them: a method from outside the project stands on it too.
+    """
+    graph = ["segquant.graph"] if method.needs().graph else []
+    return [type(method).__module__, "segquant.core", *graph]
 
 
 def _capture_bytes(needs: StatisticsNeeds) -> int:
@@ -500,7 +510,7 @@ class Bench:
             "calibration": self.calibration_key(needs),
             "method": protocol.method_fields(config.method),
             "bits": protocol.plain(asdict(config.bits)),
-            "code": source_digest("segquant", "baselines"),
+            "code": closure_digest(*_code_of(config.method)),
             "corrector": source_digest("experiments/correct.py") if corrected else None,
         }
 
