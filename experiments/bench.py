@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -24,24 +23,29 @@ from baselines.peer import LIBRARIES
 from evaluation.clip import Evaluator, evaluator_key, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments import protocol
+from experiments.calibrate import CODE as CALIBRATION_CODE
+from experiments.calibrate import (
+    CalibrationPass,
+    calibration_batch_size,
+    capture_bytes,
+    load_calibration,
+)
 from experiments.config import ModelConfig, RunConfig
 from experiments.correct import corrected_noise, learn_corrector, load_corrector
 from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
 from experiments.errors import UserError
 from experiments.execution import execution_name
 from experiments.generate import (
-    batches,
     example_inputs,
     generate_images,
     record_trajectory,
     replay_errors,
-    sample,
 )
+from experiments.machine import device_of, planned_gpu, threads
 from experiments.pipelines import (
     check_folder,
     get_denoiser,
     load_pipeline,
-    resolve_device,
     resolve_path,
     set_denoiser,
     weights_hash,
@@ -51,18 +55,13 @@ from experiments.replay import count_calls, replay_of
 from experiments.sources import closure_digest
 from experiments.store import Stage, Store, digest, source_digest
 from segquant.core.calibration import Calibration
-from segquant.core.capture import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
+from segquant.core.capture import DEFAULT_CAPTURE_BYTES
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Attached, Corrector
-from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
-from segquant.core.stepwise import StepRecorder, load_steps, save_steps
-from segquant.graph import LayerGraph, analyze, capture_example_inputs
+from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.graph import LayerGraph, analyze
 
-_CALIBRATION_CODE = tuple(
-    f"segquant/core/{name}.py" for name in ("statistics", "calibration", "stepwise", "capture")
-)
 _REPORT = "report.json"  # of a library's row, whose modules are not saved
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
 
@@ -81,41 +80,8 @@ def _code_of(method: Method) -> list[str]:
     return [type(method).__module__, "segquant.core", *graph]
 
 
-def _capture_bytes(needs: StatisticsNeeds) -> int:
-    """As many for a cell alone as in a sweep; a method takes the first calls under its own cap."""
-    return max(DEFAULT_CAPTURE_BYTES, needs.capture_bytes) if needs.capture_bytes else 0
-
-
 def floor_of(config: RunConfig) -> NoiseFloor | None:
     return config.method if isinstance(config.method, NoiseFloor) else None
-
-
-def planned_gpu(config: RunConfig) -> str:
-    """The GPU that jobs will have: results depend on it, so it is known before they run.
-
-    Raises:
-        UserError: it is not named and this machine has none to go by.
-    """
-    if config.cluster.gpu_name is not None:
-        return config.cluster.gpu_name
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    raise UserError(
-        "the jobs ask for GPUs and this machine has none: say what torch calls theirs with "
-        "cluster.gpu_name='...' (srun --gpus=1 python -c 'import torch; "
-        "print(torch.cuda.get_device_name())' prints it), or give device=cpu"
-    )
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """CPU threads of torch inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(kw_only=True)
@@ -132,15 +98,7 @@ class Bench:
     def device(self) -> torch.device:
         if not self.samples:
             return torch.device("cpu")
-        device = resolve_device(self.config.device)
-        expected = self.config.cluster.gpu_name
-        if device.type == "cuda" and expected not in (None, torch.cuda.get_device_name(device)):
-            raise UserError(
-                f"this machine's GPU is {torch.cuda.get_device_name(device)}, the request is for "
-                f"cluster.gpu_name={expected}; name it, or keep to one kind of node with "
-                "cluster.jobs.constraint"
-            )
-        return device
+        return device_of(self.config)
 
     @cached_property
     def num_threads(self) -> int:
@@ -380,23 +338,24 @@ class Bench:
         return self._build("trajectory", key, make)
 
     def calibration_key(self, needs: StatisticsNeeds) -> Any:
+        size = calibration_batch_size(self.config, prompts=len(self.dataset.calibration))
         return {
-            "sampler": self.sampler(batch_size=self._calibration_batch_size),
+            "sampler": self.sampler(batch_size=size),
             "prompts": prompts_hash(self.dataset.calibration),
             "rows": self.sample_rows,
             "gram": needs.gram,
             "steps": needs.steps,
-            "capture_bytes": _capture_bytes(needs),
-            "code": source_digest(*_CALIBRATION_CODE),
+            "capture_bytes": capture_bytes(needs),
+            "code": source_digest(*CALIBRATION_CODE),
         }
 
     def _calibration_needs(self) -> StatisticsNeeds:
         """What the calibration holds: what the sweep needs, or more if such a one is there."""
         grams = dict.fromkeys((self.needs.gram, True))
         steps = dict.fromkeys((self.needs.steps, True))
-        captures = dict.fromkeys((_capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
+        captures = dict.fromkeys((capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
         for gram, step, capture in itertools.product(grams, steps, captures):
-            if capture < _capture_bytes(self.needs):
+            if capture < capture_bytes(self.needs):
                 continue
             needs = replace(self.needs, gram=gram, steps=step, capture_bytes=capture)
             if self.store.find("calibration", self.calibration_key(needs)) is not None:
@@ -410,78 +369,23 @@ class Bench:
     def calibration(self) -> tuple[Stage, Calibration]:
         """What one pass of the unquantized model over the calibration prompts left behind."""
         needs = self._calibration_needs()
-        stage = self._build(
-            "calibration",
-            self.calibration_key(needs),
-            functools.partial(self._calibrate, needs=needs),
-        )
-        calibration = Calibration.load(stage.path / "statistics")
-        if (stage.path / "steps").is_dir():
-            calibration.steps = load_steps(stage.path / "steps")
-        if (stage.path / "calls").is_dir():
-            calibration.captured = CapturedCalls.load(stage.path / "calls")
-        return stage, calibration
 
-    def _calibrate(self, folder: Path, *, needs: StatisticsNeeds) -> dict[str, Any]:
-        report = self.progress.part("calibration")
-        gram, rows = needs.gram, self.sample_rows
-        denoiser = self.float_denoiser
-        with threads(self.num_threads), self._with_denoiser(None) as pipeline:
-            first, *_ = prompts = batches(self.dataset.calibration, self._calibration_batch_size)
+        def make(folder: Path) -> dict[str, Any]:
+            with threads(self.num_threads), self._with_denoiser(None) as pipeline:
+                one_pass = CalibrationPass(
+                    pipeline=pipeline,
+                    denoiser=self.float_denoiser,
+                    prompts=self.dataset.calibration,
+                    config=self.config,
+                    needs=needs,
+                    rows=self.sample_rows,
+                    progress=self.progress.part("calibration"),
+                    note=self.progress.note,
+                )
+                return one_pass.run(folder)
 
-            def sampled(batch: Sequence[Prompt]) -> None:
-                model, seed = self.config.model, self.config.seed
-                sample(pipeline, batch, config=model, seed=seed, output_type="latent")
-
-            inputs = capture_example_inputs(denoiser, lambda: sampled(first))
-            plan = plan_statistics(
-                denoiser,
-                forward=lambda one: one(**inputs),
-                gram=gram,
-                rows=rows,
-                budget_bytes=self._statistics_bytes(),
-            )
-            self.progress.note(plan.describe())
-
-            def run(recorder: StatisticsRecorder) -> None:
-                done = 0
-                with self._more_recorders(folder, needs):
-                    for number, batch in enumerate(prompts):
-                        recorder.part = number * PARTS // len(prompts)
-                        sampled(batch)
-                        done += len(batch)
-                        report(done)
-
-            seed, target = self.config.seed, folder / "statistics"
-            forwards = record_in_passes(
-                denoiser, target, plan=plan, run=run, gram=gram, rows=rows, seed=seed
-            )
-        # One more forward has shown what the plan needs.
-        return {"forwards": forwards + 1, "plan": plan.describe()}
-
-    @property
-    def _calibration_batch_size(self) -> int:
-        """Small enough for as many parts as the statistics tell apart."""
-        return min(self.config.model.batch_size, -(-len(self.dataset.calibration) // PARTS))
-
-    @contextmanager
-    def _more_recorders(self, folder: Path, needs: StatisticsNeeds) -> Iterator[None]:
-        """What some methods ask for beyond statistics, in the first pass that has not left it."""
-        denoiser = self.float_denoiser
-        with ExitStack() as stack:
-            steps = None
-            if needs.steps and not (folder / "steps").exists():
-                steps = stack.enter_context(StepRecorder(denoiser, seed=self.config.seed))
-            cap_bytes = _capture_bytes(needs)
-            if cap_bytes and not (folder / "calls" / INDEX).exists():
-                stack.enter_context(CallRecorder(denoiser, folder / "calls", cap_bytes=cap_bytes))
-            yield
-        if steps is not None:
-            save_steps(steps.statistics(), folder / "steps")
-
-    def _statistics_bytes(self) -> int | None:
-        limit = self.config.statistics_gigabytes
-        return None if limit is None else int(limit * 1e9)
+        stage = self._build("calibration", self.calibration_key(needs), make)
+        return stage, load_calibration(stage.path)
 
     def calibration_inputs_key(self) -> Any:
         return {"sampler": self.sampler(), "prompts": prompts_hash(self.dataset.calibration)}

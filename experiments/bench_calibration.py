@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
-from experiments.bench import threads
 from experiments.config import RunConfig
 from experiments.data import load_dataset
 from experiments.generate import device_of, record_trajectory, recorded_calls
+from experiments.machine import threads
 from experiments.pipelines import get_denoiser, load_pipeline, resolve_device
 from experiments.plain_loop import PlainLayer, plain_loop
 from experiments.replay import count_calls, replay_of

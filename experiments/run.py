@@ -21,12 +21,13 @@ from evaluation.records import Record, read_record, write_record
 from evaluation.resources import describe_environment, utc_now
 from evaluation.trajectory import trajectory_metrics
 from experiments import protocol
-from experiments.bench import Bench, floor_of, threads
+from experiments.bench import Bench, floor_of
 from experiments.config import RunConfig
 from experiments.correct import variance_note
 from experiments.data import prompts_hash
 from experiments.errors import UserError
 from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
+from experiments.machine import threads
 from experiments.naming import changed_settings
 from experiments.store import Stage, digest, source_digest
 from segquant.core.calibration import Calibration

@@ -28,9 +28,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from evaluation.statistics import mean_over_runs
-from experiments.bench import Bench, threads
+from experiments.bench import Bench
 from experiments.config import RunConfig, build, compose_config
 from experiments.generate import replay_errors
+from experiments.machine import threads
 from experiments.progress import Progress
 from experiments.store import Store, write_text
 from experiments.sweep import union_of_needs

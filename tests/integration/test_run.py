@@ -66,7 +66,7 @@ def test_a_second_run_samples_nothing(
         raise AssertionError("a finished sweep sampled again")
 
     monkeypatch.setattr("experiments.generate.sample", refuse)
-    monkeypatch.setattr("experiments.bench.sample", refuse)
+    monkeypatch.setattr("experiments.calibrate.sample", refuse)
     monkeypatch.setattr("experiments.bench.load_pipeline", refuse)
     again = segbench("run", "-m", *arguments)
     assert again.status == 0
