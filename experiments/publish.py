@@ -15,6 +15,8 @@ from experiments.store import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
+SHEETS = "contact_sheet_*.png"
+MOST_SHEET_BYTES = 2_000_000  # of all of a report's; those of a long sweep stay with its records
 BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
 
 
@@ -44,7 +46,10 @@ def publish(name: str, *, out: Path) -> list[Path]:
     target = RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
     written = []
+    sheets = sum(path.stat().st_size for path in source.glob(SHEETS))
     for path in sorted(source.iterdir()):
+        if sheets > MOST_SHEET_BYTES and path.match(SHEETS):
+            continue
         shutil.copyfile(path, target / path.name)
         written.append(target / path.name)
     if name == "demo":

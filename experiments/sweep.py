@@ -21,10 +21,9 @@ from experiments.config import (
     CONF,
     GROUPS,
     RunConfig,
-    build,
+    build_cell,
     check_fields,
     check_override,
-    compose_config,
     parse_overrides,
 )
 from experiments.errors import UserError
@@ -68,9 +67,7 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
         for item in line:
             key = item.partition("=")[0].lstrip("+")
             check_fields(key, option=_chosen(line, key.partition(".")[0]))
-        node = compose_config(list(line))
-        OmegaConf.set_struct(node, False)
-        cells.append(build(node, method_name=_chosen(line, "method")))
+        cells.append(build_cell(line, method_name=_chosen(line, "method")))
     return Request(name=experiment or "sweep", cells=tuple(cells))
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import CONF, GROUPS, build, compose_config, options
+from experiments.config import (
+    CONF,
+    GROUPS,
+    _built,
+    _composed,
+    build,
+    build_cell,
+    compose_config,
+    options,
+)
 from experiments.sweep import read_request
 from experiments.tiny.assemble import CALLS
 
@@ -23,6 +33,54 @@ def test_every_yaml_composes_builds_and_lists_every_field(group: str, name: str)
     part = getattr(config, group)
     listed = set(OmegaConf.load(CONF / group / f"{name}.yaml")) - {"_target_"}
     assert listed == {field.name for field in fields(part)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["model=tiny_flux", "method=gptq", "bits=w4a8_int", "seed=3"],
+        [
+            "+experiment=demo",
+            "method=svdquant",
+            "method.rank=8",
+            "model.call.max_sequence_length=7",
+        ],
+        ["model=folder", "model.path=/x", "++model.call.y=1", "dataset=prompts", "dataset.path=/y"],
+        ["cluster=slurm", "~cluster.stages.metrics", "+cluster.jobs.options.nice=5", "out=/z"],
+        ["+experiment=baselines", "dataset.evaluation_prompts=3", "logger=none", "group=g"],
+    ],
+    ids=" ".join,
+)
+def test_a_cell_built_by_parts_is_the_one_built_whole(line: list[str]) -> None:
+    whole = build(compose_config(line), method_name="x")
+    assert build_cell(line, method_name="x") == whole
+
+
+def test_cells_share_nothing_that_can_change() -> None:
+    one, other = (build_cell(["method=gptq"], method_name="gptq") for _ in range(2))
+    assert one == other
+    one.method.damping = 0.5
+    one.model.call["x"] = 1
+    assert other.method.damping != 0.5
+    assert "x" not in other.model.call
+
+
+def test_a_sweep_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+    original = _composed.__wrapped__
+
+    def counted(overrides: tuple[str, ...]) -> DictConfig:
+        made.append(overrides)
+        return original(overrides)
+
+    monkeypatch.setattr("experiments.config._composed", functools.cache(counted))
+    _built.cache_clear()
+    request = read_request(["+experiment=baselines"], multirun=True)
+    _built.cache_clear()
+    assert len(request.cells) > 900
+    choices = [{getattr(cell, key) for cell in request.cells} for key in ("method_name",)]
+    names = [{getattr(cell, key).name for cell in request.cells} for key in ("model", "bits")]
+    assert len(made) <= 1 + sum(len(found) for found in (*choices, *names))
 
 
 @pytest.mark.parametrize("name", options("experiment"))

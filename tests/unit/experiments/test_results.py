@@ -1,0 +1,76 @@
+"""What the committed table of the baselines holds: every cell, and a reason for every worse row."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from evaluation.comparison import Verdict
+from evaluation.records import Record
+from experiments.compare import read_reasons
+from experiments.config import options
+from experiments.publish import RESULTS
+
+BASELINES = RESULTS / "baselines"
+MODELS = {"tiny_mmdit", "tiny_flux", "tiny_unet"}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def experiment() -> tuple[set[str], set[str], set[str]]:
+    """Models, methods and bits of the sweep's quantized cells."""
+    content = OmegaConf.load(Path("conf/experiment/baselines.yaml"))
+    block = content.sweep[1]
+    return set(block.model), set(block.method), set(block.bits)
+
+
+def test_the_sweep_has_every_method_at_every_bits() -> None:
+    models, methods, bits = experiment()
+    assert models == MODELS
+    assert bits == set(options("bits")) - {"w16a16"}
+    apart = {"fp", "noise_floor", "segquant_seg_only", "segquant_dual_only"}
+    peers = {name for name in options("method") if name.startswith("peer_")}
+    assert methods == set(options("method")) - apart - peers
+
+
+def test_the_table_has_every_cell_and_a_reason_for_each_that_was_not_done() -> None:
+    models, methods, bits = experiment()
+    found = {(r["model"], r["method"], r["bits"]): r for r in rows(BASELINES / "table.csv")}
+    wanted = {(m, n, b) for m in models for n in methods for b in bits}
+    assert wanted <= set(found)
+    for row in found.values():
+        assert row["status"] in ("ok", "skipped"), row
+        assert (row["status"] == "skipped") == bool(row["reason"])
+
+
+def test_every_row_that_is_worse_than_rtn_has_its_reason() -> None:
+    reasons = read_reasons(BASELINES / "reasons.yaml")
+    compared = rows(BASELINES / "compare_rtn.csv")
+    assert {row["model"] for row in compared} == MODELS
+    worse = [row for row in compared if row["verdict"] == Verdict.worse.value]
+    for row in worse:
+        record = Record(
+            run_id="",
+            status="ok",
+            model=row["model"],
+            method=row["method"],
+            bits=row["bits"],
+            dataset="shapes",
+            seed=0,
+        )
+        assert any(reason.covers(record) for reason in reasons), row
+    used = [any(_covers(reason, row) for row in worse) for reason in reasons]
+    assert all(used), "a reason that no row needs"
+
+
+def _covers(reason, row) -> bool:
+    record = Record(
+        run_id="", status="ok", model=row["model"], method=row["method"], bits=row["bits"],
+        dataset="", seed=0,
+    )  # fmt: skip
+    return reason.covers(record)
