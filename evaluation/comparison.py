@@ -7,6 +7,7 @@ are adjusted by Holm's method within a model and its bits, a family that one rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +21,14 @@ from evaluation.statistics import (
     paired_difference,
     paired_ratio,
 )
-from evaluation.table_columns import NO_VALUE, Cell, Column, metric_cell, text_column
+from evaluation.table_columns import (
+    NO_VALUE,
+    Cell,
+    Column,
+    metric_cell,
+    number_column,
+    text_column,
+)
 from evaluation.tables import FLOAT_METHOD, FLOOR_METHOD, Row, Table
 
 STEP_ERROR = "step_error"
@@ -72,6 +80,7 @@ class Compared:
     verdict: Verdict | None = None
     adjusted: float | None = None
     differences: dict[str, Difference] = field(default_factory=dict)
+    layer_ratio: float | None = None  # of the layers' own errors on calibration rows
 
 
 def compare_rows(rows: Sequence[Scored], *, against: str, seed: int = 0) -> list[Compared]:
@@ -109,7 +118,12 @@ def _beside(row: Scored, base: Scored, *, seed: int) -> Compared:
         if pair := _paired(row, base, name):
             differences[name] = paired_difference(*pair, seed=seed)
     errors = _paired(row, base, STEP_ERROR)
-    compared = Compared(record=row.record, ratio=None, differences=differences)
+    compared = Compared(
+        record=row.record,
+        ratio=None,
+        differences=differences,
+        layer_ratio=layer_ratio(row.record, base.record),
+    )
     if errors is None:
         return compared
     if errors[0] == errors[1]:
@@ -117,6 +131,29 @@ def _beside(row: Scored, base: Scored, *, seed: int) -> Compared:
     elif min(map(min, errors)) > 0:
         compared.ratio = paired_ratio(*errors)
     return compared
+
+
+def layer_ratio(record: Record, base: Record) -> float | None:
+    """Geometric mean, over the layers of both, of the layer's own error over the baseline's.
+
+    The errors are those that the method itself saw, on calibration rows: a row whose layers are
+    better there and whose step error is worse has learned its calibration, or its layers' errors
+    add up differently.
+    """
+    mine, theirs = (
+        {
+            one["name"]: one["relative_error"]
+            for one in r.layers_quantized
+            if "relative_error" in one
+        }
+        for r in (record, base)
+    )
+    logs = [
+        math.log(mine[name] / theirs[name])
+        for name in mine
+        if theirs.get(name, 0) > 0 and mine[name] > 0
+    ]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _paired(row: Scored, base: Scored, name: str) -> tuple[list[float], list[float]] | None:
@@ -227,6 +264,13 @@ def _columns(rows: Mapping[int, Compared], *, against: str) -> list[Column]:
             legend=f"the row's step error over {against}'s, geometric mean over prompts; lower is "
             "better; [Student's 95 % interval on the logarithms]",
             cell=ratio,
+        ),
+        number_column(
+            "layer_error_ratio",
+            title="Layer error ratio",
+            legend=f"the layers' own errors over {against}'s on calibration rows, which the method "
+            "saw; geometric mean over layers; lower is better",
+            number=lambda record: rows[id(record)].layer_ratio,
         ),
         *(difference(name, title) for name, title in DIFFERENCES.items()),
         Column(

@@ -314,7 +314,7 @@ def ratio_map(tiles: Sequence[Tile], *, title: str, out_path: Path | str) -> Non
 
 
 def _ratio_text(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def _save_figure(figure: Any, path: Path) -> None:

@@ -157,6 +157,7 @@ def _plain(row: Compared) -> dict[str, Any]:
         "method": row.record.method_label,
         "verdict": None if row.verdict is None else row.verdict.value,
         "p_adjusted": row.adjusted,
+        "layer_error_ratio": row.layer_ratio,
         "step_error_ratio": None if row.ratio is None else vars(row.ratio),
         "differences": {name: vars(one) for name, one in row.differences.items()},
     }

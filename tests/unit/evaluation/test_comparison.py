@@ -103,6 +103,20 @@ def test_many_rows_need_smaller_p_values() -> None:
     assert (alone[0].verdict, crowd[0].verdict) == (Verdict.worse, Verdict.unclear)
 
 
+def test_the_layers_own_errors_stand_beside_the_models() -> None:
+    rows = [scored("rtn", 1.0, noise=0.0), scored("gptq", 1.2)]
+    for row, errors in zip(
+        rows, ({"a": 0.1, "b": 0.2, "c": 0.0}, {"a": 0.05, "b": 0.05}), strict=True
+    ):
+        row.record.layers_quantized = [
+            {"name": name, "relative_error": error} for name, error in errors.items()
+        ]
+    (found,) = compare_rows(rows, against="rtn")
+    assert found.layer_ratio == pytest.approx(math.sqrt(0.5 * 0.25))
+    rows[1].record.layers_quantized = [{"name": "a"}]
+    assert compare_rows(rows, against="rtn")[0].layer_ratio is None
+
+
 def test_rows_of_other_prompts_and_an_absent_baseline_are_refused() -> None:
     other = scored("gptq", 1.0)
     renamed = {"step_error": {f"q{k}": v for k, v in other.scores["step_error"].items()}}

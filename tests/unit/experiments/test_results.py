@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -74,3 +75,13 @@ def _covers(reason, row) -> bool:
         dataset="", seed=0,
     )  # fmt: skip
     return reason.covers(record)
+
+
+def test_the_readmes_figures_of_codes_are_the_results() -> None:
+    readme = Path("README.md").read_text()
+    paragraph = readme.split("**What DualScale buys", 1)[1].split("\n\n", 1)[0]
+    found = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", " ".join(paragraph.split()))
+    assert len(found) >= 2
+    result = (RESULTS / "activation_codes.md").read_text()
+    for text in found:
+        assert text in result, text
