@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from baselines.peer import (
@@ -15,6 +16,11 @@ from baselines.peer import (
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import replace_module
 
+_NEEDS_GPU = (
+    "bitsandbytes quantizes inputs on CUDA alone; on a CPU it multiplies dequantized weights, "
+    "which is w8a16_int under another name; run on a GPU"
+)
+
 
 @dataclass(kw_only=True)
 class BitsAndBytes:
@@ -22,6 +28,8 @@ class BitsAndBytes:
 
     Through `Linear8bitLt(threshold=0)` on the same Linears as every other row.
     Source: the library (bitsandbytes 0.50); Dettmers et al. 2022, arXiv 2208.07339.
+    On a CPU the library multiplies dequantized weights and leaves the inputs as they are: measured,
+    its error there is that of int8 weights alone. The row needs a GPU.
     Left out: columns of outliers in 16 bit (threshold 6), which would change the row's bits; NF4.
     Cost: none beyond the model.
     """
@@ -30,9 +38,12 @@ class BitsAndBytes:
         return StatisticsNeeds()
 
     def unsupported(self, bits: Bits) -> str | None:
-        if is_int8_token(bits):
-            return not_installed("bitsandbytes", extra="bitsandbytes")
-        return no_such_bits("bitsandbytes", bits, allowed="w8a8_int8_token")
+        if not is_int8_token(bits):
+            return no_such_bits("bitsandbytes", bits, allowed="w8a8_int8_token")
+        absent = not_installed("bitsandbytes", extra="bitsandbytes")
+        if absent is None and not torch.cuda.is_available():
+            return _NEEDS_GPU
+        return absent
 
     def quantize(
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
@@ -42,13 +53,17 @@ class BitsAndBytes:
             denoiser,
             calibration=calibration,
             bits=bits,
-            unsupported=self.unsupported(bits),
+            unsupported=self.unsupported(bits) or _on_cpu(denoiser),
             elements=["bitsandbytes' own modules"],
             left_out=["outlier columns in 16 bit (threshold 6)", "NF4"],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:
         return None
+
+
+def _on_cpu(denoiser: nn.Module) -> str | None:
+    return _NEEDS_GPU if next(denoiser.parameters()).device.type == "cpu" else None
 
 
 def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:

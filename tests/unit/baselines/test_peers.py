@@ -69,7 +69,8 @@ def test_a_peer_is_near_rounding_to_nearest_at_the_same_bits(peer: str, tmp_path
         with torch.no_grad():
             exact = model(x, timestep)[0]
             error, nearest = (power_ratio(m(x, timestep)[0], exact) for m in (made, plain))
-        assert 0 < error < (1.5 if is_int8_weight_only(how) else 3) * nearest
+        # Far below it would be other bits than the row says.
+        assert 0.5 * nearest < error < (1.5 if is_int8_weight_only(how) else 3) * nearest
         simulates = peer == "peer_modelopt"
         assert report.execution == ("library_simulated" if simulates else "library")
         assert names(report) == names(nearest_report) == ["first", "block.up", "block.down"]

@@ -33,7 +33,8 @@ def experiment() -> tuple[set[str], set[str], set[str]]:
 def test_the_sweep_has_every_method_at_every_bits() -> None:
     models, methods, bits = experiment()
     assert models == MODELS
-    assert bits == set(options("bits")) - {"w16a16"}
+    too_wide = {"w4a4_int_group64"}  # for layers of 160 features
+    assert bits == set(options("bits")) - {"w16a16"} - too_wide
     apart = {"fp", "noise_floor", "segquant_seg_only", "segquant_dual_only"}
     peers = {name for name in options("method") if name.startswith("peer_")}
     assert methods == set(options("method")) - apart - peers
