@@ -99,7 +99,7 @@ def test_preemption_by_a_higher_partition(
     cluster: Cluster, sweep: Sweep, prepared: Prepared
 ) -> None:
     sweep.run("cluster.jobs.partition=scavenge")
-    process = sweep.freeze()
+    sweep.wait_for_pictures()
     (job,) = sweep.jobs()
     urgent = cluster.run(
         "sbatch",
@@ -112,8 +112,6 @@ def test_preemption_by_a_higher_partition(
         "--wrap",
         "sleep 600",
     ).strip()
-    wait_until(lambda: _was_signalled(process, signal.SIGUSR2), seconds=SECONDS)
-    _go_on(process)
     wait_until(lambda: _state(cluster, urgent).startswith("RUNNING"), seconds=SECONDS)
     kept = _stamps(sweep)
     cluster.run("scancel", urgent)
