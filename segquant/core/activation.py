@@ -14,7 +14,7 @@ from segquant.core.blocks import block_max, block_min, block_sum, expand_blocks
 from segquant.core.floats import nvfp4_tensor_scale
 from segquant.core.grids import (
     asymmetric_scale,
-    dequantize,
+    by_sign,
     dual_scales,
     quantize,
     symmetric_scale,
@@ -127,7 +127,8 @@ def encode(
     assert scales is not None
     scale = expand_blocks(scales.scale, grid.blocks)
     if scales.negative is not None:
-        scale = torch.where(x < 0, expand_blocks(scales.negative, grid.blocks), scale)
+        negative = expand_blocks(scales.negative, grid.blocks)
+        scale = by_sign(x, negative=negative, positive=scale)
     if scales.zero_point is None:
         return quantize(x, scale=scale, grid=codes), scale, None
     zero_point = expand_blocks(scales.zero_point, grid.blocks)
@@ -137,4 +138,4 @@ def encode(
 def fake_quantize(x_I: Tensor, *, grid: ActivationGrid, static: ActivationScales | None) -> Tensor:
     """The nearest values on the grid, in float32; `x_I` is left as it is."""
     codes, scale, zero_point = encode(x_I, grid=grid, static=static)
-    return dequantize(codes, scale=scale, zero_point=zero_point)
+    return (codes if zero_point is None else codes.sub_(zero_point)).mul_(scale)

@@ -70,6 +70,18 @@ def dual_scales(
     return negative, _step(positive_amax.float(), grid.quant_max)
 
 
+def by_sign(x: Tensor, *, negative: Tensor, positive: Tensor) -> Tensor:
+    """The step of each value under DualScale: `negative` below zero, else `positive`.
+
+    On a CPU `torch.where` branches on every element: on inputs of both signs it takes as long as
+    the layer's product. Products with exact ones and zeros choose the same values in a third.
+    """
+    if x.device.type != "cpu":
+        return torch.where(x < 0, negative, positive)
+    below = x.sign().clamp_(max=0)  # -1 or 0
+    return (below + 1) * positive - below * negative
+
+
 def asymmetric_scale(low: Tensor, high: Tensor, *, grid: Grid) -> tuple[Tensor, Tensor]:
     """Step and zero point (an integer in float32) of the grid over [min(low, 0), max(high, 0)]."""
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)

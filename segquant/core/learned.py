@@ -20,7 +20,7 @@ from segquant.core.activation import (
     static_scales,
 )
 from segquant.core.blocks import expand_blocks
-from segquant.core.grids import Grid
+from segquant.core.grids import Grid, by_sign
 from segquant.core.ranges import RangeRule
 from segquant.core.schemes import TensorScheme
 from segquant.core.weights import WeightGrid, weight_scales
@@ -64,7 +64,8 @@ def on_scales(x_TI: Tensor, *, scales: ActivationScales, grid: ActivationGrid) -
     """An input on given scales, with gradients to both."""
     scale = expand_blocks(scales.scale, grid.blocks)
     if scales.negative is not None:
-        scale = torch.where(x_TI < 0, expand_blocks(scales.negative, grid.blocks), scale)
+        negative = expand_blocks(scales.negative, grid.blocks)
+        scale = by_sign(x_TI, negative=negative, positive=scale)
     zero = scales.zero_point
     zero = None if zero is None else expand_blocks(zero, grid.blocks)
     return fake_quantize_ste(x_TI, scale=scale, grid=grid.scheme.grid, zero_point=zero)

@@ -86,6 +86,22 @@ def test_dual_scale_against_the_equations() -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-7)
 
 
+def test_the_step_of_each_sign_is_chosen_exactly_with_its_gradients() -> None:
+    edge = [-0.0, 0.0, 1e-45, -1e-45, float("inf"), -float("inf"), float("nan")]
+    x = torch.cat([torch.tensor(edge), torch.randn(57, generator=generator(1))]).reshape(8, 8)
+    for shape in [(1,), (8, 1), (8, 8)]:
+        low, high = (torch.rand(shape, generator=generator(k)).requires_grad_() for k in (2, 3))
+        found, plain = grids.by_sign(x, negative=low, positive=high), torch.where(x < 0, low, high)
+        assert torch.equal(found, plain)
+        known = ~x.isnan()
+        for a, b in zip(
+            torch.autograd.grad(found[known].square().sum(), [low, high]),
+            torch.autograd.grad(plain[known].square().sum(), [low, high]),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38, 3.5, -3.5, 1e38])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [TENSOR, TOKEN])
