@@ -94,6 +94,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
+FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}  # by file suffix
+
+
 def escape_latex(text: str) -> str:
     """Every character that LaTeX reads as its own is written so that it prints as itself."""
     one_line = " ".join(text.split())

@@ -52,8 +52,8 @@ from experiments.pipelines import (
 )
 from experiments.progress import Progress
 from experiments.replay import count_calls, replay_of
-from experiments.sources import closure_digest
-from experiments.store import Stage, Store, digest, source_digest
+from experiments.sources import closure_digest, source_digest
+from experiments.store import Stage, Store, digest
 from segquant.core.calibration import Calibration
 from segquant.core.capture import DEFAULT_CAPTURE_BYTES
 from segquant.core.checkpoint import load_quantized, save_quantized

@@ -26,7 +26,7 @@ from evaluation.comparison import (
 from evaluation.figures import Tile, ratio_map
 from evaluation.per_image import read_per_image
 from evaluation.records import Record
-from evaluation.table_render import to_csv, to_latex, to_markdown
+from evaluation.table_render import FORMATS
 from experiments.bench import Bench
 from experiments.config import RunConfig
 from experiments.errors import UserError
@@ -35,7 +35,6 @@ from experiments.run import find_record, find_step_errors, record_path
 from experiments.store import Store, write_text
 from experiments.sweep import make_benches, read_request
 
-FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
 
 

@@ -13,17 +13,16 @@ from experiments.config import RunConfig
 from experiments.progress import Progress
 from experiments.report import log_cell
 from experiments.run import find_record, make_images, record_failure, record_path, run_cell
-from experiments.store import Store, source_digest
+from experiments.sources import PACKAGES, source_digest
+from experiments.store import Store
 from segquant.core.protocol import StatisticsNeeds
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("segquant", "baselines", "evaluation", "experiments", "slurm")
-
 
 def code_version() -> str:
     """The hash of the code that a job will run."""
-    return source_digest(*_PACKAGES)
+    return source_digest(*PACKAGES)
 
 
 class CellsFailed(RuntimeError):  # noqa: N818 - what happened; the job fails with it

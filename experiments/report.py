@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.figures import contact_sheet
 from evaluation.records import Record
-from evaluation.table_render import to_csv, to_latex, to_markdown
+from evaluation.table_render import FORMATS, to_markdown
 from evaluation.tables import make_table
 from evaluation.tracking import ImageRow, TrackingSettings, log_record
 from experiments.bench import Bench
@@ -19,7 +19,6 @@ from experiments.run import image_folder
 from experiments.store import write_text
 from experiments.sweep import Request
 
-FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 _SHEET_PROMPTS = 8
 _SHEET_ROWS = 24  # of one contact sheet
 _REFERENCE = ("reference (fp)", "")  # label and bits of a sheet's first row

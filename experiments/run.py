@@ -29,7 +29,8 @@ from experiments.errors import UserError
 from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.machine import threads
 from experiments.naming import changed_settings
-from experiments.store import Stage, digest, source_digest
+from experiments.sources import source_digest
+from experiments.store import Stage, digest
 from segquant.core.calibration import Calibration
 from segquant.core.protocol import QuantizationReport
 from segquant.kernels import summarize

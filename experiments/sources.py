@@ -1,6 +1,6 @@
-"""What code a result depends on: a file of the project and all that it imports of the project.
+"""What code a result depends on: named files, or a file of the project and all that it imports.
 
-So an edit of one method makes that method's rows again, and no other's.
+The second so that an edit of one method makes that method's rows again, and no other's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,21 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.store import HASH_LENGTH
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("segquant", "baselines", "evaluation", "experiments", "slurm")
-_HASH_LENGTH = 16
+
+
+@functools.cache
+def source_digest(*packages: str) -> str:
+    """The hash of all Python source under folders (or files) of the project."""
+    state = hashlib.sha256()
+    for package in packages:
+        base = ROOT / package
+        for path in sorted(base.rglob("*.py")) if base.is_dir() else [base]:
+            state.update(_named(str(path.relative_to(ROOT)), path))
+    return state.hexdigest()[:HASH_LENGTH]
 
 
 @functools.cache
@@ -44,10 +56,14 @@ def closure_digest(*modules: str) -> str:
     for module in sorted(modules):
         spec = None if module.split(".")[0] in PACKAGES else importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            state.update(module.encode() + b"\0" + Path(spec.origin).read_bytes() + b"\0")
+            state.update(_named(module, Path(spec.origin)))
     for name in sorted({path for module in modules for path in import_closure(module)}):
-        state.update(name.encode() + b"\0" + (ROOT / name).read_bytes() + b"\0")
-    return state.hexdigest()[:_HASH_LENGTH]
+        state.update(_named(name, ROOT / name))
+    return state.hexdigest()[:HASH_LENGTH]
+
+
+def _named(name: str, path: Path) -> bytes:
+    return name.encode() + b"\0" + path.read_bytes() + b"\0"
 
 
 def _files(module: str) -> Iterator[Path]:

@@ -9,7 +9,6 @@ file that names its owner and is taken over when the owner is dead.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -43,18 +42,6 @@ def digest(key: Any) -> str:
 def file_digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@functools.cache
-def source_digest(*packages: str) -> str:
-    """The hash of all Python source under folders (or files) of the project."""
-    root = Path(__file__).resolve().parent.parent
-    state = hashlib.sha256()
-    for package in packages:
-        base = root / package
-        for path in sorted(base.rglob("*.py")) if base.is_dir() else [base]:
-            state.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return state.hexdigest()[:HASH_LENGTH]
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,17 @@ class KernelLinear(nn.Module):
     @property
     def packed(self) -> PackedLinear:
         """The layer on its present device."""
-        return self._structure.with_tensors(dict(self._buffers))
-
-    def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return quantized_linear(input, self.packed, producer=self.producer)
+            return self._structure.with_tensors(dict(self._buffers))
         # Putting the parts together takes longer than the launch of a kernel.
         assembled = self._assembled
         if assembled is None or assembled.weight is not self._buffers["weight"]:
-            assembled = self._assembled = self.packed
-        return quantized_linear(input, assembled, producer=self.producer)
+            assembled = self._structure.with_tensors(dict(self._buffers))
+            self._assembled = assembled
+        return assembled
+
+    def forward(self, input: Tensor) -> Tensor:
+        return quantized_linear(input, self.packed, producer=self.producer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelLinear:
         before = dict(self._buffers)

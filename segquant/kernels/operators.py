@@ -162,21 +162,21 @@ def coded_product_codes(
                 next_code=next_code,
                 next_inverse_PN=next_inverse_PN.contiguous(),
             )
-    value_TN = coded_product_reference(
+    value_TN = coded_product(
         codes,
         weight,
-        scale_GSPT=scale_GSPT,
-        weight_scale_SN=weight_scale_SN,
-        shift_GST=shift_GST,
-        column_sum_SN=column_sum_SN,
-        bias_N=bias_N,
-        inner_GTR=inner_GTR,
-        up_NR=up_NR,
-        rows=rows,
-        segments=segments,
-        planes=planes,
-        runs=runs,
-        dtype=torch.float32,
+        scale_GSPT,
+        weight_scale_SN,
+        shift_GST,
+        column_sum_SN,
+        bias_N,
+        inner_GTR,
+        up_NR,
+        rows,
+        segments,
+        planes,
+        runs,
+        torch.float32,
     )
     plan, tensors = static_plan(
         next_inverse_PN[None], None, segments=(weight.shape[0],), codes=next_code, num_bits=BYTE

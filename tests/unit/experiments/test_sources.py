@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments import sources
-from experiments.sources import closure_digest, import_closure
+from experiments.sources import closure_digest, import_closure, source_digest
 
 
 def test_a_method_depends_on_what_it_imports_and_on_no_other_method() -> None:
@@ -58,3 +58,7 @@ def test_the_digest_sees_every_byte(monkeypatch: pytest.MonkeyPatch, tmp_path) -
     assert digest("baselines.a") != before
     import_closure.cache_clear()
     closure_digest.cache_clear()
+
+
+def test_source_digest_sees_every_line() -> None:
+    assert source_digest("experiments") != source_digest("experiments/store.py")

@@ -167,7 +167,3 @@ def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:
     both = [subprocess.Popen([*command, name]) for name in ("a", "b")]
     assert [process.wait() for process in both] == [0, 0]
     assert len(list(tmp_path.glob("made-*"))) == 1
-
-
-def test_source_digest_sees_every_line() -> None:
-    assert module.source_digest("experiments") != module.source_digest("experiments/store.py")
