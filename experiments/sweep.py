@@ -255,7 +255,7 @@ def check_request(request: Request, benches: dict[int, Bench], store: Store) -> 
         allowed = bits_of(cell.method)
         raise UserError(
             f"method={cell.method_name} does not do bits={cell.bits.name}: {reasons[0]} "
-            f"(it does {', '.join(allowed)})"
+            f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
         )
     pixels = 0
     for index, cell in enumerate(request.cells):

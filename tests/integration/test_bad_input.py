@@ -53,6 +53,14 @@ def test_a_wrong_request(
     assert not out.exists()
 
 
+def test_a_method_that_does_no_bits_here_says_so(
+    segbench: Segbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baselines.peer_sdnq.Sdnq.unsupported", lambda self, bits: "not installed")
+    answer = segbench("run", "method=peer_sdnq", f"out={tmp_path / 'out'}")
+    _refused(answer, "not installed", "(here it does none)")
+
+
 def test_a_missing_folder(segbench: Segbench, tmp_path: Path) -> None:
     out = tmp_path / "out"
     answer = segbench("run", f"model.path={tmp_path / 'nowhere'}", f"out={out}")
