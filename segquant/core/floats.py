@@ -28,6 +28,13 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E8M0_LIMIT = 127
 
 
+class ScaleRounding(Enum):
+    """How a block's scale of the MX formats becomes a power of two."""
+
+    floor = "floor"  # as the standard has it; the block's largest value may saturate
+    ceil = "ceil"  # the least that saturates nothing; torchao's RCEIL
+
+
 class FloatKind(Enum):
     """Exponent and mantissa bits of an element."""
 
@@ -93,14 +100,21 @@ def nvfp4_tensor_scale(amax: Tensor) -> Tensor:
     return torch.where(reach < SMALLEST_RANGE, 1.0, reach / (E2M1_MAX * E4M3_MAX))
 
 
-def e8m0_block_scales(amax_N: Tensor, *, grid: FloatGrid) -> Tensor:
-    """MX block scales: powers of two, 2^(floor(log2 amax) - the elements' largest exponent).
+def e8m0_block_scales(
+    amax_N: Tensor, *, grid: FloatGrid, rounding: ScaleRounding = ScaleRounding.floor
+) -> Tensor:
+    """MX block scales, powers of two: `2^(floor(log2 amax) - the elements' largest exponent)`.
 
-    Values between the largest element and the next power of two saturate, as the standard has it.
+    So the standard (section 6.3); values between the largest element and the next power of two
+    saturate, by up to 1/8 (e4m3) or 1/4 (e2m1). With `ceil` the scale is twice that wherever
+    something would, at the cost of the block's smallest values. Source of `ceil`: arXiv 2506.08027.
     """
-    # frexp gives amax = m * 2^e with m in [0.5, 1): floor(log2) is e - 1, without a logarithm.
-    top = torch.frexp(torch.tensor(grid.quant_max)).exponent.to(amax_N.device)
-    exponent_N = torch.frexp(amax_N.float()).exponent - top
+    # frexp gives amax = m * 2^e with m in [0.5, 1): exact, without a logarithm.
+    top = torch.frexp(torch.tensor(grid.quant_max, device=amax_N.device))
+    own = torch.frexp(amax_N.float())
+    exponent_N = own.exponent - top.exponent
+    if rounding is ScaleRounding.ceil:
+        exponent_N = exponent_N + (own.mantissa > top.mantissa)
     scale_N = torch.exp2(exponent_N.clamp(-E8M0_LIMIT + 1, E8M0_LIMIT).float())
     return torch.where(amax_N < SMALLEST_RANGE, torch.ones_like(scale_N), scale_N)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from segquant.core.floats import FloatGrid, FloatKind
+from segquant.core.floats import FloatGrid, FloatKind, ScaleRounding
 from segquant.core.grids import Grid, int_grid
 from segquant.core.ranges import RangeRule
 
@@ -45,6 +45,7 @@ _RULES = {
     NumberFormat.mxfp4: _FormatRule(4, FloatKind.e2m1, 32, 8),
     NumberFormat.mxfp8: _FormatRule(8, FloatKind.e4m3, 32, 8),
 }
+_MX = (NumberFormat.mxfp4, NumberFormat.mxfp8)
 
 
 class Granularity(Enum):
@@ -72,12 +73,20 @@ class TensorScheme:
     dynamic: bool = False  # scales are taken from each tensor at run time
     range_rule: RangeRule = RangeRule.amax
     range_percentile: float = 99.9  # with range_rule=percentile
+    scale_rounding: ScaleRounding = ScaleRounding.floor  # of the MX formats' powers of two
 
     def __post_init__(self) -> None:
         self.granularity = Granularity(self.granularity)
         self.number_format = NumberFormat(self.number_format)
         self.range_rule = RangeRule(self.range_rule)
+        self.scale_rounding = ScaleRounding(self.scale_rounding)
         self._check_range()
+        if self.scale_rounding is not ScaleRounding.floor and self.number_format not in _MX:
+            raise ValueError(
+                f"scale_rounding={self.scale_rounding.name} with "
+                f"number_format={self.number_format.name}; only the scales of "
+                f"{' and '.join(one.name for one in _MX)} are powers of two: set it to floor"
+            )
         if self._rule is not None:
             self._check_format(self._rule)
         elif self.num_bits != UNQUANTIZED_BITS and self.num_bits not in QUANTIZED_BITS:
@@ -174,6 +183,8 @@ class TensorScheme:
             parts.append(f"percentile {self.range_percentile:g}")
         elif self.range_rule is RangeRule.mse:
             parts.append("mse")
+        if self.scale_rounding is ScaleRounding.ceil:
+            parts.append("scales up")
         return " ".join(parts)
 
 

@@ -140,4 +140,4 @@ def microscales(
         found = nvfp4_tensor_scale(amax_N.amax()) if tensor_scale is None else tensor_scale
         return e4m3_block_scales(amax_N, tensor_scale=found)
     assert isinstance(scheme.grid, FloatGrid)
-    return e8m0_block_scales(amax_N, grid=scheme.grid)
+    return e8m0_block_scales(amax_N, grid=scheme.grid, rounding=scheme.scale_rounding)

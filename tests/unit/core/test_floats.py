@@ -1,5 +1,6 @@
 """Small floats: every value and tie by enumeration, and the block formats' scales."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,13 @@ from torch import Tensor
 from segquant.core import activation as act
 from segquant.core.activation import ActivationGrid
 from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.floats import E2M1_VALUES, FloatGrid, FloatKind, e8m0_block_scales
+from segquant.core.floats import (
+    E2M1_VALUES,
+    FloatGrid,
+    FloatKind,
+    ScaleRounding,
+    e8m0_block_scales,
+)
 from segquant.core.plan import LayerRecipe
 from segquant.core.quantize import quantize_layers
 from segquant.core.rounding import GptqSettings, Rounding, gptq, gptq_factor
@@ -124,6 +131,45 @@ def test_mx_scales_are_powers_of_two_and_never_let_a_block_vanish() -> None:
     assert found[2:7].tolist() == [0.5, 1.0, 1.0, 1.0, 2.0]
     mantissa, _ = torch.frexp(found)
     assert bool((mantissa == 0.5).all())
+
+
+@pytest.mark.parametrize("kind", [FloatKind.e2m1, FloatKind.e4m3])
+def test_mx_scales_rounded_up_saturate_nothing_and_are_the_least_that_do(kind: FloatKind) -> None:
+    grid = FloatGrid(kind)
+    limit = torch.tensor(grid.quant_max) * 2.0 ** torch.arange(-20, 20)
+    edges = torch.cat([limit, limit.nextafter(torch.tensor(torch.inf)), limit.nextafter(limit * 0)])
+    amax = torch.cat([edges, torch.randn(500, generator=generator(3)).exp()])
+    down = e8m0_block_scales(amax, grid=grid)
+    up = e8m0_block_scales(amax, grid=grid, rounding=ScaleRounding.ceil)
+    assert bool((amax <= up * grid.quant_max).all())
+    assert bool((amax > up / 2 * grid.quant_max).all())
+    assert torch.equal(up, torch.where(amax > down * grid.quant_max, 2 * down, down))
+    assert 0 < float((up > down).float().mean()) < 1
+    zero = torch.zeros(1)
+    assert e8m0_block_scales(zero, grid=grid, rounding=ScaleRounding.ceil).item() == 1
+
+
+@pytest.mark.parametrize("what", list(NumberFormat), ids=lambda one: one.name)
+def test_only_the_mx_formats_round_their_scales(what: NumberFormat) -> None:
+    if what in (NumberFormat.mxfp4, NumberFormat.mxfp8):
+        return
+    with pytest.raises(ValueError, match="scale_rounding=ceil with number_format="):
+        TensorScheme(num_bits=8, number_format=what, scale_rounding=ScaleRounding.ceil)
+
+
+def test_scales_rounded_up_reach_weights_and_inputs() -> None:
+    """A block whose largest value is just below a power of two: floor cuts it, ceil does not."""
+    x = torch.full((2, 32), 0.25)
+    x[:, 0] = 1.95
+    kinds = {}
+    for rounding in ScaleRounding:
+        how = replace(scheme(NumberFormat.mxfp8), scale_rounding=rounding)
+        weight = fake_quantize_weight(x, grid=WeightGrid(scheme=how, row_blocks=(2,), blocks=(32,)))
+        grid = ActivationGrid(scheme=replace(how, dynamic=True), blocks=(32,), dual=(False,))
+        assert torch.equal(weight, act.fake_quantize(x, grid=grid, static=None))
+        kinds[rounding] = float(weight[0, 0])
+    assert kinds == {ScaleRounding.floor: 1.75, ScaleRounding.ceil: 2.0}
+    assert TensorScheme.describe(how).endswith("scales up")
 
 
 @pytest.mark.parametrize("what", sorted(BLOCKED, key=str))

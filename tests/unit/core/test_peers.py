@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from baselines.smoothquant import SmoothQuant
+from segquant.core.floats import ScaleRounding
 from segquant.core.lowrank import truncated_svd
 from segquant.core.schemes import NumberFormat
 from segquant.core.smoothing import smoothing_factors
@@ -59,16 +60,25 @@ def test_nvfp4_weights_are_torchaos() -> None:
     assert float(same.float().mean()) > 0.995
 
 
+@pytest.mark.parametrize(("rounding", "torchaos"), [("floor", "FLOOR"), ("ceil", "RCEIL")])
 @pytest.mark.parametrize(("number_format", "num_bits"), [("mxfp4", 4), ("mxfp8", 8)])
-def test_mx_weights_are_torchaos(number_format: str, num_bits: int) -> None:
-    """Blocks of 32 with power-of-two scales by the standard's rule, bit for bit."""
+def test_mx_weights_are_torchaos(
+    number_format: str, num_bits: int, rounding: str, torchaos: str
+) -> None:
+    """Blocks of 32 with power-of-two scales by either rule, bit for bit."""
     mx: Any = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
     w = torch.randn(64, 128, generator=generator(1)) * torch.logspace(-1, 1, 64)[:, None]
     element = torch.float4_e2m1fn_x2 if num_bits == 4 else torch.float8_e4m3fn
-    mode = mx.ScaleCalculationMode.FLOOR
+    mode = mx.ScaleCalculationMode[torchaos]
     expected = mx.MXTensor.to_mx(w, element, 32, mode).dequantize(torch.float32)
     grid = WeightGrid(
-        scheme=scheme(num_bits, GROUP, group_size=32, number_format=number_format),
+        scheme=scheme(
+            num_bits,
+            GROUP,
+            group_size=32,
+            number_format=number_format,
+            scale_rounding=ScaleRounding(rounding),
+        ),
         row_blocks=(64,),
         blocks=(32,) * 4,
     )
