@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.config import RunConfig, build, compose_config
+from experiments.compose import build, compose_config
+from experiments.config import RunConfig
 from experiments.data import load_dataset
 from experiments.generate import record_trajectory
 from experiments.pipelines import get_denoiser, load_pipeline

@@ -3,120 +3,52 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
 from baselines.peer import LIBRARIES
-from evaluation.clip import Evaluator, evaluator_key, load_evaluator
+from evaluation.clip import Evaluator, load_evaluator
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
-from experiments import protocol
-from experiments.calibrate import CODE as CALIBRATION_CODE
-from experiments.calibrate import (
-    CalibrationPass,
-    calibration_batch_size,
-    capture_bytes,
-    load_calibration,
-)
+from experiments.calibrate import CalibrationPass, load_calibration
 from experiments.config import ModelConfig, RunConfig
 from experiments.correct import corrected_noise, learn_corrector, load_corrector
-from experiments.data import Dataset, Prompt, load_dataset, prompts_hash, write_true_images
-from experiments.errors import UserError
-from experiments.execution import execution_name
+from experiments.data import prompts_hash, write_true_images
 from experiments.generate import (
     example_inputs,
     generate_images,
     record_trajectory,
     replay_errors,
 )
-from experiments.machine import device_of, planned_gpu, threads
-from experiments.pipelines import (
-    check_folder,
-    get_denoiser,
-    load_pipeline,
-    resolve_path,
-    set_denoiser,
-    weights_hash,
-)
+from experiments.machine import threads
+from experiments.pipelines import get_denoiser, load_pipeline, set_denoiser
+from experiments.plan import StagePlan, corrector_of
 from experiments.progress import Progress
 from experiments.replay import count_calls, replay_of
-from experiments.sources import closure_digest, source_digest
-from experiments.store import Stage, Store, digest
+from experiments.sources import source_digest
+from experiments.store import Stage
 from segquant.core.calibration import Calibration
-from segquant.core.capture import DEFAULT_CAPTURE_BYTES
 from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.correction import Attached, Corrector
-from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
-from segquant.core.statistics import DEFAULT_SAMPLE_ROWS
+from segquant.core.correction import Attached
+from segquant.core.protocol import Method, QuantizationReport
 from segquant.graph import LayerGraph, analyze
 
 _REPORT = "report.json"  # of a library's row, whose modules are not saved
-_VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
-
-
-def _corrector(config: RunConfig) -> Corrector | None:
-    method: Method = config.method
-    return method.corrector(calibration=Calibration(statistics={}, forwards=0))
-
-
-def _code_of(method: Method) -> list[str]:
-    """The modules that decide what a method makes of a denoiser: its own and, if asked, the graph.
-
-    The core is always among them: a method from outside the project stands on it too.
-    """
-    graph = ["segquant.graph"] if method.needs().graph else []
-    return [type(method).__module__, "segquant.core", *graph]
-
-
-def floor_of(config: RunConfig) -> NoiseFloor | None:
-    return config.method if isinstance(config.method, NoiseFloor) else None
 
 
 @dataclass(kw_only=True)
-class Bench:
-    """What the cells of one model share while a process works through them."""
+class Bench(StagePlan):
+    """What the cells of one model share while a process works through them: stages get made."""
 
-    config: RunConfig
-    store: Store
     progress: Progress
-    needs: StatisticsNeeds  # the union over the sweep: one calibration serves it
-    samples: bool = True  # False: other machines make the stages, here they are only looked at
-
-    @cached_property
-    def device(self) -> torch.device:
-        if not self.samples:
-            return torch.device("cpu")
-        return device_of(self.config)
-
-    @cached_property
-    def num_threads(self) -> int:
-        return self.config.num_threads or len(os.sched_getaffinity(0))
-
-    @property
-    def sample_rows(self) -> int:
-        """As many for a cell alone as in a sweep, so that its result is the same."""
-        return max(DEFAULT_SAMPLE_ROWS, self.needs.rows)
-
-    def floor_threads(self, floor: NoiseFloor) -> int:
-        """The floor's thread count; one more where that is what every other row has."""
-        same = floor.num_threads == self.num_threads
-        return floor.num_threads + 1 if same else floor.num_threads
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        return load_dataset(self.config.dataset)
 
     @cached_property
     def pipeline(self) -> Any:
@@ -131,92 +63,10 @@ class Bench:
         return load_evaluator(self.checked_evaluator)
 
     @cached_property
-    def evaluator_key(self) -> str:
-        """Known without loading it: a look at a sweep takes no model."""
-        try:
-            return evaluator_key(self.checked_evaluator)
-        except ValueError as error:
-            raise UserError(
-                f"metrics.evaluator={self.config.metrics.evaluator}: {error}"
-            ) from error
-
-    @cached_property
-    def checked_evaluator(self) -> Path:
-        folder = resolve_path(self.config.metrics.evaluator)
-        if not (folder / "open_clip_config.json").is_file():
-            raise UserError(
-                f"metrics.evaluator={self.config.metrics.evaluator}: no open_clip model there; "
-                "give a folder with open_clip_config.json and open_clip_model.safetensors"
-            )
-        return folder
-
-    @cached_property
-    def weights(self) -> str:
-        cache = self.store.root / "stages" / "file_hashes.json"
-        return weights_hash(check_folder(self.config.model), cache=cache)
-
-    @cached_property
     def graph(self) -> LayerGraph:
         prompt = self.dataset.calibration[0]
         inputs = example_inputs(self.pipeline, prompt, config=self.config.model)
         return analyze(self.float_denoiser, inputs)
-
-    def sampler(self, *, batch_size: int | None = None, num_threads: int | None = None) -> Any:
-        """The key of everything that decides an image's bits, but for denoiser and prompts."""
-        model = self.config.model
-        return {
-            "weights": self.weights,
-            "dtype": model.dtype,
-            "size": [model.height, model.width],
-            "num_inference_steps": model.num_inference_steps,
-            "guidance_scale": model.guidance_scale,
-            "call": model.call,
-            "batch_size": batch_size or model.batch_size,
-            "seed": self.config.seed,
-            "device": self._device_name(),
-            "num_threads": num_threads or self.num_threads,
-            "versions": {name: version(name) for name in _VERSIONED},
-            "code": source_digest("experiments/generate.py", "experiments/data.py"),
-        }
-
-    def _device_name(self) -> str:
-        if not self.samples and self.config.device != "cpu":
-            return planned_gpu(self.config)
-        return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
-
-    def has_reference(self) -> bool:
-        """Whether the reference's images and trajectory are there."""
-        trajectory = self.trajectory_key()
-        return self.store.find("images", self.images_key("float")) is not None and (
-            trajectory is None or self.store.find("trajectory", trajectory) is not None
-        )
-
-    def has_calibration(self) -> bool:
-        """Whether the statistics are there, and the inputs where a method replays them."""
-        inputs = self.calibration_inputs_key()
-        return self._calibration_is_there() and (
-            not self.needs.replay or self.store.find("calibration_inputs", inputs) is not None
-        )
-
-    def pending(self, config: RunConfig) -> list[tuple[Path, int]]:
-        """Stages that sample prompts and are not there yet: their folder and number of prompts."""
-        n, floor = len(self.dataset.evaluation), floor_of(config)
-        wanted = [("images", self.images_key("float"), n)]
-        if floor is not None:
-            wanted.append(("images", self.images_key("float", floor=floor), n))
-        elif not isinstance(config.method, FullPrecision):
-            if not self._calibration_is_there():
-                key = self.calibration_key(self.needs)
-                wanted.append(("calibration", key, len(self.dataset.calibration)))
-            if config.method.needs().replay:
-                key = self.calibration_inputs_key()
-                wanted.append(("calibration_inputs", key, len(self.dataset.calibration)))
-            wanted.append(("images", self.images_key(self.quantized_name(config)), n))
-        return [
-            (self.store.folder(kind, key), count)
-            for kind, key, count in wanted
-            if self.store.find(kind, key) is None
-        ]
 
     # stages --------------------------------------------------------------------------------
 
@@ -241,19 +91,6 @@ class Bench:
         return self.store.build(
             "dataset", key, lambda folder: write_true_images(self.dataset, folder)
         )
-
-    def images_key(self, denoiser: str, *, floor: NoiseFloor | None = None) -> Any:
-        sampler = self.sampler()
-        if floor is not None:
-            count = self.floor_threads(floor)
-            sampler = self.sampler(batch_size=floor.batch_size, num_threads=count)
-        return {
-            "sampler": sampler,
-            "prompts": prompts_hash(self.dataset.evaluation),
-            "latents": self.config.latents,
-            "image": self.config.image,
-            "denoiser": denoiser,
-        }
 
     def images(
         self,
@@ -305,22 +142,9 @@ class Bench:
     def reference(self) -> Stage:
         return self.images(None, self.images_key("float"), floor=None)
 
-    def _traced(self) -> tuple[Prompt, ...]:
-        return self.dataset.evaluation[: self.config.metrics.teacher_forced_prompts]
-
-    def trajectory_key(self) -> Any:
-        prompts = self._traced()
-        if not prompts:
-            return None
-        return {
-            "sampler": self.sampler(),
-            "prompts": prompts_hash(prompts),
-            "latents": self.config.latents,
-        }
-
     def trajectory(self) -> Stage | None:
         """What the unquantized denoiser was given and said, for some evaluation prompts."""
-        prompts, key = self._traced(), self.trajectory_key()
+        prompts, key = self.traced(), self.trajectory_key()
         if key is None:
             return None
 
@@ -337,38 +161,9 @@ class Bench:
 
         return self._build("trajectory", key, make)
 
-    def calibration_key(self, needs: StatisticsNeeds) -> Any:
-        size = calibration_batch_size(self.config, prompts=len(self.dataset.calibration))
-        return {
-            "sampler": self.sampler(batch_size=size),
-            "prompts": prompts_hash(self.dataset.calibration),
-            "rows": self.sample_rows,
-            "gram": needs.gram,
-            "steps": needs.steps,
-            "capture_bytes": capture_bytes(needs),
-            "code": source_digest(*CALIBRATION_CODE),
-        }
-
-    def _calibration_needs(self) -> StatisticsNeeds:
-        """What the calibration holds: what the sweep needs, or more if such a one is there."""
-        grams = dict.fromkeys((self.needs.gram, True))
-        steps = dict.fromkeys((self.needs.steps, True))
-        captures = dict.fromkeys((capture_bytes(self.needs), DEFAULT_CAPTURE_BYTES))
-        for gram, step, capture in itertools.product(grams, steps, captures):
-            if capture < capture_bytes(self.needs):
-                continue
-            needs = replace(self.needs, gram=gram, steps=step, capture_bytes=capture)
-            if self.store.find("calibration", self.calibration_key(needs)) is not None:
-                return needs
-        return self.needs
-
-    def _calibration_is_there(self) -> bool:
-        key = self.calibration_key(self._calibration_needs())
-        return self.store.find("calibration", key) is not None
-
     def calibration(self) -> tuple[Stage, Calibration]:
         """What one pass of the unquantized model over the calibration prompts left behind."""
-        needs = self._calibration_needs()
+        needs = self.calibration_needs()
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(self.num_threads), self._with_denoiser(None) as pipeline:
@@ -387,9 +182,6 @@ class Bench:
         stage = self._build("calibration", self.calibration_key(needs), make)
         return stage, load_calibration(stage.path)
 
-    def calibration_inputs_key(self) -> Any:
-        return {"sampler": self.sampler(), "prompts": prompts_hash(self.dataset.calibration)}
-
     def calibration_inputs(self) -> Stage:
         """The unquantized denoiser's inputs over the calibration prompts; a pass of its own."""
 
@@ -406,26 +198,6 @@ class Bench:
             return {**notes, "forwards": count_calls(notes)}
 
         return self._build("calibration_inputs", self.calibration_inputs_key(), make)
-
-    def quantized_key(self, config: RunConfig) -> Any:
-        needs = config.method.needs()
-        corrected = _corrector(config) is not None
-        return {
-            "calibration": self.calibration_key(needs),
-            "method": protocol.method_fields(config.method),
-            "bits": protocol.plain(asdict(config.bits)),
-            "code": closure_digest(*_code_of(config.method)),
-            "corrector": source_digest("experiments/correct.py") if corrected else None,
-        }
-
-    def quantized_name(self, config: RunConfig) -> str:
-        """What images and step errors of the quantized denoiser are filed under."""
-        return execution_name(
-            digest(self.quantized_key(config)),
-            config.execution,
-            config.activation_code,
-            fused=config.fuse_activations,
-        )
 
     def quantized(self, config: RunConfig) -> Stage:
         """The quantized denoiser as a checkpoint."""
@@ -469,7 +241,7 @@ class Bench:
 
         Every corrector learns from all calibration prompts, on the quantized model's own path.
         """
-        corrector = _corrector(config)
+        corrector = corrector_of(config)
         if corrector is None:
             return None
 
@@ -496,7 +268,7 @@ class Bench:
         trajectory = self.trajectory()
         if trajectory is None:
             return None
-        count, key = self._step_errors_key(trajectory, name, floor=floor)
+        count, key = self.step_errors_key(trajectory, name, floor=floor)
 
         def make(folder: Path) -> dict[str, Any]:
             with threads(count):
@@ -513,15 +285,9 @@ class Bench:
         trajectory = None if wanted is None else self.store.find("trajectory", wanted)
         if trajectory is None:
             return None
-        _, key = self._step_errors_key(trajectory, name, floor=floor)
+        _, key = self.step_errors_key(trajectory, name, floor=floor)
         stage = self.store.find("step_errors", key)
         return None if stage is None else _read_errors(stage)
-
-    def _step_errors_key(
-        self, trajectory: Stage, name: str, *, floor: NoiseFloor | None
-    ) -> tuple[int, Any]:
-        count = self.num_threads if floor is None else self.floor_threads(floor)
-        return count, {"trajectory": trajectory.hash, "denoiser": name, "num_threads": count}
 
 
 def _read_errors(stage: Stage) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.config import CONF, build, compose_config, options
+from experiments.compose import CONF, build, compose_config, options
 from experiments.errors import UserError
 from segquant.core.schemes import Bits
 

@@ -263,7 +263,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
 
-    from experiments.config import options as choices
+    from experiments.compose import options as choices
     from experiments.inspect import inspect_denoiser, render_table, to_json
     from experiments.pipelines import resolve_path
 
@@ -273,7 +273,7 @@ def _inspect(options: argparse.Namespace) -> int:
         raise UserError("inspect takes one of model=NAME or model.path=FOLDER_OR_CONFIG")
     target: str = given.get("model.path") or given.get("model") or ""
     if target in choices("model") and target != "folder":
-        from experiments.config import CONF
+        from experiments.compose import CONF
 
         path = OmegaConf.load(CONF / "model" / f"{target}.yaml").path
         target = str(resolve_path(f"{path}"))

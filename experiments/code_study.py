@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.statistics import bootstrap_mean
-from experiments.config import RunConfig, build, compose_config
+from experiments.compose import build, compose_config
+from experiments.config import RunConfig
 from experiments.data import Prompt, load_dataset
 from experiments.generate import batches, example_inputs, sample
 from experiments.pipelines import get_denoiser, load_pipeline, resolve_device

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.bench import Bench
-from experiments.config import CONF, build
+from experiments.compose import CONF, build
 from experiments.progress import Progress
 from experiments.report import log_cell
 from experiments.run import find_record, run_cell

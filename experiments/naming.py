@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from evaluation.records import label
-from experiments.config import CONF, RunConfig
+from experiments.compose import CONF
+from experiments.config import RunConfig
 from experiments.protocol import plain
 
 _DEFAULT_REPLAY = {

@@ -21,7 +21,7 @@ from evaluation.records import Record, read_record, write_record
 from evaluation.resources import describe_environment, utc_now
 from evaluation.trajectory import trajectory_metrics
 from experiments import protocol
-from experiments.bench import Bench, floor_of
+from experiments.bench import Bench
 from experiments.config import RunConfig
 from experiments.correct import variance_note
 from experiments.data import prompts_hash
@@ -29,6 +29,7 @@ from experiments.errors import UserError
 from experiments.execution import extra_products, kernel_left_out, prepare, runs_on_kernels
 from experiments.machine import threads
 from experiments.naming import changed_settings
+from experiments.plan import floor_of
 from experiments.sources import source_digest
 from experiments.store import Stage, digest
 from segquant.core.calibration import Calibration
@@ -44,6 +45,7 @@ _CODE = (
     "evaluation",
     "experiments/bench.py",
     "experiments/execution.py",
+    "experiments/plan.py",
     "experiments/run.py",
     "experiments/protocol.py",
 )

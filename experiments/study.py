@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from evaluation.statistics import mean_over_runs
 from experiments.bench import Bench
-from experiments.config import RunConfig, build, compose_config
+from experiments.compose import build, compose_config
+from experiments.config import RunConfig
 from experiments.generate import replay_errors
 from experiments.machine import threads
 from experiments.progress import Progress

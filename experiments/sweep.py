@@ -17,15 +17,15 @@ from omegaconf import OmegaConf
 from evaluation.records import Record
 from experiments.bench import Bench
 from experiments.catalogue import bits_of
-from experiments.config import (
+from experiments.compose import (
     CONF,
     GROUPS,
-    RunConfig,
     build_cell,
     check_fields,
     check_override,
     parse_overrides,
 )
+from experiments.config import RunConfig
 from experiments.errors import UserError
 from experiments.pipelines import check_folder, check_weights
 from experiments.progress import Progress

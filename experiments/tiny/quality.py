@@ -20,7 +20,8 @@ import torch
 from evaluation.clip import Evaluator, clip_scores, load_evaluator
 from evaluation.distribution import evaluator_extractor, folder_features, frechet_distance
 from evaluation.images import load_images, write_png
-from experiments.config import ModelConfig, build, compose_config
+from experiments.compose import build, compose_config
+from experiments.config import ModelConfig
 from experiments.data import Prompt
 from experiments.generate import generate_images
 from experiments.pipelines import get_denoiser, load_pipeline

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.config import build, compose_config, options
+from experiments.compose import build, compose_config, options
 from segquant.core import Calibration
 from segquant.core.capture import CallRecorder, CapturedCalls
 from segquant.core.checkpoint import load_quantized, save_quantized

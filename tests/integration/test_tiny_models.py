@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from evaluation.clip import clip_scores, load_evaluator
-from experiments.config import build, compose_config
+from experiments.compose import build, compose_config
 from experiments.data import Prompt
 from experiments.generate import sample
 from experiments.tiny import shapes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.peer_modelopt import SVDQUANT_RANK, Algorithm, ModelOpt
 from baselines.rtn import RoundToNearest
-from experiments.config import build, compose_config, options
+from experiments.compose import build, compose_config, options
 from segquant.core import Bits, Calibration
 from tests.unit.baselines.timed import Timed, calibrated, calls
 from tests.unit.core.helpers import power_ratio

@@ -11,7 +11,7 @@ import torch
 
 from baselines.peer import is_int8_weight_only, split_layers
 from baselines.rtn import RoundToNearest
-from experiments.config import build, compose_config, options
+from experiments.compose import build, compose_config, options
 from segquant.core import Bits, QuantizationReport
 from tests.unit.baselines.timed import calibrated, calls
 from tests.unit.core.helpers import correlated, power_ratio

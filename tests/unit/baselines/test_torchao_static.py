@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baselines.peer_torchao import Torchao
-from experiments.config import build, compose_config
+from experiments.compose import build, compose_config
 from tests.unit.baselines.timed import calibrated
 from tests.unit.core.helpers import power_ratio
 

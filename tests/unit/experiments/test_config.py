@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import (
+from experiments.compose import (
     CONF,
     GROUPS,
     _built,
@@ -73,7 +73,7 @@ def test_a_sweep_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> N
         made.append(overrides)
         return original(overrides)
 
-    monkeypatch.setattr("experiments.config._composed", functools.cache(counted))
+    monkeypatch.setattr("experiments.compose._composed", functools.cache(counted))
     _built.cache_clear()
     request = read_request(["+experiment=baselines"], multirun=True)
     _built.cache_clear()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from experiments.config import build, compose_config
+from experiments.compose import build, compose_config
 from experiments.data import Prompt
 from experiments.generate import sample
 from experiments.pipelines import get_denoiser, load_pipeline

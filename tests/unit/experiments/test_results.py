@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from evaluation.comparison import Verdict
 from evaluation.records import Record
 from experiments.compare import read_reasons
-from experiments.config import options
+from experiments.compose import options
 from experiments.publish import RESULTS
 
 BASELINES = RESULTS / "baselines"
