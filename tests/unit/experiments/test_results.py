@@ -69,6 +69,23 @@ def _covers(reason, row) -> bool:
     return reason.covers(record)
 
 
+def test_the_readmes_figures_of_mx_scales_are_the_results() -> None:
+    readme = " ".join(Path("README.md").read_text().split())
+    said = readme.split("rtn's step error at", 1)[1].split(": level", 1)[0]
+    found = {
+        (r["model"], r["bits"]): float(r["step_error"])
+        for r in rows(RESULTS / "mx_scales" / "table.csv")
+        if r["method"] == "rtn"
+    }
+    up = " weight.scale_rounding=ceil activation.scale_rounding=ceil"
+    ratios = [
+        f"{found[model, bits + up] / found[model, bits]:.2g}"
+        for bits in ("w8a8_mxfp8", "w4a4_mxfp4")
+        for model in ("tiny_mmdit", "tiny_flux", "tiny_unet")
+    ]
+    assert re.findall(r"\d+\.\d+", said) == ratios
+
+
 def test_the_readmes_figures_of_codes_are_the_results() -> None:
     readme = Path("README.md").read_text()
     paragraph = readme.split("**What DualScale buys", 1)[1].split("\n\n", 1)[0]
