@@ -135,26 +135,34 @@ def kernel_distance(
     b_MD: Array,
     *,
     seed: int,
+    paired: bool = False,
     subsets: int = KID_SUBSETS,
     max_subset_size: int = KID_MAX_SUBSET_SIZE,
 ) -> float:
-    """Kernel distance with k(x, y) = (x.y / D + 1)^3, as clean-fid defines it, seeded.
+    """Kernel distance with k(x, y) = (x.y / D + 1)^3, seeded.
 
-    The estimator is unbiased, so near 0 it may be negative, and for identical sets it is.
-    Subsets are drawn as clean-fid does after `numpy.random.seed(seed)`.
+    The estimator is unbiased, so near 0 it may be negative. Two sets that share nothing are
+    measured as clean-fid does, with its subsets after `numpy.random.seed(seed)`. Images of the
+    same prompts are alike whatever the model: a term of the two would pull the distance below 0,
+    the further the fewer images there are, so that `paired` leaves these terms out.
 
-    Source: Binkowski et al. 2018 (arXiv:1801.01401), eq. 4.
+    Args:
+        paired: row i of both sets is of one prompt.
+
+    Source: Binkowski et al. 2018 (arXiv:1801.01401), eq. 4; paired: Gretton et al. 2012 (JMLR 13),
+    eq. 4, where no sum has a term with i = j.
     """
     _check_features(a_ND, b_MD)
+    assert not paired or len(a_ND) == len(b_MD)
     size = min(len(a_ND), len(b_MD), max_subset_size)
     if size == len(a_ND) == len(b_MD):  # every subset is the whole: one is enough
-        return _squared_mmd(a_ND, b_MD)
+        return _squared_mmd(a_ND, b_MD, paired=paired)
     generator = np.random.RandomState(seed)
     total = 0.0
     for _ in range(subsets):
-        b = b_MD[generator.choice(len(b_MD), size, replace=False)]
-        a = a_ND[generator.choice(len(a_ND), size, replace=False)]
-        total += _squared_mmd(a, b)
+        rows_b = generator.choice(len(b_MD), size, replace=False)
+        rows_a = rows_b if paired else generator.choice(len(a_ND), size, replace=False)
+        total += _squared_mmd(a_ND[rows_a], b_MD[rows_b], paired=paired)
     return total / subsets
 
 
@@ -170,8 +178,9 @@ def spread(
     """Standard deviation of a distance over random halves of both sets.
 
     Halves are drawn without replacement: the variance of a mean over a half, given the data, is
-    that of the mean over the whole, and no image meets its own copy, which would bias a kernel
-    distance. `paired` takes the same rows of both sets (same prompts).
+    that of the mean over the whole (a distance is no mean: it is taken as one for its spread
+    alone), and no image meets its own copy. `paired` takes the same rows of both sets: where these
+    are of the same prompts, halves of different ones would be much further apart than the whole.
     """
     generator = np.random.default_rng(seed)
     values = []
@@ -197,19 +206,21 @@ def distribution_metrics(
     Args:
         prefix: the name of the feature extractor, such as "shapes" or "inception".
         against: "dataset" or "reference".
+        paired: row i of both sets is of one prompt.
     """
     check_prefix(prefix)
     if against not in ("dataset", "reference"):
         raise ValueError(f"against={against!r}; allowed are 'dataset' and 'reference'")
     size = f"n={len(a_ND)} against {len(b_MD)}"
+    pairs = ", without terms of two images of one prompt" if paired else ""
     fid_resamples = resamples if a_ND.shape[1] <= WIDEST_RESAMPLED_FEATURES else 0
     distances: tuple[tuple[str, Callable[[Array, Array], float], int, str], ...] = (
         ("fid", frechet_distance, fid_resamples, f"biased upwards at small n; {size}"),
         (
             "kid",
-            lambda a, b: kernel_distance(a, b, seed=seed),
+            lambda a, b: kernel_distance(a, b, seed=seed, paired=paired),
             resamples,
-            f"unbiased: may be below 0, and is for identical sets; {size}",
+            f"unbiased: may be below 0{pairs}; {size}",
         ),
     )
     metrics = {}
@@ -247,11 +258,14 @@ def _covariance_root(features: Array) -> Array:
     return np.asarray(root, dtype=np.float64)
 
 
-def _squared_mmd(a: Array, b: Array) -> float:
+def _squared_mmd(a: Array, b: Array, *, paired: bool) -> float:
     size, width = a.shape
     within = (a @ a.T / width + 1) ** 3 + (b @ b.T / width + 1) ** 3
     across = (a @ b.T / width + 1) ** 3
-    off_diagonal = (within.sum() - np.trace(within)) / (size * (size - 1))
+    pairs = size * (size - 1)
+    off_diagonal = (within.sum() - np.trace(within)) / pairs
+    if paired:
+        return float(off_diagonal - 2 * (across.sum() - np.trace(across)) / pairs)
     return float(off_diagonal - 2 * across.sum() / size**2)
 
 

@@ -293,8 +293,10 @@ def _distances(
                 "no dataset was given", against="dataset", higher_is_better=False
             )
         return metrics
-    dataset = features(folders.dataset, image_ids(folders.dataset), cache)
-    return metrics | distances(dataset, against="dataset", paired=False)
+    theirs = image_ids(folders.dataset)
+    paired = sorted(theirs) == sorted(folders.ids)  # true images of the same prompts
+    dataset = features(folders.dataset, folders.ids if paired else theirs, cache)
+    return metrics | distances(dataset, against="dataset", paired=paired)
 
 
 def _inception_distances(

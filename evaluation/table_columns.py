@@ -187,7 +187,8 @@ def _distance_columns(extractor: str) -> list[Column]:
             title=f"FID {extractor}, dataset",
             legend=f"Frechet distance of {extractor} features to the dataset's images; lower is "
             "better; biased upwards at small n, so compare at equal n only; ± is one standard "
-            "deviation over random halves, no confidence interval",
+            "deviation over random halves (of the same prompts, where both sets are), no "
+            "confidence interval",
         ),
         metric_column(
             f"fid_{extractor}_reference",
@@ -199,7 +200,8 @@ def _distance_columns(extractor: str) -> list[Column]:
             f"kid_{extractor}_dataset",
             title=f"KID {extractor} x1000, dataset",
             legend=f"kernel distance of {extractor} features to the dataset's images, times 1000; "
-            "lower is better; unbiased, so it may be negative; ± as before",
+            "lower is better; unbiased (two images of one prompt are not compared), so it may be "
+            "negative; ± as before",
             scale=1000,
         ),
     ]
@@ -217,7 +219,8 @@ def _image_columns() -> list[Column]:
             "psnr",
             title="PSNR dB",
             legend="to the reference's image of the same prompt, data range 1, mean of per-image "
-            "dB; higher is better; [95 % interval]",
+            "dB, where an identical image enters at the PSNR of one level in one pixel if others "
+            "are not identical; higher is better; [95 % interval]",
         ),
         metric_column(
             "ssim",
@@ -236,7 +239,8 @@ def _image_columns() -> list[Column]:
             "step_error",
             title="Step error %",
             legend="100 ||q-r||^2/||r||^2 of the denoiser's output on the reference's trajectory, "
-            "mean over steps and prompts; lower is better; [95 % interval]",
+            "mean over steps and prompts; lower is better; the noise floor's is of another thread "
+            "count alone, in the recorded batches; [95 % interval]",
             scale=100,
         ),
     ]
@@ -247,13 +251,15 @@ def _cost_columns() -> list[Column]:
         number_column(
             "effective_bits_per_weight",
             title="Bits/weight",
-            legend="effective bits per weight of the denoiser, scales and low-rank factors counted",
+            legend="effective bits per weight of the quantized Linears; float32 scales, smoothing "
+            "and low-rank factors counted",
             number=lambda r: r.effective_bits_per_weight,
         ),
         number_column(
             "weight_bytes",
             title="Weights MB",
-            legend="denoiser weights as stored, in 10^6 bytes",
+            legend="the whole denoiser as stored, in 10^6 bytes; what is not quantized "
+            "(convolutions, norms, biases) in 16 bit",
             number=lambda r: r.weight_bytes,
             scale=1 / _BYTES_PER_MB,
         ),

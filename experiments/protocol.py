@@ -14,9 +14,9 @@ from baselines.noise_floor import NoiseFloor
 from experiments.config import RunConfig
 from experiments.data import prompts_hash
 from experiments.pipelines import check_folder
-from segquant.core.linear import QuantLinear
 from segquant.core.protocol import QuantizationReport
-from segquant.kernels import KernelLinear
+from segquant.core.quantize import BITS_OF_BYTE
+from segquant.core.schemes import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from experiments.bench import Bench
@@ -122,23 +122,26 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def coverage(denoiser: nn.Module, report: QuantizationReport) -> dict[str, Any]:
+def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
     """How much of the denoiser was quantized, by number of weights."""
-    linear = sum(
-        module.in_features * module.out_features
-        for module in denoiser.modules()
-        if isinstance(module, nn.Linear | QuantLinear | KernelLinear)
-    )
+    linear, other = _weights(unquantized)
     quantized = sum(one["in_features"] * one["out_features"] for one in report.layers_quantized)
-    other = sum(
-        parameter.numel()
-        for module in denoiser.modules()
-        if not isinstance(module, nn.Linear | QuantLinear | KernelLinear)
-        for parameter in module.parameters(recurse=False)
-    )
     return {
         "linear_weights_quantized_fraction": quantized / linear if linear else 0.0,
         "denoiser_weights_quantized_fraction": quantized / (linear + other) if linear else 0.0,
         "linears_quantized": len(report.layers_quantized),
         "linears_kept": len(report.layers_kept),
     }
+
+
+def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
+    """Bytes of the whole denoiser: Linear weights as the report has them, all else in 16 bit."""
+    _, other = _weights(unquantized)
+    return report.weight_bytes + other * UNQUANTIZED_BITS // BITS_OF_BYTE
+
+
+def _weights(unquantized: nn.Module) -> tuple[int, int]:
+    """Numbers of Linear weights and of all other parameters (biases, norms, convolutions)."""
+    linears = [one for one in unquantized.modules() if isinstance(one, nn.Linear)]
+    linear = sum(one.weight.numel() for one in linears)
+    return linear, sum(one.numel() for one in unquantized.parameters()) - linear

@@ -161,7 +161,7 @@ def _measure(bench: Bench, config: RunConfig, *, run_id: str) -> Record:
     record.execution = made.execution
     record.calibration_forwards = made.calibration_forwards
     record.peak_memory_bytes = made.images.notes["peak_memory_bytes"]
-    _fill_report(record, made.report, denoiser=made.denoiser or bench.float_denoiser)
+    _fill_report(record, made.report, unquantized=bench.float_denoiser)
     if made.kernels.by_layer_class:
         record.execution_by_layer_class = made.kernels.by_layer_class
         record.method_elements["left_out"] = made.kernels.left_out
@@ -269,16 +269,16 @@ def _on_kernels(
     return use
 
 
-def _fill_report(record: Record, report: QuantizationReport, *, denoiser: nn.Module) -> None:
+def _fill_report(record: Record, report: QuantizationReport, *, unquantized: nn.Module) -> None:
     record.layers_quantized = report.layers_quantized
     record.layers_kept = [dict(layer) for layer in report.layers_kept]
     record.execution_by_layer_class = {"Linear": record.execution}
     record.effective_bits_per_weight = report.effective_bits_per_weight
     record.extra_macs_fraction = report.extra_macs_fraction
-    record.weight_bytes = report.weight_bytes
+    record.weight_bytes = protocol.stored_bytes(unquantized, report)
     record.search_candidates = report.search_candidates
     record.method_elements = {"included": report.elements, "left_out": report.left_out}
-    record.protocol |= protocol.coverage(denoiser, report)
+    record.protocol |= protocol.coverage(unquantized, report)
 
 
 def _fill_metrics(bench: Bench, record: Record, *, images: Stage, reference: Stage) -> None:

@@ -101,6 +101,43 @@ def test_kernel_distance_is_unbiased() -> None:
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
 
 
+def of_the_same_prompts(count: int, width: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two models that draw what the prompt says, each with noise of its own; one distribution."""
+    prompts = features(count, width, seed=seed)
+    noise = [0.3 * features(count, width, seed=10_000 * k + seed) for k in (1, 2)]
+    return prompts + noise[0], prompts + noise[1]
+
+
+def test_kernel_distance_of_the_same_prompts_is_unbiased() -> None:
+    """The terms of one prompt's two images, left in (as between strangers), pull it below zero."""
+    pairs = [of_the_same_prompts(40, 4, seed=s) for s in range(200)]
+    error = {}
+    for paired in (True, False):
+        values = [kernel_distance(a, b, seed=0, paired=paired) for a, b in pairs]
+        error[paired] = np.mean(values) / (np.std(values) / math.sqrt(len(values)))
+    assert abs(error[True]) < 3
+    assert error[False] < -10
+    a, b = pairs[0]
+    assert kernel_distance(a, a, seed=0, paired=True) == pytest.approx(0, abs=1e-12)
+    drawn = kernel_distance(a, a, seed=0, paired=True, subsets=5, max_subset_size=20)
+    assert drawn == pytest.approx(0, abs=1e-12)
+    assert kernel_distance(a, b + 1, seed=0, paired=True, max_subset_size=20) > 0
+
+
+def test_spread_of_the_same_prompts_is_that_of_the_distance() -> None:
+    """Halves of different prompts lie apart, and their spread is that of another distance."""
+    pairs = [of_the_same_prompts(60, 4, seed=s) for s in range(150)]
+    truth = float(np.std([frechet_distance(a, b) for a, b in pairs]))
+    found = {
+        paired: np.mean(
+            [spread(frechet_distance, *pair, seed=0, paired=paired) for pair in pairs[:20]]
+        )
+        for paired in (True, False)
+    }
+    assert 0.6 < found[True] / truth < 1.7
+    assert found[False] > 3 * found[True]
+
+
 def test_spread_has_the_size_of_the_sampling_error() -> None:
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         return float(a.mean() - b.mean())

@@ -1,0 +1,25 @@
+"""What a record says of a denoiser as a whole."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from baselines.rtn import RoundToNearest
+from experiments.protocol import coverage, stored_bytes
+from tests.unit.core.helpers import One, bits, calibrate, correlated
+
+
+def test_what_is_no_linear_counts_in_16_bit() -> None:
+    """A UNet whose convolutions hold most of the weights is not small for its Linears' sake."""
+    model = One(nn.Linear(8, 4))
+    model.conv = nn.Conv1d(1, 3, 3)
+    calibration = calibrate(model, [correlated(32, 8, seed=0)])
+    report = RoundToNearest().quantize(copy.deepcopy(model), calibration=calibration, bits=bits())
+    assert 8 * 4 <= report.weight_bytes < 8 * 4 * 2
+    other = 4 + 3 * 3 + 3
+    assert stored_bytes(model, report) == report.weight_bytes + 2 * other
+    said = coverage(model, report)
+    assert said["linear_weights_quantized_fraction"] == 1
+    assert said["denoiser_weights_quantized_fraction"] == 32 / (32 + other)
