@@ -47,7 +47,7 @@ def not_installed(module: str, *, extra: str) -> str | None:
         found = False
     if found:
         return None
-    return f"{extra} is not installed; pip install 'segquant-bench[{extra}]' and run again"
+    return f"{extra} is not installed; pip install -e '.[{extra}]' here and run again"
 
 
 def is_int8_token(bits: Bits) -> bool:

@@ -43,6 +43,9 @@ class SmoothSearch:
     fold: bool = False  # layers of one input share a vector, folded into what makes the input
     sample_rows: int = 1024  # rows per layer on which the candidates are compared
 
+    def __post_init__(self) -> None:
+        self._smoothing()  # refuses values out of range, before anything runs
+
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
 
@@ -52,16 +55,6 @@ class SmoothSearch:
     def quantize(
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
-        smoothing = SmoothingSettings(
-            mode=SmoothingMode.search,
-            alpha_min=self.alpha_min,
-            alpha_max=self.alpha_max,
-            alpha_step=self.alpha_step,
-            include_none=self.include_none,
-            use_gram=self.use_gram,
-            held_out=self.held_out,
-            alpha_grid=self.alpha_grid,
-        )
         elements = [
             f"smoothing of every Linear, alpha searched{', held out' if self.held_out else ''}",
             *([FOLDED] if self.fold else []),
@@ -75,9 +68,21 @@ class SmoothSearch:
             denoiser,
             calibration=calibration,
             bits=bits,
-            recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
+            recipe=LayerRecipe(smoothing=self._smoothing(), fold=self.fold),
             elements=elements,
             left_out=[] if self.fold else [NOT_FOLDED],
+        )
+
+    def _smoothing(self) -> SmoothingSettings:
+        return SmoothingSettings(
+            mode=SmoothingMode.search,
+            alpha_min=self.alpha_min,
+            alpha_max=self.alpha_max,
+            alpha_step=self.alpha_step,
+            include_none=self.include_none,
+            use_gram=self.use_gram,
+            held_out=self.held_out,
+            alpha_grid=self.alpha_grid,
         )
 
     def corrector(self, *, calibration: Calibration) -> None:

@@ -290,7 +290,7 @@ def _distances(
     if folders.dataset is None:
         for name in ("fid", "kid"):
             metrics[f"{name}_{prefix}_dataset"] = unavailable(
-                "no dataset was given", against="dataset", higher_is_better=False
+                "no images of the dataset were given", against="dataset", higher_is_better=False
             )
         return metrics
     theirs = image_ids(folders.dataset)

@@ -215,6 +215,11 @@ class Bench(StagePlan):
             denoiser = copy.deepcopy(self.float_denoiser)
             with threads(self.num_threads):
                 report = method.quantize(denoiser, calibration=calibration, bits=config.bits)
+            if not isinstance(report, QuantizationReport):
+                raise TypeError(
+                    f"{type(method).__name__}.quantize returned {type(report).__name__}; it must "
+                    "return a QuantizationReport, as segquant.core.quantize.quantize_layers does"
+                )
             if report.execution in LIBRARIES:
                 (folder / _REPORT).write_text(json.dumps(report.to_dict()))
             else:

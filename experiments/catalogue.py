@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -16,6 +17,8 @@ from omegaconf import OmegaConf
 from experiments.compose import CONF, build, compose_config, options
 from experiments.errors import UserError
 from segquant.core.schemes import Bits
+
+log = logging.getLogger("segbench")
 
 EVERYTHING = "all"
 _NOT_HERE = "is not installed"
@@ -47,29 +50,45 @@ def _all_bits() -> dict[str, Bits]:
     }
 
 
-def describe_methods() -> list[dict[str, Any]]:
-    """Per method: its class, first line of its docstring, settings, needs and bits."""
+def describe_methods(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Per method: its class, first line of its docstring, settings, needs and bits.
+
+    Args:
+        names: of these alone; none, or `all`, for every one that can be read.
+
+    Raises:
+        UserError: a name that is no method, or one whose file cannot be read.
+    """
+    known = options("method")
+    for name in names:
+        if name != EVERYTHING and name not in known:
+            raise UserError(f"{name!r} is no method; there are {', '.join(known)}, or {EVERYTHING}")
+    if names and EVERYTHING not in names:
+        return [_described(name) for name in known if name in names]
     rows = []
-    for name in options("method"):
-        config = build(compose_config([f"method={name}"]), method_name=name)
-        method = config.method
-        needs = method.needs()
-        rows.append(
-            {
-                "method": name,
-                "class": f"{type(method).__module__}.{type(method).__qualname__}",
-                "yaml": _first_comment(CONF / "method" / f"{name}.yaml"),
-                "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
-                "source": _told(method, "Source:"),
-                "left_out": _told(method, "Left out:"),
-                "cost": _told(method, "Cost:"),
-                "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
-                "needs": asdict(needs),
-                "bits": bits_of(method),
-                "bits_once_installed": bits_once_installed(method),
-            }
-        )
+    for name in known:
+        try:
+            rows.append(_described(name))
+        except UserError as error:
+            log.warning("%s cannot be read and is left out: %s", name, error)
     return rows
+
+
+def _described(name: str) -> dict[str, Any]:
+    method = build(compose_config([f"method={name}"]), method_name=name).method
+    return {
+        "method": name,
+        "class": f"{type(method).__module__}.{type(method).__qualname__}",
+        "yaml": _first_comment(CONF / "method" / f"{name}.yaml"),
+        "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
+        "source": _told(method, "Source:"),
+        "left_out": _told(method, "Left out:"),
+        "cost": _told(method, "Cost:"),
+        "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
+        "needs": asdict(method.needs()),
+        "bits": bits_of(method),
+        "bits_once_installed": bits_once_installed(method),
+    }
 
 
 def _first_comment(path: Path) -> str:
@@ -95,19 +114,10 @@ def _plain(value: Any) -> Any:
     return getattr(value, "name", value)
 
 
-def render_methods(rows: list[dict[str, Any]], *, names: Sequence[str] = ()) -> str:
-    """What each method is, then what it needs and which bits it does; or the named ones whole.
-
-    Raises:
-        UserError: a name that is no method.
-    """
-    known = [row["method"] for row in rows]
-    for name in names:
-        if name != EVERYTHING and name not in known:
-            raise UserError(f"{name!r} is no method; there are {', '.join(known)}, or {EVERYTHING}")
-    if names:
-        chosen = [row for row in rows if row["method"] in names or EVERYTHING in names]
-        return "\n\n".join(_whole(row) for row in chosen)
+def render_methods(rows: list[dict[str, Any]], *, whole: bool = False) -> str:
+    """What each method is, then what it needs and which bits it does; or all that is known."""
+    if whole:
+        return "\n\n".join(_whole(row) for row in rows)
     return "\n\n".join(
         [
             _pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),

@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What post-training quantization does to diffusion models, measured.",
     )
     parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    parser.add_argument("--version", action="version", version=version("segquant-bench"))
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     run = _verb(verbs, "run", _run, "run one cell, or a sweep with -m or +experiment=NAME")
     run.add_argument("-m", "--multirun", action="store_true", help="key=a,b means both")
@@ -79,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--reasons", type=Path, metavar="FILE", help="YAML; a worse row without a reason is exit 1"
     )
+    for verb in (table, compare):
+        verb.add_argument("-m", "--multirun", action="store_true", help="as run takes it")
     _verb(verbs, "inspect", _inspect, "every Linear: shape, segments, polarity, why")
     text = "seconds and memory of calibrating and quantizing, against a loop of 22 passes"
     _verb(verbs, "bench-calibration", _bench_calibration, text)
@@ -110,7 +114,7 @@ def _verb(
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(verb=function)
     if positional is not None:
-        parser.add_argument(positional)
+        parser.add_argument(positional, metavar=f"{positional.upper()}|key=value")
     parser.add_argument("--json", action="store_true", help="a machine-readable answer on stdout")
     parser.add_argument("overrides", nargs="*", metavar=rest[0], help=rest[1])
     return parser
@@ -174,11 +178,15 @@ def _run(options: argparse.Namespace) -> int:
     records = run_request(request, progress=progress, benches=benches, finished=finished)
     folder = store.root / "reports" / request.name
     report = write_report(request, records, benches, folder=folder)
-    progress.note(f"{len(records)} cells in {duration(time.perf_counter() - begun)}")
+    progress.note(f"{_count(len(records), 'cell')} in {duration(time.perf_counter() - begun)}")
     for path in report.files:
         progress.note(f"wrote {path}")
     _answer(options, data=[encode_record(record) for record in records], text=report.markdown)
     return EXIT_FAILED if any(record.status == "failed" for record in records) else EXIT_OK
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _run_elsewhere(options: argparse.Namespace, sweep: Any, progress: Any) -> int:
@@ -233,14 +241,15 @@ def _table(options: argparse.Namespace) -> int:
     from experiments.report import write_report
     from experiments.run import find_record
     from experiments.store import Store
-    from experiments.sweep import make_benches, read_request
+    from experiments.sweep import make_benches, no_record, read_recorded
 
-    overrides = [f"+experiment={options.experiment}", *options.overrides]
-    request = read_request(overrides, multirun=True)
+    request = read_recorded([options.experiment, *options.overrides])
     store = Store(Path(request.cells[0].out))
     benches = make_benches(request, store, Progress(cells=0, prompts=0))
     found = [find_record(benches[i], cell) for i, cell in enumerate(request.cells)]
     records = [record for record in found if record is not None]
+    if not records:
+        raise no_record(request, store)
     folder = store.root / "reports" / request.name
     report = write_report(request, records, benches, folder=folder)
     text = (folder / f"table.{options.format}").read_text()
@@ -303,14 +312,10 @@ def _bench_calibration(options: argparse.Namespace) -> int:
 
 
 def _methods(options: argparse.Namespace) -> int:
-    from experiments.catalogue import EVERYTHING, describe_methods, render_methods
+    from experiments.catalogue import describe_methods, render_methods
 
-    methods = describe_methods()
-    text = render_methods(methods, names=options.overrides)
-    if options.overrides:
-        names = options.overrides
-        methods = [one for one in methods if one["method"] in names or EVERYTHING in names]
-    _answer(options, data=methods, text=text)
+    methods = describe_methods(options.overrides)
+    _answer(options, data=methods, text=render_methods(methods, whole=bool(options.overrides)))
     return EXIT_OK
 
 

@@ -33,7 +33,7 @@ from experiments.errors import UserError
 from experiments.progress import Progress
 from experiments.run import find_record, find_step_errors, record_path
 from experiments.store import Store, write_text
-from experiments.sweep import make_benches, read_request
+from experiments.sweep import make_benches, no_record, read_recorded
 
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
 
@@ -54,8 +54,7 @@ def compare(options: argparse.Namespace) -> Answer:
         UserError: nothing to compare, or a file of reasons that is none.
     """
     reasons = [] if options.reasons is None else read_reasons(options.reasons)
-    overrides = [f"+experiment={options.experiment}", *options.overrides]
-    request = read_request(overrides, multirun=True)
+    request = read_recorded([options.experiment, *options.overrides])
     store = Store(Path(request.cells[0].out))
     benches = make_benches(request, store, Progress(cells=0, prompts=0))
     scored = []
@@ -64,10 +63,7 @@ def compare(options: argparse.Namespace) -> Answer:
         if record is not None and record.status == "ok":
             scored.append(_scored(benches[index], cell, record))
     if not scored:
-        raise UserError(
-            f"{store.root} holds no finished cell of {options.experiment}; run segbench run "
-            f"+experiment={options.experiment} out={store.root} first"
-        )
+        raise no_record(request, store)
     try:
         rows = compare_rows(scored, against=options.against, seed=request.cells[0].seed)
     except ValueError as error:

@@ -33,11 +33,13 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.execution import ACTIVATION_CODES, EXECUTIONS
+from segquant.core.protocol import StatisticsNeeds
 from segquant.core.schemes import Bits
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "method", "bits", "dataset", "metrics", "cluster", "logger")
 _REQUIRED = "???"
+_METHOD = ("needs", "unsupported", "quantize", "corrector")
 
 _SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
@@ -77,9 +79,17 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(argument))
         except HydraException as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot read {argument!r} ({reason}); write key=value") from error
+            raise UserError(f"cannot read {argument!r}; {_how_to_write(argument)}") from error
     return parsed
+
+
+def _how_to_write(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if equals:
+        return f"write key=value, and a value with signs in quotes of its own: '{key}=\"{value}\"'"
+    if argument in options("experiment"):
+        return f"did you mean +experiment={argument}?"
+    return "write key=value"
 
 
 def check_override(override: Override) -> None:
@@ -94,10 +104,12 @@ def check_override(override: Override) -> None:
     head = key.split(".")[0]
     if key in _TOP_LEVEL or (head in (*GROUPS, "hydra") and "." in key) or "@" in key:
         return
-    near = difflib.get_close_matches(head, [*GROUPS, "experiment", *_TOP_LEVEL], n=1)
-    hint = f"; did you mean {near[0]!r}" if near else ""
+    within = [f"{g}.{key}" for g, kind in _SCHEMAS.items() for f in fields(kind) if f.name == key]
+    known = [*GROUPS, "experiment", *_TOP_LEVEL]
+    near = within or difflib.get_close_matches(head, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     allowed = ", ".join([*GROUPS, "+experiment", *(k for k in _TOP_LEVEL if k != "sweep")])
-    raise UserError(f"unknown key {key!r}{hint}? Keys are {allowed}, and group.field=value")
+    raise UserError(f"unknown key {key!r}; {hint}keys are {allowed}, and group.field=value")
 
 
 def _check_option(group: str, value: str) -> None:
@@ -160,7 +172,8 @@ def _locate(target: str) -> type:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"_target_={target!r} cannot be imported: {error}") from error
-    assert isinstance(found, type)
+    if not is_dataclass(found) or not isinstance(found, type):
+        raise UserError(f"_target_={target!r} is no dataclass; put @dataclass(kw_only=True) on it")
     return found
 
 
@@ -197,6 +210,9 @@ def _structured(kind: type, node: Any, *, where: str) -> Any:
     for key in plain:
         if key not in allowed:
             raise _unknown_field(f"{where}.{key!s}", allowed)
+    missing = [f.name for f in fields(kind) if plain.get(f.name) == _REQUIRED]
+    if missing:
+        raise UserError(f"{where}.{missing[0]} is not given; give {where}.{missing[0]}=...")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), plain)
         built = OmegaConf.to_object(merged)
@@ -241,7 +257,18 @@ def _assembled(node: DictConfig, parts: dict[str, Any], *, method_name: str) -> 
         group=str(node.group),
     )
     _check_values(config)
+    _check_method(config.method)
     return _settled(config)
+
+
+def _check_method(method: Any) -> None:
+    """What a new method is likely to lack; a stub whose body is `...` returns None."""
+    kind = type(method).__name__
+    lacking = [name for name in _METHOD if not callable(getattr(method, name, None))]
+    if lacking:
+        raise UserError(f"method {kind} has no {', '.join(lacking)}; see Method in segquant.core")
+    if not isinstance(needs := method.needs(), StatisticsNeeds):
+        raise UserError(f"{kind}.needs() returned {needs!r}; it must return StatisticsNeeds(...)")
 
 
 def _settled(config: RunConfig) -> RunConfig:
@@ -296,6 +323,9 @@ def _check_values(config: RunConfig) -> None:
     _one_of("image", config.image, ("png", "jpeg"))
     _one_of("logger.mode", config.logger.mode, ("offline", "online", "disabled"))
     for name, value, least in (
+        ("seed", config.seed, 0),
+        ("dataset.seed", dataset.seed, 0),
+        ("dataset.calibration_seed", dataset.calibration_seed or 0, 0),
         ("model.num_inference_steps", model.num_inference_steps, 1),
         ("model.batch_size", model.batch_size, 1),
         ("dataset.evaluation_prompts", dataset.evaluation_prompts, 2),

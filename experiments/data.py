@@ -113,12 +113,11 @@ def _read(config: DatasetConfig, counts: dict[str, int]) -> dict[str, tuple[Prom
             )
         seen.add(prompt.id)
         found[split].append(prompt)
-    for split, count in counts.items():
-        if len(found[split]) < count:
-            raise UserError(
-                f"{path}: {len(found[split])} {split} prompts, {count} asked for; add prompts or "
-                f"set dataset.{split}_prompts"
-            )
+    few = {split: len(found[split]) for split, count in counts.items() if len(found[split]) < count}
+    if few:
+        said = ", ".join(f"{n} {split} prompts of {counts[split]}" for split, n in few.items())
+        keys = " and ".join(f"dataset.{split}_prompts" for split in few)
+        raise UserError(f"{path} has {said} asked for; add prompts or set {keys}")
     if config.calibration_seed is not None:
         random.Random(config.calibration_seed).shuffle(found["calibration"])
     return {split: tuple(found[split][: counts[split]]) for split in SPLITS}

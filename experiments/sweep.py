@@ -30,12 +30,13 @@ from experiments.errors import UserError
 from experiments.pipelines import check_folder, check_weights
 from experiments.progress import Progress
 from experiments.run import find_record, run_cell
-from experiments.store import Store
+from experiments.store import Store, digest
 from segquant.core.protocol import StatisticsNeeds
 
 log = logging.getLogger(__name__)
 
 _SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
+_WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
 _BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
 _SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
 
@@ -68,7 +69,35 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
             key = item.partition("=")[0].lstrip("+")
             check_fields(key, option=_chosen(line, key.partition(".")[0]))
         cells.append(build_cell(line, method_name=_chosen(line, "method")))
-    return Request(name=experiment or "sweep", cells=tuple(cells))
+    return Request(name=experiment or _name_of(lines), cells=tuple(cells))
+
+
+def _name_of(lines: Sequence[Sequence[str]]) -> str:
+    """What a sweep without a name is reported under: two different ones do not overwrite it."""
+    kept = [
+        sorted(item for item in line if item.lstrip("+").split("=")[0].split(".")[0] not in _WHERE)
+        for line in lines
+    ]
+    return f"sweep_{digest(kept)[:8]}"
+
+
+def read_recorded(words: Sequence[str]) -> Request:
+    """The request whose records `table` and `compare` read: an experiment, or a sweep's own words.
+
+    Raises:
+        UserError: as `read_request`.
+    """
+    first, *rest = words
+    named = first if "=" in first else f"+experiment={first}"
+    return read_request([named, *rest], multirun=True)
+
+
+def no_record(request: Request, store: Store) -> UserError:
+    """For a verb that reads records and finds none."""
+    return UserError(
+        f"{store.root} holds no finished cell of {request.name}; run the same words with segbench "
+        f"run first, or give out=FOLDER"
+    )
 
 
 def _folder_by_path(arguments: list[str]) -> list[str]:

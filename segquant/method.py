@@ -85,6 +85,9 @@ class SegQuant:
     boundaries: Boundaries = Boundaries.graph
     boundary_seed: int = 0  # with boundaries=random
 
+    def __post_init__(self) -> None:
+        self._recipe()  # refuses values out of range, before anything runs
+
     def needs(self) -> StatisticsNeeds:
         gram = self.rounding is Rounding.gptq or self.use_gram
         return StatisticsNeeds(

@@ -101,6 +101,31 @@ def test_the_table_comes_back_from_records_and_names_missing_cells(
     assert (tmp_path / "reports" / "demo" / "table.csv").is_file()
 
 
+def test_a_sweep_without_a_name_is_read_by_its_own_words(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    """Two sweeps lie beside each other, and no table of nothing is written over a real one."""
+    shared = small("tiny_mmdit", "bits=w4a4_int_tensor", f"out={tmp_path}", "logger=none")
+    both = [*shared, "method=rtn,smooth_search"]
+    nothing = segbench("table", "-m", *both)
+    assert (nothing.status, nothing.out) == (2, "")
+    assert "no finished cell" in nothing.err
+    assert not (tmp_path / "reports").exists()
+    assert segbench("run", "-m", *both).status == 0
+    alone = segbench("run", *shared, "method=rtn")
+    assert alone.status == 0
+    assert "1 cell in" in alone.err
+    assert len(list((tmp_path / "reports").glob("sweep_*/table.md"))) == 2
+    table = segbench("table", "-m", *both)
+    rows = [line for line in table.out.splitlines() if line.startswith("| tiny_mmdit")]
+    assert len(rows) == 2
+    compared = segbench("compare", "-m", *both, "--against", "rtn")
+    assert compared.status == 0, compared.err
+    (row,) = (line for line in compared.out.splitlines() if line.startswith("| tiny_mmdit"))
+    assert "smooth_search" in row
+    assert len(list((tmp_path / "reports").glob("sweep_*/compare_rtn.csv"))) == 1
+
+
 def test_compare_holds_rows_against_one_and_asks_for_reasons(
     segbench: Segbench, small: Small, tmp_path: Path
 ) -> None:

@@ -68,7 +68,7 @@ def test_what_cannot_be_had_is_there_with_its_reason(
     metrics = run(reference, evaluator, reference=reference, inception_dir=tmp_path / "none")
     assert metrics["lpips"].value is None
     assert paired.LPIPS_BACKBONE in metrics["lpips"].note
-    assert metrics["fid_shapes_dataset"].note == "no dataset was given"
+    assert metrics["fid_shapes_dataset"].note == "no images of the dataset were given"
     assert metrics["fid_inception_reference"].value is None
     assert "inception-2015-12-05" in metrics["kid_inception_dataset"].note
     off = run(reference, evaluator, reference=reference, lpips=False)

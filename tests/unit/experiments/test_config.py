@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.catalogue import describe_methods
 from experiments.compose import (
     CONF,
     GROUPS,
     _built,
+    _check_method,
     _composed,
+    _locate,
     build,
     build_cell,
     compose_config,
     options,
 )
+from experiments.errors import UserError
 from experiments.sweep import read_request
 from experiments.tiny.assemble import CALLS
 
@@ -139,3 +143,47 @@ def test_the_command_line_replaces_what_an_experiment_sweeps() -> None:
 def test_an_experiments_own_values_are_not_undone() -> None:
     request = read_request(["+experiment=demo"], multirun=True)
     assert {cell.group for cell in request.cells} == {"demo"}
+
+
+class NoDataclass:
+    pass
+
+
+@dataclass
+class Stub:
+    """A method as one first writes it down."""
+
+    def needs(self) -> None: ...
+
+    def unsupported(self, bits: object) -> None: ...
+
+    def quantize(self, denoiser: object, *, calibration: object, bits: object) -> None: ...
+
+
+def test_a_method_half_written_is_refused_with_what_it_lacks() -> None:
+    with pytest.raises(UserError, match="NoDataclass' is no dataclass; put @dataclass"):
+        _locate(f"{__name__}.NoDataclass")
+    with pytest.raises(UserError, match="method Stub has no corrector"):
+        _check_method(Stub())
+    Stub.corrector = lambda self, *, calibration: None
+    with pytest.raises(UserError, match=r"Stub.needs\(\) returned None; it must return Statistics"):
+        _check_method(Stub())
+
+
+def test_a_broken_method_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def described(name: str) -> dict[str, str]:
+        if name == "rtn":
+            raise UserError("cannot be imported")
+        return {"method": name}
+
+    monkeypatch.setattr("experiments.catalogue._described", described)
+    found = [row["method"] for row in describe_methods()]
+    assert "gptq" in found
+    assert "rtn" not in found
+    assert "rtn cannot be read and is left out: cannot be imported" in caplog.text
+    with pytest.raises(UserError, match="cannot be imported"):
+        describe_methods(["rtn"])
+    with pytest.raises(UserError, match="'nobody' is no method"):
+        describe_methods(["nobody"])
