@@ -45,7 +45,7 @@ def test_an_absent_library_is_a_reason_with_the_command(
     monkeypatch.setattr("baselines.peer.find_spec", lambda name: None)
     found = config(peer, "w8a16_int")
     how = some_bits(peer)[0]
-    assert "pip install 'segquant-bench[" in found.method.unsupported(how)
+    assert "pip install -e '.[" in found.method.unsupported(how)
 
 
 @pytest.mark.parametrize("peer", PEERS)
