@@ -16,15 +16,16 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 from evaluation.images import write_png
 from evaluation.records import Metric, Record
 
-DIFFERENCE_GAIN = 8
+LARGEST_GAIN = 128
 CELL_SIDE = 128  # smaller images are enlarged by a whole factor to about this many pixels
 _GAP = 6
 _FONT_SIZE = 14
 _LINE_HEIGHT = 18
-_CAPTION_LINES = 5
+_CAPTION_LINES = 6
 _LABEL_WIDTH_MAX = 260
-_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (110, 110, 110)
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (60, 60, 60)
 _POINT_SIZE_INCHES = 0.35
+_BRIGHT_PERCENTILE = 99.5  # of a group's differences; brighter ones may be cut off
 _MAP_OCTAVES = 3  # colours of a map of ratios end at a factor of eight
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -54,7 +55,8 @@ def contact_sheet(
     reference_label: str,
     out_path: Path | str,
     *,
-    gain: int = DIFFERENCE_GAIN,
+    groups: Mapping[str, str] | None = None,
+    gain: int | None = None,
     cell_side: int = CELL_SIDE,
 ) -> tuple[int, int]:
     """One column a prompt, one row a method, then each method's difference to the reference.
@@ -63,7 +65,9 @@ def contact_sheet(
         rows: label to folder of `{id}.png`, in the order in which they are drawn.
         ids: the prompts to show; folders may hold more.
         reference_label: the row that the differences are taken against.
-        gain: |image - reference| is multiplied by this, so that small differences can be seen.
+        groups: label to group, such as its bits; the differences of a group are drawn alike.
+        gain: |image - reference| is multiplied by this, so that small differences can be seen;
+            None: the largest power of two at which a group's differences are not cut off.
 
     Returns:
         Width and height in pixels of the PNG written to `out_path`.
@@ -75,13 +79,23 @@ def contact_sheet(
     }
     reference = pictures[reference_label]
     lines = dict(pictures)
-    for label, images in pictures.items():
-        if label != reference_label:
-            title = f"|{label} - {reference_label}| x {gain}"
-            lines[title] = [
-                _difference(image, other, gain=gain)
-                for image, other in zip(images, reference, strict=True)
-            ]
+    differences = {
+        label: [_difference(a, b) for a, b in zip(images, reference, strict=True)]
+        for label, images in pictures.items()
+        if label != reference_label
+    }
+    for label, arrays in differences.items():
+        group = (groups or {}).get(label)
+        alike = [
+            a
+            for other in differences
+            if (groups or {}).get(other) == group
+            for a in differences[other]
+        ]
+        factor = _gain(alike) if gain is None else gain
+        lines[f"|{label} - {reference_label}| x {factor}"] = [
+            Image.fromarray((array * factor).clip(0, 255).astype(np.uint8)) for array in arrays
+        ]
     font = ImageFont.load_default(_FONT_SIZE)
     layout = _plan(lines, reference=reference, cell_side=cell_side, font=font)
     sheet = Image.new("RGB", layout.size(len(lines)), _WHITE)
@@ -121,11 +135,18 @@ def _read(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _difference(image: Image.Image, reference: Image.Image, *, gain: int) -> Image.Image:
+def _gain(differences: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> int:
+    bright = max(float(np.percentile(array, _BRIGHT_PERCENTILE)) for array in differences)
+    if bright == 0:
+        return LARGEST_GAIN
+    octaves = min(max(math.log2(255 / bright), 0.0), math.log2(LARGEST_GAIN))
+    return 1 << int(octaves)
+
+
+def _difference(image: Image.Image, reference: Image.Image) -> np.ndarray[Any, np.dtype[np.int64]]:
     if image.size != reference.size:
         raise ValueError(f"images of {image.size} and {reference.size} pixels; sizes must be equal")
-    difference = np.asarray(ImageChops.difference(image, reference), dtype=np.int64)
-    return Image.fromarray((difference * gain).clip(0, 255).astype(np.uint8))
+    return np.asarray(ImageChops.difference(image, reference), dtype=np.int64)
 
 
 def _plan(

@@ -29,14 +29,27 @@ def test_contact_sheet_has_every_row_and_the_scaled_difference(tmp_path: Path) -
         pixels = np.asarray(sheet)
     width, height = size
     # two prompts and three rows (fp, rtn, difference) of 128 pixels with gaps of 6
-    assert height == 6 + 5 * 18 + 6 + 3 * (128 + 6)
+    assert height == 6 + 6 * 18 + 6 + 3 * (128 + 6)
     assert width > 2 * (128 + 6)
     middle_of_last_column = width - 6 - 64
-    first_row = 6 + 5 * 18 + 6 + 64
+    first_row = 6 + 6 * 18 + 6 + 64
     levels = [int(pixels[first_row + 134 * row, middle_of_last_column, 0]) for row in range(3)]
     assert levels == [100, 110, 50]
-    labels = pixels[6 + 5 * 18 + 6 :, : width - 2 * 134 - 6]
+    labels = pixels[6 + 6 * 18 + 6 :, : width - 2 * 134 - 6]
     assert (labels < 128).any()
+
+
+def test_differences_of_one_group_are_brightened_alike_and_not_cut_off(tmp_path: Path) -> None:
+    levels = {"fp": 100, "a8": 101, "b8": 103, "a4": 140, "same": 100}
+    rows = {name: solid(tmp_path / name, level) for name, level in levels.items()}
+    groups = {"a8": "w8", "b8": "w8", "a4": "w4", "same": "w16"}
+    out = tmp_path / "sheet.png"
+    width, _ = contact_sheet(rows, IDS, PROMPTS, "fp", out, groups=groups)
+    with Image.open(out) as sheet:
+        pixels = np.asarray(sheet)
+    first = 6 + 6 * 18 + 6 + 64
+    shown = [int(pixels[first + 134 * row, width - 70, 0]) for row in range(5, 9)]
+    assert shown == [64, 3 * 64, 40 * 4, 0]
 
 
 def test_contact_sheet_says_what_is_wrong(tmp_path: Path) -> None:
