@@ -10,6 +10,12 @@ from torch import nn
 from experiments.zoo import build, example_inputs
 from segquant.graph import LayerGraph, LayerInfo, Segment, analyze, capture_example_inputs
 
+LEGEND = (
+    "output, input: segments of the Linear's output and input features, 160x6 is six of 160; "
+    "heads: those of attention.\npolarity, by input segment: + has a lower bound (after SiLU or "
+    "GELU: DualScale), - an upper one, [a, b] both, . none."
+)
+
 __all__ = ["inspect_call", "inspect_denoiser", "render_table", "summarize", "to_json"]
 
 
@@ -86,7 +92,7 @@ def render_table(graph: LayerGraph) -> str:
         summary.append(f"operations not followed: {found}")
     if graph.error:
         summary.append(f"no segments: {graph.error}")
-    return "\n".join([*(line.rstrip() for line in lines), "", *summary])
+    return "\n".join([*(line.rstrip() for line in lines), "", *summary, "", LEGEND])
 
 
 def sizes(parts: tuple[int, ...]) -> str:
