@@ -25,7 +25,7 @@ _CAPTION_LINES = 6
 _LABEL_WIDTH_MAX = 260
 _WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (60, 60, 60)
 _POINT_SIZE_INCHES = 0.35
-_BRIGHT_PERCENTILE = 99.5  # of a group's differences; brighter ones may be cut off
+_BRIGHT_PERCENTILE = 99.0  # of a group's differences; brighter ones may be cut off
 _MAP_OCTAVES = 3  # colours of a map of ratios end at a factor of eight
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -67,12 +67,15 @@ def contact_sheet(
         reference_label: the row that the differences are taken against.
         groups: label to group, such as its bits; the differences of a group are drawn alike.
         gain: |image - reference| is multiplied by this, so that small differences can be seen;
-            None: the largest power of two at which a group's differences are not cut off.
+            None: the largest power of two at which 99 % of a group's are not cut off.
 
     Returns:
         Width and height in pixels of the PNG written to `out_path`.
     """
     _check_request(rows, ids=ids, prompts=prompts, reference_label=reference_label)
+    strangers = [label for label in groups or {} if label not in rows]
+    if strangers:
+        raise ValueError(f"groups name {strangers}; the rows are {', '.join(rows)}")
     pictures = {
         label: [_read(Path(folder) / f"{name}.png") for name in ids]
         for label, folder in rows.items()
@@ -136,7 +139,8 @@ def _read(path: Path) -> Image.Image:
 
 
 def _gain(differences: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> int:
-    bright = max(float(np.percentile(array, _BRIGHT_PERCENTILE)) for array in differences)
+    pixels = np.concatenate([array.ravel() for array in differences])
+    bright = float(np.percentile(pixels, _BRIGHT_PERCENTILE))
     if bright == 0:
         return LARGEST_GAIN
     octaves = min(max(math.log2(255 / bright), 0.0), math.log2(LARGEST_GAIN))

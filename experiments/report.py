@@ -79,7 +79,7 @@ def _contact_sheets(
                 {prompt.id: prompt.text for prompt in prompts},
                 _REFERENCE[0],
                 path,
-                groups=dict(part),
+                groups=dict(part.keys()),
             )
             written.append(path)
     return written

@@ -59,6 +59,8 @@ def test_contact_sheet_says_what_is_wrong(tmp_path: Path) -> None:
         contact_sheet(rows, IDS, PROMPTS, "float", out)
     with pytest.raises(ValueError, match="no prompt for the ids p3"):
         contact_sheet(rows, ["p3"], PROMPTS, "fp", out)
+    with pytest.raises(ValueError, match=r"groups name \['gptq'\]; the rows are fp, rtn"):
+        contact_sheet(rows, IDS, PROMPTS, "fp", out, groups={"gptq": "w8a8"})
     (tmp_path / "b" / "p2.png").unlink()
     with pytest.raises(ValueError, match=r"p2\.png: no such image"):
         contact_sheet(rows, IDS, PROMPTS, "fp", out)
