@@ -50,6 +50,11 @@ def not_installed(module: str, *, extra: str) -> str | None:
     return f"{extra} is not installed; pip install -e '.[{extra}]' here and run again"
 
 
+def on_cpu(denoiser: nn.Module) -> bool:
+    """Whether the denoiser lies on a CPU, whatever else the machine has."""
+    return next(denoiser.parameters()).device.type == "cpu"
+
+
 def is_int8_token(bits: Bits) -> bool:
     """int8 weights per channel, int8 inputs per token and dynamic; both symmetric."""
     weight, activation = bits.weight, bits.activation

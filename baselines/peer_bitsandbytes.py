@@ -11,6 +11,7 @@ from baselines.peer import (
     is_int8_token,
     no_such_bits,
     not_installed,
+    on_cpu,
     quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
@@ -53,17 +54,13 @@ class BitsAndBytes:
             denoiser,
             calibration=calibration,
             bits=bits,
-            unsupported=self.unsupported(bits) or _on_cpu(denoiser),
+            unsupported=self.unsupported(bits) or (_NEEDS_GPU if on_cpu(denoiser) else None),
             elements=["bitsandbytes' own modules"],
             left_out=["outlier columns in 16 bit (threshold 6)", "NF4"],
         )
 
     def corrector(self, *, calibration: Calibration) -> None:
         return None
-
-
-def _on_cpu(denoiser: nn.Module) -> str | None:
-    return _NEEDS_GPU if next(denoiser.parameters()).device.type == "cpu" else None
 
 
 def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:

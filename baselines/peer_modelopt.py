@@ -20,6 +20,7 @@ from baselines.peer import (
     is_nvfp4,
     no_such_bits,
     not_installed,
+    on_cpu,
     quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
@@ -117,8 +118,7 @@ class ModelOpt:
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
         unsupported = self.unsupported(bits)
-        on_cpu = next(denoiser.parameters()).device.type == "cpu"
-        if unsupported is None and is_nvfp4(bits) and on_cpu:
+        if unsupported is None and is_nvfp4(bits) and on_cpu(denoiser):
             unsupported = _needs_gpu(bits)
         loop = self._loop(calibration) if bits.activation.quantized and not unsupported else None
 

@@ -29,6 +29,7 @@ _BRIGHT_PERCENTILE = 99.0  # of a group's differences; brighter ones may be cut 
 _MAP_OCTAVES = 3  # colours of a map of ratios end at a factor of eight
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Difference = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,8 @@ def contact_sheet(
         Width and height in pixels of the PNG written to `out_path`.
     """
     _check_request(rows, ids=ids, prompts=prompts, reference_label=reference_label)
-    strangers = [label for label in groups or {} if label not in rows]
+    groups = groups or {}
+    strangers = [label for label in groups if label not in rows]
     if strangers:
         raise ValueError(f"groups name {strangers}; the rows are {', '.join(rows)}")
     pictures = {
@@ -87,15 +89,12 @@ def contact_sheet(
         for label, images in pictures.items()
         if label != reference_label
     }
+    alike: dict[str | None, list[_Difference]] = {}
     for label, arrays in differences.items():
-        group = (groups or {}).get(label)
-        alike = [
-            a
-            for other in differences
-            if (groups or {}).get(other) == group
-            for a in differences[other]
-        ]
-        factor = _gain(alike) if gain is None else gain
+        alike.setdefault(groups.get(label), []).extend(arrays)
+    gains = {group: _gain(found) if gain is None else gain for group, found in alike.items()}
+    for label, arrays in differences.items():
+        factor = gains[groups.get(label)]
         lines[f"|{label} - {reference_label}| x {factor}"] = [
             Image.fromarray((array * factor).clip(0, 255).astype(np.uint8)) for array in arrays
         ]
@@ -138,7 +137,7 @@ def _read(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _gain(differences: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> int:
+def _gain(differences: Sequence[_Difference]) -> int:
     pixels = np.concatenate([array.ravel() for array in differences])
     bright = float(np.percentile(pixels, _BRIGHT_PERCENTILE))
     if bright == 0:
@@ -147,7 +146,7 @@ def _gain(differences: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> int:
     return 1 << int(octaves)
 
 
-def _difference(image: Image.Image, reference: Image.Image) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _difference(image: Image.Image, reference: Image.Image) -> _Difference:
     if image.size != reference.size:
         raise ValueError(f"images of {image.size} and {reference.size} pixels; sizes must be equal")
     return np.asarray(ImageChops.difference(image, reference), dtype=np.int64)

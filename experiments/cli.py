@@ -52,13 +52,20 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+class _Version(argparse.Action):
+    """Read when it is asked for: no verb needs the package's metadata."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.exit(message=f"{version('segquant-bench')}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="segbench",
         description="What post-training quantization does to diffusion models, measured.",
     )
     parser.add_argument("--verbose", action="store_true", help="log what is being done")
-    parser.add_argument("--version", action="version", version=version("segquant-bench"))
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     run = _verb(verbs, "run", _run, "run one cell, or a sweep with -m or +experiment=NAME")
     run.add_argument("-m", "--multirun", action="store_true", help="key=a,b means both")

@@ -33,13 +33,13 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.execution import ACTIVATION_CODES, EXECUTIONS
-from segquant.core.protocol import StatisticsNeeds
+from segquant.core.protocol import Method, StatisticsNeeds
 from segquant.core.schemes import Bits
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("model", "method", "bits", "dataset", "metrics", "cluster", "logger")
 _REQUIRED = "???"
-_METHOD = ("needs", "unsupported", "quantize", "corrector")
+_METHOD = tuple(name for name in vars(Method) if not name.startswith("_"))
 
 _SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
@@ -81,6 +81,11 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
         except HydraException as error:
             raise UserError(f"cannot read {argument!r}; {_how_to_write(argument)}") from error
     return parsed
+
+
+def key_of(override: str) -> str:
+    """The key of an override as it was written: `model.path` of `++model.path=/x`."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _how_to_write(argument: str) -> str:
@@ -138,7 +143,7 @@ def build_cell(overrides: Sequence[str], *, method_name: str) -> RunConfig:
     """
     parts: dict[str, list[str]] = {}
     for item in overrides:
-        head = re.split(r"[.=@]", item.lstrip("+~"), maxsplit=1)[0]
+        head = re.split(r"[.@]", key_of(item), maxsplit=1)[0]
         parts.setdefault(head if head in GROUPS else "", []).append(item)
     shared = tuple(parts.pop("", []))
     built = {

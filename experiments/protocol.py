@@ -17,6 +17,7 @@ from experiments.pipelines import check_folder
 from segquant.core.protocol import QuantizationReport
 from segquant.core.quantize import BITS_OF_BYTE
 from segquant.core.schemes import UNQUANTIZED_BITS
+from segquant.core.statistics import linear_layers
 
 if TYPE_CHECKING:
     from experiments.bench import Bench
@@ -142,6 +143,5 @@ def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
 
 def _weights(unquantized: nn.Module) -> tuple[int, int]:
     """Numbers of Linear weights and of all other parameters (biases, norms, convolutions)."""
-    linears = [one for one in unquantized.modules() if isinstance(one, nn.Linear)]
-    linear = sum(one.weight.numel() for one in linears)
+    linear = sum(one.weight.numel() for one in linear_layers(unquantized).values())
     return linear, sum(one.numel() for one in unquantized.parameters()) - linear

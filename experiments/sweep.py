@@ -23,6 +23,7 @@ from experiments.compose import (
     build_cell,
     check_fields,
     check_override,
+    key_of,
     parse_overrides,
 )
 from experiments.config import RunConfig
@@ -66,7 +67,7 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
     cells = []
     for line in {tuple(sorted(line)): line for line in lines}.values():
         for item in line:
-            key = item.partition("=")[0].lstrip("+")
+            key = key_of(item)
             check_fields(key, option=_chosen(line, key.partition(".")[0]))
         cells.append(build_cell(line, method_name=_chosen(line, "method")))
     return Request(name=experiment or _name_of(lines), cells=tuple(cells))
@@ -75,7 +76,7 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
 def _name_of(lines: Sequence[Sequence[str]]) -> str:
     """What a sweep without a name is reported under: two different ones do not overwrite it."""
     kept = [
-        sorted(item for item in line if item.lstrip("+").split("=")[0].split(".")[0] not in _WHERE)
+        sorted(item for item in line if key_of(item).partition(".")[0] not in _WHERE)
         for line in lines
     ]
     return f"sweep_{digest(kept)[:8]}"
@@ -102,9 +103,9 @@ def no_record(request: Request, store: Store) -> UserError:
 
 def _folder_by_path(arguments: list[str]) -> list[str]:
     """`model.path=X` without `model=` means any folder, not a tiny model's settings."""
-    has_path = any(a.lstrip("+").startswith("model.path=") for a in arguments)
-    names_model = any(a.split("=")[0].lstrip("+") in ("model", "experiment") for a in arguments)
-    return ["model=folder", *arguments] if has_path and not names_model else arguments
+    keys = {key_of(argument) for argument in arguments}
+    own_folder = "model.path" in keys and not keys & {"model", "experiment"}
+    return ["model=folder", *arguments] if own_folder else arguments
 
 
 def _open_call(argument: str) -> str:
@@ -122,9 +123,8 @@ def _experiment(overrides: Sequence[Override]) -> str | None:
 def _chosen(line: Sequence[str], group: str) -> str:
     """The option of a group in a cell's overrides, else the default."""
     for item in reversed(line):
-        key, _, value = item.lstrip("+").partition("=")
-        if key == group:
-            return value
+        if key_of(item) == group:
+            return item.partition("=")[2]
     return _defaults().get(group, "")
 
 
@@ -138,7 +138,7 @@ def _defaults() -> dict[str, str]:
 
 def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[list[str]]:
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-    fixed = [line for line in fixed if line.lstrip("+").split("=")[0] not in _SWEPT]
+    fixed = [line for line in fixed if key_of(line) not in _SWEPT]
     values = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
     groups = {
         o.key_or_group: [str(o.value())]

@@ -15,6 +15,7 @@ from segquant.core.floats import nvfp4_tensor_scale
 from segquant.core.grids import (
     asymmetric_scale,
     by_sign,
+    dequantize,
     dual_scales,
     quantize,
     symmetric_scale,
@@ -112,6 +113,28 @@ def dynamic_scales(
     return scales_from_range(low, high, grid=grid)
 
 
+def scales_for(
+    x_I: Tensor, *, grid: ActivationGrid, static: ActivationScales | None
+) -> ActivationScales:
+    """The static scales, or the tensor's own where there are none or blocks have their own."""
+    if static is not None and not grid.scheme.microscaled:
+        return static
+    tensor_scale = None if static is None else static.scale
+    return dynamic_scales(x_I, grid=grid, tensor_scale=tensor_scale)
+
+
+def steps_for(
+    x_I: Tensor, *, scales: ActivationScales, grid: ActivationGrid
+) -> tuple[Tensor, Tensor | None]:
+    """The step of each value, under DualScale by its sign, and the zero points; they broadcast."""
+    scale = expand_blocks(scales.scale, grid.blocks)
+    if scales.negative is not None:
+        negative = expand_blocks(scales.negative, grid.blocks)
+        scale = by_sign(x_I, negative=negative, positive=scale)
+    zero_N = scales.zero_point
+    return scale, None if zero_N is None else expand_blocks(zero_N, grid.blocks)
+
+
 def encode(
     x_I: Tensor, *, grid: ActivationGrid, static: ActivationScales | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -120,22 +143,13 @@ def encode(
     `x_I` is left as it is. Steps broadcast against the codes; under DualScale they follow the sign.
     """
     x = x_I.float()
-    scales, codes = static, grid.scheme.grid
-    if static is None or grid.scheme.microscaled:
-        tensor_scale = None if static is None else static.scale
-        scales = dynamic_scales(x, grid=grid, tensor_scale=tensor_scale)
-    assert scales is not None
-    scale = expand_blocks(scales.scale, grid.blocks)
-    if scales.negative is not None:
-        negative = expand_blocks(scales.negative, grid.blocks)
-        scale = by_sign(x, negative=negative, positive=scale)
-    if scales.zero_point is None:
-        return quantize(x, scale=scale, grid=codes), scale, None
-    zero_point = expand_blocks(scales.zero_point, grid.blocks)
-    return quantize(x, scale=scale, grid=codes, zero_point=zero_point), scale, zero_point
+    scales = scales_for(x, grid=grid, static=static)
+    scale, zero_point = steps_for(x, scales=scales, grid=grid)
+    codes = quantize(x, scale=scale, grid=grid.scheme.grid, zero_point=zero_point)
+    return codes, scale, zero_point
 
 
 def fake_quantize(x_I: Tensor, *, grid: ActivationGrid, static: ActivationScales | None) -> Tensor:
     """The nearest values on the grid, in float32; `x_I` is left as it is."""
     codes, scale, zero_point = encode(x_I, grid=grid, static=static)
-    return (codes if zero_point is None else codes.sub_(zero_point)).mul_(scale)
+    return dequantize(codes, scale=scale, zero_point=zero_point)

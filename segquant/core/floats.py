@@ -12,6 +12,7 @@ Legend: `...` any shape, N blocks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -110,11 +111,11 @@ def e8m0_block_scales(
     something would, at the cost of the block's smallest values. Source of `ceil`: arXiv 2506.08027.
     """
     # frexp gives amax = m * 2^e with m in [0.5, 1): exact, without a logarithm.
-    top = torch.frexp(torch.tensor(grid.quant_max, device=amax_N.device))
+    mantissa, exponent = math.frexp(grid.quant_max)
     own = torch.frexp(amax_N.float())
-    exponent_N = own.exponent - top.exponent
+    exponent_N = own.exponent - exponent
     if rounding is ScaleRounding.ceil:
-        exponent_N = exponent_N + (own.mantissa > top.mantissa)
+        exponent_N = exponent_N + (own.mantissa > mantissa)
     scale_N = torch.exp2(exponent_N.clamp(-E8M0_LIMIT + 1, E8M0_LIMIT).float())
     return torch.where(amax_N < SMALLEST_RANGE, torch.ones_like(scale_N), scale_N)
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from segquant.core.activation import (
     ActivationGrid,
     ActivationScales,
-    dynamic_scales,
+    scales_for,
     static_scales,
+    steps_for,
 )
-from segquant.core.blocks import expand_blocks
-from segquant.core.grids import Grid, by_sign
+from segquant.core.grids import Grid
 from segquant.core.ranges import RangeRule
 from segquant.core.schemes import TensorScheme
 from segquant.core.weights import WeightGrid, weight_scales
@@ -52,22 +52,12 @@ def activation_ste(x_TI: Tensor, *, grid: ActivationGrid, low_I: Tensor, high_I:
     static = None
     if grid.scheme.calibrated:
         static = static_scales(low_I, high_I, grid=grid, sample_TI=x_TI.detach())
-    scales = static
-    if static is None or grid.scheme.microscaled:
-        found = None if static is None else static.scale
-        scales = dynamic_scales(x_TI, grid=grid, tensor_scale=found)
-    assert scales is not None
-    return on_scales(x_TI, scales=scales, grid=grid)
+    return on_scales(x_TI, scales=scales_for(x_TI, grid=grid, static=static), grid=grid)
 
 
 def on_scales(x_TI: Tensor, *, scales: ActivationScales, grid: ActivationGrid) -> Tensor:
     """An input on given scales, with gradients to both."""
-    scale = expand_blocks(scales.scale, grid.blocks)
-    if scales.negative is not None:
-        negative = expand_blocks(scales.negative, grid.blocks)
-        scale = by_sign(x_TI, negative=negative, positive=scale)
-    zero = scales.zero_point
-    zero = None if zero is None else expand_blocks(zero, grid.blocks)
+    scale, zero = steps_for(x_TI, scales=scales, grid=grid)
     return fake_quantize_ste(x_TI, scale=scale, grid=grid.scheme.grid, zero_point=zero)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.conftest import Answer
@@ -99,6 +100,11 @@ def test_the_table_comes_back_from_records_and_names_missing_cells(
     tex = segbench("table", "demo", *shared, "method=rtn,gptq", "--format", "tex")
     assert "tabular" in tex.out
     assert (tmp_path / "reports" / "demo" / "table.csv").is_file()
+
+
+def test_the_version_is_the_packages(segbench: Segbench) -> None:
+    answer = segbench("--version")
+    assert (answer.status, answer.out.strip()) == (0, version("segquant-bench"))
 
 
 def test_a_sweep_without_a_name_is_read_by_its_own_words(
