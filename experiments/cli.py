@@ -56,7 +56,8 @@ class _Version(argparse.Action):
     """Read when it is asked for: no verb needs the package's metadata."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(message=f"{version('segquant-bench')}\n")
+        sys.stdout.write(f"{version('segquant-bench')}\n")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
