@@ -21,8 +21,8 @@ from segquant.core import (
     quantize_layers,
     whole,
 )
-from segquant.core.capture import Call
-from segquant.core.planned import LayerPlan
+from segquant.core.layer_plan import LayerPlan
+from segquant.core.recorded_calls import Call
 from segquant.core.schemes import NumberFormat
 
 MEGABYTE = 2**20

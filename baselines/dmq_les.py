@@ -20,8 +20,8 @@ from segquant.core import (
     StatisticsNeeds,
     quantize_layers,
 )
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.outputs import LayerProblem, layer_problem
-from segquant.core.planned import LayerPlan
 from segquant.core.segments import shape_from_graph
 from segquant.core.transforms import InputTransform
 

@@ -17,12 +17,12 @@ from segquant.core import (
     quantize_layers,
 )
 from segquant.core.costs import stored_bits
+from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import quantize_linear
-from segquant.core.planned import LayerPlan
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.schemes import UNQUANTIZED_BITS, NumberFormat
 from segquant.core.segments import whole
 from segquant.core.sensitivity import reason_to_keep
-from segquant.core.statistics import linear_layers
 
 RESOLUTION = 50_000  # units in which the budget is counted
 

@@ -9,7 +9,7 @@ from torch import nn
 from baselines.adaround import AdaRound
 from baselines.ptq4dit_csb import CSB_LEFT_OUT, csb_elements, csb_factors
 from segquant.core import Calibration, StatisticsNeeds
-from segquant.core.planned import LayerPlan
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.transforms import InputTransform
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from baselines.adaround import AdaRound
-from segquant.core.capture import Call
+from segquant.core.recorded_calls import Call
 
 
 @dataclass(kw_only=True)

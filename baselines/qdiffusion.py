@@ -10,7 +10,7 @@ from torch import nn
 
 from baselines.adaround import AdaRound
 from segquant.core import Calibration, LayerShape, StatisticsNeeds, shape_from_graph
-from segquant.core.capture import Call
+from segquant.core.recorded_calls import Call
 
 
 @dataclass(kw_only=True)

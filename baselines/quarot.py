@@ -18,7 +18,7 @@ from segquant.core import (
     StatisticsNeeds,
     quantize_layers,
 )
-from segquant.core.planned import LayerPlan
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.transforms import InputTransform, hadamard_blocks, rotation_block
 
 

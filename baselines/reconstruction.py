@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from baselines.budget import Budget, iterations
 from baselines.soft import SoftLinear, annealed_beta, rounding_loss
 from segquant.core import Calibration, QuantizationReport, QuantLinear
-from segquant.core.capture import Call, CapturedCalls, restore_tree, store_tree
-from segquant.core.planned import relative_error
+from segquant.core.layer_plan import relative_error
 from segquant.core.quantize import replace_module
+from segquant.core.recorded_calls import Call, CapturedCalls, restore_tree, store_tree
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from segquant.core import QuantLinear
 from segquant.core.activation import ActivationScales
+from segquant.core.layer_plan import rebuilt
 from segquant.core.learned import activation_ste, on_scales
-from segquant.core.planned import rebuilt
 from segquant.core.ranges import RangeRule
 from segquant.core.weights import WeightScales
 

@@ -22,9 +22,9 @@ from segquant.core import (
     StatisticsNeeds,
     quantize_layers,
 )
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.learned import activation_ste
 from segquant.core.outputs import LayerProblem, layer_problem
-from segquant.core.planned import LayerPlan
 from segquant.core.transforms import InputTransform, hadamard_blocks, rotate, rotation_block
 
 QUICK_STEPS = 20

@@ -23,9 +23,9 @@ from segquant.core import (
     StatisticsNeeds,
     quantize_layers,
 )
+from segquant.core.layer_plan import LayerPlan
 from segquant.core.lowrank import factor_dtype, truncated_svd
 from segquant.core.outputs import LayerProblem, layer_problem
-from segquant.core.planned import LayerPlan
 from segquant.core.schemes import NumberFormat, TensorScheme
 from segquant.core.transforms import InputTransform
 

@@ -16,7 +16,7 @@ from segquant.core import (
     StatisticsNeeds,
     quantize_layers,
 )
-from segquant.core.planned import LayerPlan
+from segquant.core.layer_plan import LayerPlan
 
 # Layers whose input depends on the step and the prompt alone, by the names that diffusers gives.
 TIME_LAYERS = (

@@ -149,17 +149,12 @@ def _answer(options: argparse.Namespace, *, data: Any, text: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from evaluation.records import encode_record
-    from experiments.cluster_verbs import Sweep
-    from experiments.progress import Progress, duration
-    from experiments.report import log_cell, write_report
-    from experiments.store import Store
-    from experiments.sweep import (
-        check_request,
-        make_benches,
-        make_plan,
-        read_request,
-        run_request,
-    )
+    from experiments.cell.progress import Progress, duration
+    from experiments.cell.sweep import check_request, make_benches, make_plan, run_request
+    from experiments.config.request import read_request
+    from experiments.store.folders import Store
+    from experiments.verbs.cluster_verbs import Sweep
+    from experiments.verbs.report_files import log_cell, write_report
 
     begun = time.perf_counter()
     request = read_request(options.overrides, multirun=options.multirun)
@@ -198,7 +193,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _run_elsewhere(options: argparse.Namespace, sweep: Any, progress: Any) -> int:
-    from experiments.cluster_verbs import describe_jobs, run_elsewhere
+    from experiments.verbs.cluster_verbs import describe_jobs, run_elsewhere
 
     if options.dry_run:
         return _say(options, describe_jobs(sweep))
@@ -211,25 +206,25 @@ def _say(options: argparse.Namespace, answer: Any) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from experiments.cluster_verbs import status
+    from experiments.verbs.cluster_verbs import status
 
     return _say(options, status(options))
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from experiments.cluster_verbs import retry
+    from experiments.verbs.cluster_verbs import retry
 
     return _say(options, retry(options))
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from experiments.cluster_verbs import sync
+    from experiments.verbs.cluster_verbs import sync
 
     return _say(options, sync(options))
 
 
 def _print_plan(options: argparse.Namespace, request: Any, plan: Any) -> int:
-    from experiments.naming import names
+    from experiments.config.naming import names
 
     rows = [
         {"state": state, **dict(zip(("model", "method", "bits"), names(c), strict=True))}
@@ -245,11 +240,12 @@ def _print_plan(options: argparse.Namespace, request: Any, plan: Any) -> int:
 
 def _table(options: argparse.Namespace) -> int:
     from evaluation.records import encode_record
-    from experiments.progress import Progress
-    from experiments.report import write_report
-    from experiments.run import find_record
-    from experiments.store import Store
-    from experiments.sweep import make_benches, no_record, read_recorded
+    from experiments.cell.progress import Progress
+    from experiments.cell.run_cell import find_record
+    from experiments.cell.sweep import make_benches, no_record
+    from experiments.config.request import read_recorded
+    from experiments.store.folders import Store
+    from experiments.verbs.report_files import write_report
 
     request = read_recorded([options.experiment, *options.overrides])
     store = Store(Path(request.cells[0].out))
@@ -267,7 +263,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from experiments.compare import compare
+    from experiments.verbs.compare import compare
 
     answer = compare(options)
     _answer(options, data=answer.data, text=answer.text)
@@ -280,9 +276,9 @@ def _compare(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
 
-    from experiments.compose import options as choices
-    from experiments.inspect import inspect_denoiser, render_table, to_json
-    from experiments.pipelines import resolve_path
+    from experiments.config.compose import options as choices
+    from experiments.sampling.pipelines import resolve_path
+    from experiments.zoo.inspection import inspect_denoiser, render_table, to_json
 
     given = dict(item.partition("=")[::2] for item in options.overrides)
     unknown = set(given) - {"model", "model.path"}
@@ -290,7 +286,7 @@ def _inspect(options: argparse.Namespace) -> int:
         raise UserError("inspect takes one of model=NAME or model.path=FOLDER_OR_CONFIG")
     target: str = given.get("model.path") or given.get("model") or ""
     if target in choices("model") and target != "folder":
-        from experiments.compose import CONF
+        from experiments.store.paths import CONF
 
         path = OmegaConf.load(CONF / "model" / f"{target}.yaml").path
         target = str(resolve_path(f"{path}"))
@@ -308,8 +304,8 @@ def _inspect(options: argparse.Namespace) -> int:
 def _bench_calibration(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from experiments.bench_calibration import measure, ratios, render
-    from experiments.sweep import read_request
+    from experiments.config.request import read_request
+    from experiments.speed.calibration_cost import measure, ratios, render
 
     given = ["method=segquant_a", *options.overrides]
     (config,) = read_request(given, multirun=False).cells
@@ -320,7 +316,7 @@ def _bench_calibration(options: argparse.Namespace) -> int:
 
 
 def _methods(options: argparse.Namespace) -> int:
-    from experiments.catalogue import describe_methods, render_methods
+    from experiments.config.catalogue import describe_methods, render_methods
 
     methods = describe_methods(options.overrides)
     _answer(options, data=methods, text=render_methods(methods, whole=bool(options.overrides)))
@@ -344,7 +340,7 @@ def _bench_model(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from experiments.catalogue import describe_models, render_models
+    from experiments.config.catalogue import describe_models, render_models
 
     models = describe_models()
     _answer(options, data=models, text=render_models(models))

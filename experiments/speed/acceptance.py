@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.speed.kernels import SIXTEEN_BIT, seconds_of
+from experiments.speed.time_products import SIXTEEN_BIT, seconds_of
 
 Result = dict[str, Any]
 

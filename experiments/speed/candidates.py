@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.speed.models import Shape
+from experiments.speed.full_sizes import Shape
 from segquant.kernels import (
     ActivationCode,
     Device,
@@ -185,7 +185,8 @@ def _way(setting: Setting, name: str, packed: PackedLinear) -> list[Candidate]:
 
 def product(encoded: Encoded, packed: PackedLinear, **more: Any) -> Tensor:
     """The product of codes that lie ready; `more` goes to the launch (a tile)."""
-    from segquant.kernels import launch, operators
+    from segquant.kernels import operators
+    from segquant.kernels import triton_launch as launch
 
     if more:
         return launch.product(

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from experiments.errors import UserError
-from experiments.pipelines import resolve_device
-from experiments.speed import kernels, model
-from experiments.speed.models import find_models
-from experiments.speed.report import kernels_markdown, model_markdown
-from experiments.store import write_text
+from experiments.sampling.pipelines import resolve_device
+from experiments.speed import time_denoiser as model
+from experiments.speed import time_products as kernels
+from experiments.speed.full_sizes import find_models
+from experiments.speed.speed_tables import kernels_markdown, model_markdown
+from experiments.store.folders import write_text
+from experiments.store.paths import ROOT
 from segquant.kernels import choice
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def bench_kernels(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -46,7 +46,7 @@ def _settings(options: argparse.Namespace, device: torch.device) -> dict[str, An
         "small": options.small,
         "compiled": not options.no_compile,
         "budget_seconds": options.budget_seconds,
-        "repository": PROJECT,
+        "repository": ROOT,
     }
 
 

@@ -20,18 +20,18 @@ import torch
 from evaluation.clip import Evaluator, clip_scores, load_evaluator
 from evaluation.distribution import evaluator_extractor, folder_features, frechet_distance
 from evaluation.images import load_images, write_png
-from experiments.compose import build, compose_config
-from experiments.config import ModelConfig
-from experiments.data import Prompt
-from experiments.generate import generate_images
-from experiments.pipelines import get_denoiser, load_pipeline
-from experiments.store import write_text
+from experiments.config.compose import build, compose_config
+from experiments.config.run_config import ModelConfig
+from experiments.sampling.data import Prompt
+from experiments.sampling.generate import generate_images
+from experiments.sampling.pipelines import get_denoiser, load_pipeline
+from experiments.store.folders import write_text
+from experiments.store.paths import RESULTS
 from experiments.tiny import shapes
 from experiments.tiny.train import MODELS
 
 log = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 NAMES = ("tiny_mmdit", "tiny_flux", "tiny_unet")
 COUNT = 512
 _DATA_SEED = 1  # other prompts of the evaluation split than those of the demo

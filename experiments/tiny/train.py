@@ -20,13 +20,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from experiments.store.paths import TINY_MODELS
 from experiments.tiny import denoisers, evaluator, text, vae
 from experiments.tiny.shapes import take
 from experiments.tiny.training import TrainingLog
 
 log = logging.getLogger(__name__)
 
-MODELS = Path(__file__).parent / "models"
+MODELS = TINY_MODELS
 _VAE = {"steps": 3000, "batch_size": 8, "seed": 1}
 _TEXT = {"steps": 1500, "batch_size": 128, "seed": 2}
 _EVALUATOR = {"steps": 1500, "batch_size": 96, "seed": 3}

@@ -1,15 +1,16 @@
 """The ground that every method stands on: grids, statistics, smoothing, rounding, QuantLinear."""
 
-from segquant.core.boundaries import Boundaries, moved_boundaries
 from segquant.core.calibration import Calibration, Replay
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
+from segquant.core.cuts import Boundaries, moved_boundaries
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
-from segquant.core.plan import LayerRecipe
-from segquant.core.protocol import Method, QuantizationReport, StatisticsNeeds
+from segquant.core.method_interface import Method, QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
@@ -17,7 +18,6 @@ from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
 from segquant.core.sequential import Sequential
 from segquant.core.shared import FOLDED, NOT_FOLDED
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
-from segquant.core.statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
 __all__ = [
     "FOLDED",

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from segquant.core.capture import CapturedCalls
 from segquant.core.files import TENSORS_FILE, read_manifest, write_folder
-from segquant.core.statistics import LayerStatistics
+from segquant.core.input_statistics import LayerStatistics
+from segquant.core.recorded_calls import CapturedCalls
 from segquant.core.stepwise import StepStatistics
 
 KIND = "calibration"

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationScales, static_scales
+from segquant.core.input_statistics import LayerStatistics
 from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.lowrank import LowRank, factor_dtype, low_rank_branch
-from segquant.core.plan import LayerRecipe, effective_shape, partitions
+from segquant.core.recipe import LayerRecipe, effective_shape, partitions
 from segquant.core.rounding import (
     Factor,
     FactorCache,
@@ -35,7 +36,6 @@ from segquant.core.smoothing import (
     SmoothingMode,
     smooth,
 )
-from segquant.core.statistics import LayerStatistics
 from segquant.core.weights import (
     WeightGrid,
     WeightScales,

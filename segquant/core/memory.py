@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.statistics import (
+from segquant.core.input_statistics import (
     OPEN_INPUTS,
     PARTS,
     LayerStatistics,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.input_statistics import linear_layers
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.sensitivity import LayerSensitivity, layer_sensitivities
-from segquant.core.statistics import linear_layers
 
 
 @dataclass(frozen=True, kw_only=True)

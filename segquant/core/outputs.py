@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.activation import ActivationGrid, fake_quantize, static_scales
+from segquant.core.input_statistics import LayerStatistics
 from segquant.core.learned import activation_ste, plain_grids, weight_ste
-from segquant.core.plan import LayerRecipe, partitions
+from segquant.core.recipe import LayerRecipe, partitions
 from segquant.core.schemes import Bits
 from segquant.core.segments import whole
-from segquant.core.statistics import LayerStatistics
 from segquant.core.transforms import InputTransform
 from segquant.core.weights import WeightGrid, fake_quantize_weight
 

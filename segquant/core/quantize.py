@@ -10,13 +10,14 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
-from segquant.core.folding import FoldSite, fold_smoothing
+from segquant.core.fold_smoothing import FoldSite, fold_smoothing
+from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import QuantizedLayer, needs_gram
+from segquant.core.layer_plan import LayerPlan, PlanOf, quantize_planned
 from segquant.core.linear import QuantLinear
+from segquant.core.method_interface import QuantizationReport
 from segquant.core.mixed import LayerBits, choose_layer_bits
-from segquant.core.plan import LayerRecipe
-from segquant.core.planned import LayerPlan, PlanOf, quantize_planned
-from segquant.core.protocol import QuantizationReport
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
@@ -24,7 +25,6 @@ from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
 from segquant.core.sequential import stages
 from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
 from segquant.core.smoothing import Smoothing, SmoothingMode
-from segquant.core.statistics import linear_layers
 from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)

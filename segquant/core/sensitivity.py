@@ -13,11 +13,11 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import stored_bits
+from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import quantize_linear
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import whole
-from segquant.core.statistics import linear_layers
 
 
 @dataclass(frozen=True, kw_only=True)

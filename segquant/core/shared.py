@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.folding import FoldSite
+from segquant.core.fold_smoothing import FoldSite
 from segquant.core.layer import layer_input
-from segquant.core.plan import LayerRecipe, effective_shape, partitions
+from segquant.core.recipe import LayerRecipe, effective_shape, partitions
 from segquant.core.schemes import Bits
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import Smoothing, SmoothingMode, smooth_together

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.files import read_folder, write_folder
+from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
-from segquant.core.statistics import linear_layers
 
 KIND = "statistics per step"
 STEP_ROWS = 32  # rows kept per layer and step

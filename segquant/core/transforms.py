@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from segquant.core.statistics import LayerStatistics
+from segquant.core.input_statistics import LayerStatistics
 
 SMALLEST_ROTATION = 4
 

@@ -1,7 +1,7 @@
 """What the static graph of a denoiser says of each of its layers."""
 
 from segquant.graph.analyze import analyze
-from segquant.graph.capture import capture_example_inputs
+from segquant.graph.example_inputs import capture_example_inputs
 from segquant.graph.policy import SegmentPolicy, choose_input, choose_output
 from segquant.graph.types import Fold, FoldPart, GraphError, LayerGraph, LayerInfo, Segment
 

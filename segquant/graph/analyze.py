@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from segquant.graph.exported import export_trace
+from segquant.graph.findings import blank, layers_of, report
 from segquant.graph.flow import Flow
 from segquant.graph.recorder import Recorder, record, run
-from segquant.graph.report import blank, layers_of, report
 from segquant.graph.rules import rule
 from segquant.graph.trace import Trace
 from segquant.graph.types import GraphError, LayerGraph

@@ -52,7 +52,7 @@ def coded_product(
         )
         way = decide(facts, rows=rows, device=Device.of(codes.device)).way
     if way in (Way.triton, Way.triton_w4):
-        from segquant.kernels import launch
+        from segquant.kernels import triton_launch as launch
 
         with torch.cuda.device(codes.device):
             return launch.product(
@@ -140,7 +140,7 @@ def coded_product_codes(
         flat int8, as `Encoded.codes`.
     """
     if _has_kernels(codes.device):
-        from segquant.kernels import launch
+        from segquant.kernels import triton_launch as launch
 
         with torch.cuda.device(codes.device):
             return launch.product(
@@ -288,7 +288,7 @@ def encode_static(
         codes: of each segment, with a comma between.
     """
     if _has_kernels(x_TI.device):
-        from segquant.kernels import launch
+        from segquant.kernels import triton_launch as launch
 
         with torch.cuda.device(x_TI.device):
             return launch.encode(
@@ -334,7 +334,7 @@ def small_product(
 ) -> Tensor:
     """Encodes and multiplies a few rows in one kernel on CUDA; symmetric or dual static codes."""
     if _has_kernels(x_TI.device):
-        from segquant.kernels import launch
+        from segquant.kernels import triton_launch as launch
 
         with torch.cuda.device(x_TI.device):
             return launch.small(

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from segquant.core.input_statistics import LayerStatistics
 from segquant.core.linear import QuantLinear
-from segquant.core.statistics import LayerStatistics
 from segquant.kernels.auto import INTEGER_CODES, TOLERANCE, Coding, code_errors
 from segquant.kernels.codes import BYTE, ActivationCode, code_steps
 from segquant.kernels.encode import CodePlan, Steps

@@ -64,7 +64,7 @@ def test_a_wrong_request(
 def test_a_method_that_does_no_bits_here_says_so(
     segbench: Segbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baselines.peer_sdnq.Sdnq.unsupported", lambda self, bits: "not installed")
+    monkeypatch.setattr("baselines.peers.sdnq.Sdnq.unsupported", lambda self, bits: "not installed")
     answer = segbench("run", "method=peer_sdnq", f"out={tmp_path / 'out'}")
     _refused(answer, "not installed", "(here it does none)")
 
@@ -122,7 +122,9 @@ def test_no_disk_space(
     segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("experiments.store.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr(
+        "experiments.store.folders.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6)
+    )
     answer = segbench("run", *small("tiny_mmdit", f"out={tmp_path / 'out'}"))
     _refused(answer, "1 MB free", "needed")
 
@@ -144,11 +146,11 @@ def test_the_disk_fills_up_in_the_middle(
             raise OSError(errno.ENOSPC, "No space left on device")
         genuine(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("experiments.generate.write_png", full)
+    monkeypatch.setattr("experiments.sampling.generate.write_png", full)
     arguments = small("tiny_mmdit", "method=rtn", f"out={tmp_path / 'out'}")
     _refused(segbench("run", *arguments), "no space left", "goes on where it stopped")
     assert not list(tmp_path.rglob("record.json"))
-    monkeypatch.setattr("experiments.generate.write_png", genuine)
+    monkeypatch.setattr("experiments.sampling.generate.write_png", genuine)
     assert segbench("run", *arguments).status == 0
 
 

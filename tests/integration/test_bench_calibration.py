@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from baselines.smooth_search import SmoothSearch
-from experiments import alpha_check, bench_calibration
-from experiments.plain_loop import ALPHAS, plain_loop
+from experiments.speed import calibration_cost as bench_calibration
+from experiments.speed.plain_loop import ALPHAS, plain_loop
+from experiments.studies import alpha_check
 from segquant.core.rounding import Rounding
 from tests.conftest import Answer
 from tests.unit.core.helpers import bits, correlated, one
@@ -78,7 +79,7 @@ def test_the_alpha_check_on_a_small_pipeline(small: Small, zoo: Path, tmp_path: 
 
 
 def test_the_committed_result_holds_the_tolerance() -> None:
-    """Of `python -m experiments.alpha_check`: 256 rows are too few, the default is enough."""
+    """Of `experiments.studies.alpha_check`: 256 rows are too few, the default is enough."""
     path = ROOT / "experiments" / "results" / "alpha_search.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     assert {row["model"] for row in rows} == set(alpha_check.MODELS)

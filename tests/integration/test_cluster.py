@@ -221,7 +221,7 @@ def test_short_cells_are_packed_by_what_an_image_took(
 def test_sync_pushes_each_offline_run_once(
     segbench: Segbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evaluation import tracking
+    from evaluation.report import tracking
 
     runs = [tmp_path / "cells" / c / "wandb" / f"offline-run-{i}-x" for i, c in enumerate("ab")]
     for run in runs:

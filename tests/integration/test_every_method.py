@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config, options
 from segquant.core import Calibration
-from segquant.core.capture import CallRecorder, CapturedCalls
 from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.statistics import StatisticsRecorder
+from segquant.core.input_statistics import StatisticsRecorder
+from segquant.core.recorded_calls import CallRecorder, CapturedCalls
 from segquant.core.stepwise import StepRecorder
 from segquant.graph import analyze
 from tests.unit.core.denoisers import ALL

@@ -12,9 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from evaluation.clip import clip_scores, load_evaluator
-from experiments.compose import build, compose_config
-from experiments.data import Prompt
-from experiments.generate import sample
+from experiments.config.compose import build, compose_config
+from experiments.sampling.data import Prompt
+from experiments.sampling.generate import sample
 from experiments.tiny import shapes
 from experiments.tiny.evaluator import changed
 from experiments.tiny.quality import COUNT, NAMES, RESULTS

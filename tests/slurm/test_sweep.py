@@ -100,8 +100,8 @@ def test_a_failed_cell_is_failed_to_slurm_and_touches_no_other(
 
 def _stage_of_rtn(sweep: Sweep) -> str:
     """Where the quantized denoiser of the first cell will lie."""
-    from experiments.cluster_verbs import open_sweep
-    from experiments.store import digest
+    from experiments.store.folders import digest
+    from experiments.verbs.cluster_verbs import open_sweep
 
     opened = open_sweep([*sweep.arguments, f"out={sweep.out}"], multirun=True)
     cell = opened.request.cells[0]
@@ -162,7 +162,7 @@ def test_hydras_own_launcher_works_too(
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     shutil.copytree(prepared.out, tmp_path / "out")
-    command = [sys.executable, "-m", "experiments.hydra_main", "-m", *local(one_slow_cell)]
+    command = [sys.executable, "-m", "experiments.cluster.hydra_main", "-m", *local(one_slow_cell)]
     launcher = {
         "timeout_min": 30,
         "cpus_per_task": 1,

@@ -48,7 +48,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "home"),
-    [("hydra", "experiments"), ("submitit", "slurm"), ("wandb", "evaluation/tracking.py")],
+    [("hydra", "experiments"), ("submitit", "slurm"), ("wandb", "evaluation/report/tracking.py")],
 )
 def test_heavy_packages_have_one_home(module: str, home: str) -> None:
     for path in FILES:

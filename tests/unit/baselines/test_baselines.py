@@ -19,7 +19,7 @@ from baselines.rtn import RoundToNearest
 from baselines.smooth_search import SmoothSearch
 from baselines.smoothquant import SmoothQuant
 from segquant.core.calibration import Calibration
-from segquant.core.protocol import Method, QuantizationReport
+from segquant.core.method_interface import Method, QuantizationReport
 from segquant.core.rounding import GptqVariant
 from segquant.core.schemes import Bits
 from segquant.core.smoothing import AlphaGrid

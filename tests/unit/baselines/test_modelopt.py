@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.peer_modelopt import SVDQUANT_RANK, Algorithm, ModelOpt
+from baselines.peers.modelopt import SVDQUANT_RANK, Algorithm, ModelOpt
 from baselines.rtn import RoundToNearest
-from experiments.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config, options
 from segquant.core import Bits, Calibration
 from tests.unit.baselines.timed import Timed, calibrated, calls
 from tests.unit.core.helpers import power_ratio
@@ -41,7 +41,7 @@ def _bits_of(name: str) -> Bits:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is there, a GPU is not."""
-    monkeypatch.setattr("baselines.peer.find_spec", lambda name: name)
+    monkeypatch.setattr("baselines.peers.library.find_spec", lambda name: name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.peer import is_int8_weight_only, split_layers
+from baselines.peers.library import is_int8_weight_only, split_layers
 from baselines.rtn import RoundToNearest
-from experiments.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config, options
 from segquant.core import Bits, QuantizationReport
 from tests.unit.baselines.timed import calibrated, calls
 from tests.unit.core.helpers import correlated, power_ratio
@@ -42,7 +42,7 @@ def test_a_peer_has_some_bits_and_says_what_else_it_lacks(peer: str) -> None:
 def test_an_absent_library_is_a_reason_with_the_command(
     peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baselines.peer.find_spec", lambda name: None)
+    monkeypatch.setattr("baselines.peers.library.find_spec", lambda name: None)
     found = config(peer, "w8a16_int")
     how = some_bits(peer)[0]
     assert "pip install -e '.[" in found.method.unsupported(how)
@@ -50,7 +50,7 @@ def test_an_absent_library_is_a_reason_with_the_command(
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_no_library_is_imported_before_it_is_chosen(peer: str) -> None:
-    module = import_module(f"baselines.{peer}")
+    module = import_module(f"baselines.peers.{peer.removeprefix('peer_')}")
     assert not {"torchao", "optimum", "bitsandbytes", "sdnq", "modelopt"} & set(vars(module))
 
 

@@ -26,7 +26,7 @@ from baselines.soft import (
     soft_bit,
 )
 from segquant.core import Calibration
-from segquant.core.capture import Call
+from segquant.core.recorded_calls import Call
 from segquant.core.schemes import Bits, NumberFormat, TensorScheme
 from tests.unit.baselines.test_published import FEATURES, outputs, quantized
 from tests.unit.baselines.timed import TIMESTEPS, Timed, calibrated

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.peer_torchao import Torchao
-from experiments.compose import build, compose_config
+from baselines.peers.torchao import Torchao
+from experiments.config.compose import build, compose_config
 from tests.unit.baselines.timed import calibrated
 from tests.unit.core.helpers import power_ratio
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.capture import CallRecorder, CapturedCalls
-from segquant.core.statistics import StatisticsRecorder
+from segquant.core.input_statistics import StatisticsRecorder
+from segquant.core.recorded_calls import CallRecorder, CapturedCalls
 from segquant.core.stepwise import StepRecorder
 from tests.unit.core.helpers import correlated
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.schemes import Bits, Granularity, TensorScheme
-from segquant.core.statistics import LayerStatistics, StatisticsRecorder
 
 
 def generator(seed: int) -> torch.Generator:

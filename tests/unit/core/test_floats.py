@@ -17,8 +17,8 @@ from segquant.core.floats import (
     ScaleRounding,
     e8m0_block_scales,
 )
-from segquant.core.plan import LayerRecipe
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, Rounding, gptq, gptq_factor
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape

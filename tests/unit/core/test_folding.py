@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.checkpoint import load_quantized, save_quantized
-from segquant.core.folding import fold_smoothing
+from segquant.core.fold_smoothing import fold_smoothing
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.plan import LayerRecipe
-from segquant.core.protocol import QuantizationReport
+from segquant.core.method_interface import QuantizationReport
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from baselines.smooth_search import SmoothSearch
 from segquant.core.calibration import Calibration
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.layer import layer_input, quantize_linear
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.segments import whole
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings, smoothing_factors
-from segquant.core.statistics import LayerStatistics, StatisticsRecorder
 from segquant.method import SegQuant
 from tests.unit.core.helpers import One, bits, calibrate, generator, one, power_ratio
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segquant.core.layer import QuantizedLayer, quantize_linear
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.schemes import Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings

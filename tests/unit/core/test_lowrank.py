@@ -5,7 +5,7 @@ import torch
 
 from segquant.core.layer import quantize_linear
 from segquant.core.lowrank import LowRankSettings, truncated_svd
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.segments import whole
 from tests.unit.core.helpers import bits, correlated, generator, one, power_ratio, seen
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from segquant.core.calibration import Calibration
+from segquant.core.input_statistics import StatisticsRecorder
 from segquant.core.memory import MemoryPlan, plan_statistics, record_in_passes
-from segquant.core.statistics import StatisticsRecorder
 from tests.unit.core import denoisers
 from tests.unit.core.helpers import calibrate, generator
 

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from baselines.smooth_search import SmoothSearch
-from segquant.core.boundaries import Boundaries
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
+from segquant.core.cuts import Boundaries
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget
-from segquant.core.protocol import Method, QuantizationReport
+from segquant.core.method_interface import Method, QuantizationReport
 from segquant.core.rounding import GptqVariant, Rounding
 from segquant.core.schemes import Bits
 from segquant.core.smoothing import AlphaGrid, SmoothingMode

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segquant.core.linear import EXACT_BUFFERS, QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.plan import LayerRecipe
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.plan import LayerRecipe
-from segquant.core.protocol import QuantizationReport, StatisticsNeeds
+from segquant.core.method_interface import QuantizationReport, StatisticsNeeds
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.segments import LayerShape, shape_from_graph
 from tests.unit.core.helpers import bits, calibrate, generator, info

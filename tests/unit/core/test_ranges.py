@@ -6,8 +6,8 @@ import torch
 from segquant.core import activation as act
 from segquant.core.activation import ActivationGrid
 from segquant.core.layer import quantize_linear
-from segquant.core.plan import LayerRecipe
 from segquant.core.ranges import SHRINK_STEP, SHRINK_TRIES, RangeRule, tails
+from segquant.core.recipe import LayerRecipe
 from segquant.core.schemes import Bits, Granularity, TensorScheme
 from segquant.core.segments import LayerShape, whole
 from segquant.core.weights import WeightGrid, fake_quantize_weight, weight_scales

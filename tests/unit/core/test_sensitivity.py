@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from baselines.gptq import Gptq
 from baselines.rtn import RoundToNearest
 from baselines.smooth_search import SmoothSearch
+from segquant.core.input_statistics import StatisticsRecorder
 from segquant.core.linear import QuantLinear
-from segquant.core.plan import LayerRecipe
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
 from segquant.core.smoothing import SmoothingMode
-from segquant.core.statistics import StatisticsRecorder
 from segquant.method import SegQuant
 from tests.unit.core.helpers import bits, calibrate, generator
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from baselines.gptq import Gptq
 from segquant.core.calibration import Calibration
 from segquant.core.grids import int_grid
+from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
-from segquant.core.plan import LayerRecipe
 from segquant.core.quantize import quantize_layers
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.sequential import Sequential, block_of_layers, call_order, stage_layers
-from segquant.core.statistics import linear_layers
 from segquant.graph import analyze
 from segquant.method import SegQuant
 from tests.unit.core import denoisers

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from segquant.core.layer import quantize_linear
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.segments import LayerShape, whole
 from segquant.core.smoothing import (
     SmoothingMode,

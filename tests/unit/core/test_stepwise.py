@@ -9,10 +9,10 @@ import torch
 from scipy.linalg import hadamard as scipy_hadamard
 
 from segquant.core import LayerRecipe, quantize_layers
-from segquant.core.capture import CallRecorder, CapturedCalls
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.layer import quantize_linear
-from segquant.core.planned import LayerPlan, quantize_planned
+from segquant.core.layer_plan import LayerPlan, quantize_planned
+from segquant.core.recorded_calls import CallRecorder, CapturedCalls
 from segquant.core.segments import whole
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.core.transforms import InputTransform, hadamard, hadamard_blocks, rotation_block

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from segquant.core.boundaries import Boundaries, moved_boundaries
+from segquant.core.cuts import Boundaries, moved_boundaries
 from segquant.core.layer import quantize_linear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings, truncated_svd
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding, gptq_factor
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from evaluation.comparison import (
+from evaluation.records import Record
+from evaluation.report.comparison import (
     Reason,
     Scored,
     Verdict,
@@ -14,9 +15,8 @@ from evaluation.comparison import (
     comparison_table,
     unexplained,
 )
-from evaluation.records import Record
+from evaluation.report.render import to_csv, to_markdown
 from evaluation.statistics import paired_ratio
-from evaluation.table_render import to_csv, to_markdown
 
 IDS = [f"p{n}" for n in range(8)]
 BASE = np.random.default_rng(0).uniform(0.01, 0.1, size=8)  # prompts differ tenfold

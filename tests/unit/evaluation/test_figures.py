@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.figures import Tile, contact_sheet, metric_chart, ratio_map
 from evaluation.images import write_png
 from evaluation.records import Metric, Record
+from evaluation.report.figures import Tile, contact_sheet, metric_chart, ratio_map
 
 IDS = ["p1", "p2"]
 PROMPTS = {"p1": "a red circle " * 20, "p2": "a" * 80}

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from evaluation.records import Metric, Record
-from evaluation.table_columns import format_number, metric_cell
-from evaluation.table_render import escape_latex, to_csv, to_latex, to_markdown
-from evaluation.tables import make_table, sample_size, sort_records
+from evaluation.report.columns import format_number, metric_cell
+from evaluation.report.render import escape_latex, to_csv, to_latex, to_markdown
+from evaluation.report.tables import make_table, sample_size, sort_records
 
 LPIPS_REASON = "LPIPS needs torchvision's AlexNet weights"
 

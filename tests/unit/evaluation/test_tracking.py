@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.images import write_png
 from evaluation.records import Metric, Record, write_record
-from evaluation.tracking import ImageRow, TrackingSettings, flat_metrics, log_record
+from evaluation.report.tracking import ImageRow, TrackingSettings, flat_metrics, log_record
 
 wandb = pytest.importorskip("wandb")
 
@@ -131,7 +131,7 @@ def test_failing_wandb_costs_nothing(
         raise wandb.errors.CommError("the server is away")
 
     monkeypatch.setattr(wandb, "init", fail)
-    with caplog.at_level(logging.WARNING, logger="evaluation.tracking"):
+    with caplog.at_level(logging.WARNING, logger="evaluation.report.tracking"):
         reason = log_record(
             make_record(), settings=TrackingSettings(), config={}, group="g", run_dir=tmp_path
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import code_study
-from experiments.code_study import Unit, kind_of, main
+from experiments.studies import code_study
+from experiments.studies.code_study import Unit, kind_of, main
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_any_model_is_studied_by_the_same_command(zoo: Path, tmp_path: Path) -> 
     out = tmp_path / "codes.md"
     main(["--models", "folder", path, *small, *more, "--out", str(out)])
     text = out.read_text()
-    assert "python -m experiments.code_study --models folder" in text
+    assert "python -m experiments.studies.code_study --models folder" in text
     assert "| tiny_flux | SiLU |" in text
     assert "| tiny_flux | GELU |" in text
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))

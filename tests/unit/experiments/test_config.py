@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.catalogue import describe_methods
-from experiments.compose import (
+from experiments.config.catalogue import describe_methods
+from experiments.config.compose import (
     CONF,
     GROUPS,
     _built,
@@ -22,8 +22,8 @@ from experiments.compose import (
     compose_config,
     options,
 )
+from experiments.config.request import read_request
 from experiments.errors import UserError
-from experiments.sweep import read_request
 from experiments.tiny.assemble import CALLS
 
 FILES = [(group, name) for group in GROUPS for name in options(group)]
@@ -77,7 +77,7 @@ def test_a_sweep_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> N
         made.append(overrides)
         return original(overrides)
 
-    monkeypatch.setattr("experiments.compose._composed", functools.cache(counted))
+    monkeypatch.setattr("experiments.config.compose._composed", functools.cache(counted))
     _built.cache_clear()
     request = read_request(["+experiment=baselines"], multirun=True)
     _built.cache_clear()
@@ -178,7 +178,7 @@ def test_a_broken_method_does_not_hide_the_others(
             raise UserError("cannot be imported")
         return {"method": name}
 
-    monkeypatch.setattr("experiments.catalogue._described", described)
+    monkeypatch.setattr("experiments.config.catalogue._described", described)
     found = [row["method"] for row in describe_methods()]
     assert "gptq" in found
     assert "rtn" not in found

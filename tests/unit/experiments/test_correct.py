@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from baselines.ptqd import Ptqd
-from experiments.correct import corrected_noise, variance_note
+from experiments.sampling.correct import corrected_noise, variance_note
 from segquant.core import Calibration
 from tests.conftest import Answer
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import lock as module
-from experiments.lock import LockLost, is_dead, locked
+from experiments.store import lock as module
+from experiments.store.lock import LockLost, is_dead, locked
 from slurm import context
 
 
@@ -132,7 +132,7 @@ def test_an_owner_that_was_taken_over_notices_and_leaves_the_new_lock(path: Path
 def test_many_processes_and_dead_owners_and_never_two_inside(path: Path) -> None:
     """Every process holds the lock many times; a third of them die with it in their hands."""
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom experiments.lock import locked\n"
+        "import os, sys\nfrom pathlib import Path\nfrom experiments.store.lock import locked\n"
         "path = Path(sys.argv[1])\n"
         "for turn in range(15):\n"
         "    with locked(path, poll_seconds=0.002):\n"

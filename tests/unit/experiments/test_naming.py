@@ -3,9 +3,9 @@
 import pytest
 
 from evaluation.records import label
-from experiments.config import RunConfig
-from experiments.naming import changed_settings, names
-from experiments.sweep import read_request
+from experiments.config.naming import changed_settings, names
+from experiments.config.request import read_request
+from experiments.config.run_config import RunConfig
 
 
 def cell(*overrides: str) -> RunConfig:

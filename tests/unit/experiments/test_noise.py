@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from experiments.compose import build, compose_config
-from experiments.data import Prompt
-from experiments.generate import sample
-from experiments.pipelines import get_denoiser, load_pipeline
+from experiments.config.compose import build, compose_config
+from experiments.sampling.data import Prompt
+from experiments.sampling.generate import sample
+from experiments.sampling.pipelines import get_denoiser, load_pipeline
 
 
 def first_latents(zoo: Path, *, shared_noise: bool) -> torch.Tensor:

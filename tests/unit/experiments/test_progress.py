@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from experiments import progress as module
-from experiments.progress import Progress, duration
+from experiments.cell import progress as module
+from experiments.cell.progress import Progress, duration
 
 
 class Terminal(io.StringIO):

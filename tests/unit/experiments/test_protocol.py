@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from baselines.rtn import RoundToNearest
-from experiments.protocol import coverage, stored_bytes
+from experiments.cell.protocol_fields import coverage, stored_bytes
 from tests.unit.core.helpers import One, bits, calibrate, correlated
 
 

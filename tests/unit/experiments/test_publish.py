@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.publish import BEGIN, END, RESULTS, ROOT, readme_with, short
+from experiments.studies.publish import BEGIN, END, RESULTS, ROOT, readme_with, short
 
 
 def test_the_readmes_table_is_the_committed_one() -> None:

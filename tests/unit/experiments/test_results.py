@@ -8,11 +8,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from evaluation.comparison import Verdict
 from evaluation.records import Record
-from experiments.compare import read_reasons
-from experiments.compose import options
-from experiments.publish import RESULTS
+from evaluation.report.comparison import Verdict
+from experiments.config.compose import options
+from experiments.studies.publish import RESULTS
+from experiments.verbs.compare import read_reasons
 
 BASELINES = RESULTS / "baselines"
 MODELS = {"tiny_mmdit", "tiny_flux", "tiny_unet"}

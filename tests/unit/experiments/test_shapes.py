@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import DatasetConfig
-from experiments.data import load_dataset, noise_seed
+from experiments.config.run_config import DatasetConfig
+from experiments.sampling.data import load_dataset, noise_seed
 from experiments.tiny import shapes, text
 
 

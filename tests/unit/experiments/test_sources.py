@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments import sources
-from experiments.sources import closure_digest, import_closure, source_digest
+from experiments.store import sources
+from experiments.store.sources import closure_digest, import_closure, source_digest
 
 
 def test_a_method_depends_on_what_it_imports_and_on_no_other_method() -> None:
@@ -20,7 +20,7 @@ def test_a_method_depends_on_what_it_imports_and_on_no_other_method() -> None:
 
 
 def test_an_import_within_a_function_and_a_submodule_by_name_count() -> None:
-    assert "segquant/kernels/launch.py" in import_closure("segquant.kernels.operators")
+    assert "segquant/kernels/triton_launch.py" in import_closure("segquant.kernels.operators")
     assert "segquant/kernels/operators.py" in import_closure("segquant.kernels.door")
 
 
@@ -61,4 +61,4 @@ def test_the_digest_sees_every_byte(monkeypatch: pytest.MonkeyPatch, tmp_path) -
 
 
 def test_source_digest_sees_every_line() -> None:
-    assert source_digest("experiments") != source_digest("experiments/store.py")
+    assert source_digest("experiments") != source_digest("experiments/store/folders.py")

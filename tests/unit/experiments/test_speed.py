@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.speed import arguments, candidates, command, kernels, peers, timing
+from experiments.speed import arguments, candidates, command, timing
+from experiments.speed import libraries as peers
+from experiments.speed import time_products as kernels
 from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, acceptance
 from experiments.speed.candidates import Candidate
-from experiments.speed.models import MODELS, Shape, post_activation, shapes
+from experiments.speed.full_sizes import MODELS, Shape, post_activation, shapes
 from segquant.kernels.choice import TABLE
 from tests.conftest import Answer
 
@@ -190,8 +192,9 @@ def test_what_only_triton_runs_is_right_in_its_interpreter() -> None:
     """Tiles, the low-rank branch, GELU and codes in the epilogue: a GPU's rows, interpreted."""
     code = """
 import json, torch
-from experiments.speed import candidates, kernels
-from experiments.speed.models import Shape
+from experiments.speed import candidates
+from experiments.speed import time_products as kernels
+from experiments.speed.full_sizes import Shape
 from segquant.kernels import ActivationCode
 shape = Shape(model="m", rows=20, in_features=32, out_features=48, after="x", count=1, example="l")
 setting = candidates.Setting(shape=shape, device=torch.device("cpu"), compiled=False)

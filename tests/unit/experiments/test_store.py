@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import store as module
 from experiments.errors import UserError
-from experiments.store import Store, digest, verify
+from experiments.store import folders as module
+from experiments.store.folders import Store, digest, verify
 
 
 def test_the_hash_ignores_the_order_of_fields_and_sees_values() -> None:
@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom experiments.store import Store\n"
+        "import sys, time\nfrom pathlib import Path\nfrom experiments.store.folders import Store\n"
         "def make(folder):\n"
         "    (Path(sys.argv[1]) / f'made-{sys.argv[2]}').touch(); time.sleep(0.5)\n"
         "Store(Path(sys.argv[1])).build('kind', {}, make)\n"

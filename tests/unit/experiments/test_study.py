@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from evaluation.statistics import mean_over_runs
-from experiments import boundaries, held_out
-from experiments.study import (
+from experiments.studies import boundaries, held_out
+from experiments.studies.study import (
     RESULTS,
     Outcome,
     Study,

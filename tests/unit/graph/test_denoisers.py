@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.inspect import inspect_call, render_table, summarize
 from experiments.zoo import example_inputs
+from experiments.zoo.inspection import inspect_call, render_table, summarize
 from segquant.graph import LayerGraph, LayerInfo, analyze, capture_example_inputs
 from tests.unit.graph.small import SMALL, flux, sd3, sdxl, state
 

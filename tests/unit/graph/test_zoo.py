@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.inspect import inspect_denoiser, summarize
-from experiments.inspect_zoo import AUTHORS, COLUMNS, OURS
+from experiments.studies.graph_zoo import AUTHORS, COLUMNS, OURS
 from experiments.zoo import build, names
+from experiments.zoo.inspection import inspect_denoiser, summarize
 
 ROOT = Path(__file__).parents[3]
 TABLE = ROOT / "experiments" / "results" / "graph_zoo.csv"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from segquant.kernels import ActivationCode, PackedLinear, Producer, Steps, launch, quantized_linear
+from segquant.kernels import ActivationCode, PackedLinear, Producer, Steps, quantized_linear
+from segquant.kernels import triton_launch as launch
 from segquant.kernels.encode import blocks_of, encode
 from segquant.kernels.packed import low_rank_inner
 from segquant.kernels.tiles import Tile

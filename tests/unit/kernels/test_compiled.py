@@ -18,8 +18,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from segquant.kernels import tiles  # noqa: E402
-from segquant.kernels.launch import rank_tile, segment_constants  # noqa: E402
 from segquant.kernels.tiles import Tile  # noqa: E402
+from segquant.kernels.triton_launch import rank_tile, segment_constants  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KIB = 1024
@@ -288,7 +288,8 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_launches_bind_and_compile_as_they_are_written(hopper: list[Any]) -> None:
     """The arguments of every launch, from real layers: all but the launch itself."""
-    from segquant.kernels import ActivationCode, PackedLinear, Producer, Steps, launch
+    from segquant.kernels import ActivationCode, PackedLinear, Producer, Steps
+    from segquant.kernels import triton_launch as launch
     from segquant.kernels.encode import encode
     from segquant.kernels.packed import low_rank_inner
     from tests.unit.kernels.cases import inputs, layer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segquant.core.layer import quantize_linear
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.plan import LayerRecipe
+from segquant.core.recipe import LayerRecipe
 from segquant.core.schemes import Bits, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings

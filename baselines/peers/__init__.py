@@ -1,0 +1,1 @@
+"""Quantization libraries as rows: one file each, imported only when chosen."""

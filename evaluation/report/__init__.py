@@ -1,0 +1,1 @@
+"""Presents and decides no number: tables, columns, figures, comparison, W&B."""

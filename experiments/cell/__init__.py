@@ -1,0 +1,1 @@
+"""One file a stage; a cell, a sweep, the run."""

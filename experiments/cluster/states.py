@@ -1,0 +1,184 @@
+"""Where every cell of a sweep stands, from its record and from the queue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluation.records import Record, read_record
+from experiments.cell.bench import Bench
+from experiments.cell.run_cell import record_path
+from experiments.cluster.submission import calibration_item, entries_of, reference_item, run_id
+from experiments.config.request import Request
+from experiments.config.run_config import RunConfig
+from slurm.ledger import Entry
+from slurm.queue import JobState, final_states, queue_states
+
+STATES = ("done", "skipped", "running", "queued", "failed", "lost", "missing")
+FAILED = ("failed", "lost")
+_NOISE = ("srun:", "slurmstepd:", "submitit")  # lines of a log that are not the job's own
+
+
+@dataclass(frozen=True)
+class CellState:
+    """One cell: `lost` is a cell whose job ended without a record, `missing` was never begun."""
+
+    cell: RunConfig
+    run_id: str
+    state: str
+    detail: str = ""
+    job: str = ""
+    log: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.model.name} {self.cell.method_name} {self.cell.bits.name}"
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "skipped", *FAILED)
+
+
+def read_any_record(bench: Bench, cell: RunConfig) -> Record | None:
+    path = record_path(bench, cell)
+    return read_record(path) if path.exists() else None
+
+
+def cell_states(
+    request: Request, benches: dict[int, Bench], *, root: Path, ask: bool = True
+) -> list[CellState]:
+    """The state of every cell, in the order of the request.
+
+    Args:
+        ask: whether to ask the scheduler; without, jobs are taken for over.
+
+    Raises:
+        SlurmError: the scheduler does not answer.
+    """
+    records = [read_any_record(benches[i], cell) for i, cell in enumerate(request.cells)]
+    ids = [run_id(benches[i], cell) for i, cell in enumerate(request.cells)]
+    entries = entries_of(root)
+    open_items = {
+        entries[item].job
+        for name, record in zip(ids, records, strict=True)
+        if record is None or record.status == "failed"
+        for item in (name, f"{name}:images")
+        if item in entries
+    }
+    queue = queue_states(open_items) if ask else {}
+    states = []
+    for cell, name, record in zip(request.cells, ids, records, strict=True):
+        states.append(_state(cell, name, record, entries=entries, queue=queue))
+    return [
+        _blocked(state, benches[index], entries)
+        for index, state in enumerate(_with_endings(states))
+    ]
+
+
+def _blocked(state: CellState, bench: Bench, entries: dict[str, Entry]) -> CellState:
+    """Of a cell that never began, because what it waited for failed: says what that was."""
+    if state.state != "lost" or Path(state.log).exists():
+        return state
+    waited = []
+    if not bench.has_reference():
+        waited.append(("reference", reference_item(bench)))
+    if not bench.has_calibration():
+        waited.append(("calibration", calibration_item(bench)))
+    parts = [state.detail]
+    for stage, item in waited:
+        if item in entries:
+            path = _log_path(entries[item])
+            parts.append(f"{stage} is not there (job {entries[item].job}): {last_words(path)}")
+    return replace(state, detail="; ".join(parts))
+
+
+def _state(
+    cell: RunConfig,
+    name: str,
+    record: Record | None,
+    *,
+    entries: dict[str, Entry],
+    queue: dict[str, JobState],
+) -> CellState:
+    if record is not None and record.status != "failed":
+        state = "done" if record.status == "ok" else "skipped"
+        return CellState(cell, name, state, record.reason)
+    known = [entries[item] for item in (f"{name}:images", name) if item in entries]
+    for entry in known:
+        job = queue.get(entry.job)
+        if job is None or not job.alive:
+            continue
+        waits = job.state == "PENDING"
+        detail = f"job {entry.job} " + (f"waits ({job.reason})" if waits else f"on {job.node}")
+        return CellState(cell, name, "queued" if waits else "running", detail, entry.job)
+    unfinished = [e for e in known if e.job not in queue or queue[e.job].state != "COMPLETED"]
+    last = next(iter(unfinished or known), None)
+    log_path = "" if last is None else str(_log_path(last))
+    if record is not None:
+        job_id = str(record.environment.get("job") or "")
+        return CellState(cell, name, "failed", record.reason, job_id, log_path if job_id else "")
+    if last is None:
+        return CellState(cell, name, "missing")
+    ended = queue.get(last.job)
+    return CellState(cell, name, "lost", ended.state if ended else "", last.job, log_path)
+
+
+def _with_endings(states: list[CellState]) -> list[CellState]:
+    """Says of lost cells how their jobs ended: Slurm's word and the job's last one."""
+    unknown = [state.job for state in states if state.state == "lost" and not state.detail]
+    ends = final_states(unknown)
+    told = []
+    for state in states:
+        if state.state == "lost":
+            word = state.detail or (ends[state.job].state if state.job in ends else "")
+            last = last_words(Path(state.log))
+            detail = f"job {state.job} ended{f' {word}' if word else ''} without a record"
+            state = replace(state, detail=f"{detail}: {last}" if last else detail)
+        told.append(state)
+    return told
+
+
+def _log_path(entry: Entry) -> Path:
+    return Path(entry.folder) / f"{entry.job}_0_log.out"
+
+
+def last_words(path: Path) -> str:
+    """The last line of a job's log that is its own."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    own = [line.strip() for line in lines if line.strip() and not line.startswith(_NOISE)]
+    return own[-1] if own else ""
+
+
+def summary(states: Sequence[CellState]) -> str:
+    """`24 cells: 20 done, 3 running, 1 failed`."""
+    counts = Counter(state.state for state in states)
+    parts = [f"{counts[name]} {name}" for name in STATES if counts[name]]
+    return f"{len(states)} cells: " + ", ".join(parts)
+
+
+def render(states: Sequence[CellState]) -> str:
+    """A line a cell, the failed ones with their reason, and the sum."""
+    width = max(len(state.label) for state in states)
+    lines = []
+    for state in states:
+        detail = f"  {state.detail}" if state.detail else ""
+        lines.append(f"{state.label:<{width}}  {state.state:<8}{detail}".rstrip())
+    return "\n".join([*lines, summary(states)])
+
+
+def tracebacks(states: Sequence[CellState], benches: dict[int, Bench]) -> str:
+    """Of every failed cell its traceback, or where its log lies."""
+    parts = []
+    for index, state in enumerate(states):
+        if state.state not in FAILED:
+            continue
+        record = read_any_record(benches[index], state.cell)
+        text = record.traceback.rstrip() if record is not None else ""
+        where = f"log: {state.log}" if state.log else ""
+        parts.append("\n".join(filter(None, [f"-- {state.label}: {state.detail}", text, where])))
+    return "\n".join(parts)

@@ -1,0 +1,222 @@
+"""What there is: the methods and models that conf/ names, described from their own classes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.config.compose import build, compose_config, options
+from experiments.errors import UserError
+from experiments.store.paths import CONF
+from segquant.core.schemes import Bits
+
+log = logging.getLogger("segbench")
+
+EVERYTHING = "all"
+_NOT_HERE = "is not installed"
+_NEEDS_NOTHING_MORE = "extremes of the inputs"
+_WIDTH = 100
+_HEADINGS = ("Source:", "Left out:", "Cost:")
+
+
+def bits_of(method: Any) -> list[str]:
+    """The names in conf/bits that a method does."""
+    return [name for name, reason in _reasons(method).items() if reason is None]
+
+
+def bits_once_installed(method: Any) -> list[str]:
+    """Those that only its library is missing for."""
+    return [name for name, reason in _reasons(method).items() if reason and _NOT_HERE in reason]
+
+
+def _reasons(method: Any) -> dict[str, str | None]:
+    return {name: method.unsupported(bits) for name, bits in _all_bits().items()}
+
+
+@functools.cache
+def _all_bits() -> dict[str, Bits]:
+    """Every yaml of conf/bits."""
+    return {
+        name: build(compose_config([f"bits={name}", "method=fp"]), method_name="fp").bits
+        for name in options("bits")
+    }
+
+
+def describe_methods(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Per method: its class, first line of its docstring, settings, needs and bits.
+
+    Args:
+        names: of these alone; none, or `all`, for every one that can be read.
+
+    Raises:
+        UserError: a name that is no method, or one whose file cannot be read.
+    """
+    known = options("method")
+    for name in names:
+        if name != EVERYTHING and name not in known:
+            raise UserError(f"{name!r} is no method; there are {', '.join(known)}, or {EVERYTHING}")
+    if names and EVERYTHING not in names:
+        return [_described(name) for name in known if name in names]
+    rows = []
+    for name in known:
+        try:
+            rows.append(_described(name))
+        except UserError as error:
+            log.warning("%s cannot be read and is left out: %s", name, error)
+    return rows
+
+
+def _described(name: str) -> dict[str, Any]:
+    method = build(compose_config([f"method={name}"]), method_name=name).method
+    return {
+        "method": name,
+        "class": f"{type(method).__module__}.{type(method).__qualname__}",
+        "yaml": _first_comment(CONF / "method" / f"{name}.yaml"),
+        "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
+        "source": _told(method, "Source:"),
+        "left_out": _told(method, "Left out:"),
+        "cost": _told(method, "Cost:"),
+        "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
+        "needs": asdict(method.needs()),
+        "bits": bits_of(method),
+        "bits_once_installed": bits_once_installed(method),
+    }
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text().splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _told(method: Any, heading: str) -> str:
+    """What a method's docstring says after a heading, up to the next one or an empty line."""
+    text = inspect.getdoc(type(method)) or ""
+    if heading not in text:
+        return ""
+    rest = text.split(heading, 1)[1]
+    ends = [at for end in (*_HEADINGS, "\n\n") if (at := rest.find(end)) >= 0]
+    return " ".join(rest[: min(ends, default=len(rest))].split())
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "name", value)
+
+
+def render_methods(rows: list[dict[str, Any]], *, whole: bool = False) -> str:
+    """What each method is, then what it needs and which bits it does; or all that is known."""
+    if whole:
+        return "\n\n".join(_whole(row) for row in rows)
+    return "\n\n".join(
+        [
+            _pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
+            f"{_bits_matrix(rows)}\nx: does these bits; o: once its library is installed.",
+            _bits_table(),
+            "segbench methods NAME: source, what is left out of the published method, cost, "
+            f"settings; segbench methods {EVERYTHING}: of every one.",
+        ]
+    )
+
+
+def _whole(row: dict[str, Any]) -> str:
+    """Everything that is known of one method, wrapped."""
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in row["settings"].items())
+    parts = {
+        "source": row["source"],
+        "left out": row["left_out"],
+        "needs": ", ".join(_needs(row["needs"])) or _NEEDS_NOTHING_MORE,
+        "cost": row["cost"],
+        "settings": settings,
+        "bits": ", ".join(row["bits"])
+        or "once its library is installed: " + ", ".join(row["bits_once_installed"]),
+    }
+    lines = [f"{row['method']}: {row['what']}", f"  {row['yaml']}", f"  {row['class']}"]
+    for name, text in parts.items():
+        head = f"  {name}: "
+        lines += textwrap.wrap(
+            text or "-", width=_WIDTH, initial_indent=head, subsequent_indent=" " * 12
+        )
+    return "\n".join(lines)
+
+
+def _bits_matrix(rows: list[dict[str, Any]]) -> str:
+    """One column a bit-width, numbered as in the table of bits."""
+    names = list(_all_bits())
+    body = []
+    for row in rows:
+        marks = [
+            "x" if name in row["bits"] else "o" if name in row["bits_once_installed"] else ""
+            for name in names
+        ]
+        body.append([row["method"], *marks, ", ".join(_needs(row["needs"])) or "extremes"])
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    return _pipe_table(["method", *numbers, "needs"], body)
+
+
+def _bits_table() -> str:
+    body = [
+        [str(number), name, bits.weight.describe(), bits.activation.describe()]
+        for number, (name, bits) in enumerate(_all_bits().items(), 1)
+    ]
+    return _pipe_table(["", "bits", "weights", "inputs"], body)
+
+
+def _pipe_table(head: list[str], body: list[list[str]]) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+    shown = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]])
+
+
+def _needs(needs: dict[str, Any]) -> list[str]:
+    words = {
+        "gram": "Gram matrices",
+        "graph": "the static graph",
+        "replay": "replayed calls",
+        "steps": "statistics per step",
+        "capture_bytes": "stored calls",
+    }
+    return [word for key, word in words.items() if needs.get(key)]
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """Per model: its folder, whether it is there, its pipeline class and how it is sampled."""
+    from experiments.sampling.pipelines import resolve_path
+
+    rows = []
+    for name in options("model"):
+        node = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+        assert isinstance(node, dict)
+        folder = resolve_path(str(node["path"]))
+        index = folder / "model_index.json"
+        present = index.is_file()
+        kind = json.loads(index.read_text())["_class_name"] if present else ""
+        rows.append({"model": name, "present": present, "pipeline": kind, **node})
+    return rows
+
+
+def render_models(rows: list[dict[str, Any]]) -> str:
+    """One row a model."""
+    body = []
+    for row in rows:
+        kind = row["pipeline"] or ("any" if row["model"] == "folder" else "not here yet")
+        path = "model.path=..." if row["path"] == "???" else row["path"]
+        numbers = [str(row[key]) for key in ("num_inference_steps", "guidance_scale", "batch_size")]
+        body.append([row["model"], kind, *numbers, path])
+    return _pipe_table(["model", "pipeline", "steps", "guidance", "batch", "folder"], body)

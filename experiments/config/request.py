@@ -1,0 +1,164 @@
+"""What a command line asks for: its cells, composed and checked before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from experiments.config.compose import (
+    GROUPS,
+    build_cell,
+    check_fields,
+    check_override,
+    key_of,
+    parse_overrides,
+)
+from experiments.config.run_config import RunConfig
+from experiments.errors import UserError
+from experiments.store.folders import digest
+from experiments.store.paths import CONF
+
+_SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
+_WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the cells in their order, and the experiment's name if it has one."""
+
+    name: str
+    cells: tuple[RunConfig, ...]
+
+
+def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
+    """Every cell of a command line, composed and checked before anything runs.
+
+    Raises:
+        UserError: an unknown key, option or value, or a sweep without `-m`.
+    """
+    overrides = parse_overrides([_open_call(item) for item in _folder_by_path(list(arguments))])
+    for override in overrides:
+        check_override(override)
+    experiment = _experiment(overrides)
+    swept = [o for o in overrides if o.is_sweep_override()]
+    if swept and not multirun and experiment is None:
+        raise UserError(f"{swept[0].input_line!r} names several values; add -m to run them all")
+    lines = _cell_lines(overrides, experiment)
+    cells = []
+    for line in {tuple(sorted(line)): line for line in lines}.values():
+        for item in line:
+            key = key_of(item)
+            check_fields(key, option=_chosen(line, key.partition(".")[0]))
+        cells.append(build_cell(line, method_name=_chosen(line, "method")))
+    return Request(name=experiment or _name_of(lines), cells=tuple(cells))
+
+
+def _name_of(lines: Sequence[Sequence[str]]) -> str:
+    """What a sweep without a name is reported under: two different ones do not overwrite it."""
+    kept = [
+        sorted(item for item in line if key_of(item).partition(".")[0] not in _WHERE)
+        for line in lines
+    ]
+    return f"sweep_{digest(kept)[:8]}"
+
+
+def read_recorded(words: Sequence[str]) -> Request:
+    """The request whose records `table` and `compare` read: an experiment, or a sweep's own words.
+
+    Raises:
+        UserError: as `read_request`.
+    """
+    first, *rest = words
+    named = first if "=" in first else f"+experiment={first}"
+    return read_request([named, *rest], multirun=True)
+
+
+def _folder_by_path(arguments: list[str]) -> list[str]:
+    """`model.path=X` without `model=` means any folder, not a tiny model's settings."""
+    keys = {key_of(argument) for argument in arguments}
+    own_folder = "model.path" in keys and not keys & {"model", "experiment"}
+    return ["model=folder", *arguments] if own_folder else arguments
+
+
+def _open_call(argument: str) -> str:
+    """`model.call` takes whatever the pipeline's call takes: its keys need no `+`."""
+    return f"++{argument}" if argument.startswith("model.call.") else argument
+
+
+def _experiment(overrides: Sequence[Override]) -> str | None:
+    for override in overrides:
+        if override.key_or_group == "experiment":
+            return str(override.value())
+    return None
+
+
+def _chosen(line: Sequence[str], group: str) -> str:
+    """The option of a group in a cell's overrides, else the default."""
+    for item in reversed(line):
+        if key_of(item) == group:
+            return item.partition("=")[2]
+    return _defaults().get(group, "")
+
+
+@functools.cache
+def _defaults() -> dict[str, str]:
+    listed = OmegaConf.load(CONF / "config.yaml").defaults
+    return {
+        str(k): str(v) for entry in listed if not isinstance(entry, str) for k, v in entry.items()
+    }
+
+
+def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[list[str]]:
+    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    fixed = [line for line in fixed if key_of(line) not in _SWEPT]
+    values = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
+    groups = {
+        o.key_or_group: [str(o.value())]
+        for o in overrides
+        if o.key_or_group in _SWEPT and not o.is_sweep_override()
+    }
+    given = {**groups, **values}
+    blocks: list[dict[str, list[str]]] = [{}]
+    if experiment is not None:
+        blocks = _blocks(experiment)
+    lines = []
+    for block in blocks:
+        axes = {**block, **given}
+        keys = list(axes)
+        for combination in itertools.product(*(axes[key] for key in keys)):
+            chosen = [f"{key}={value}" for key, value in zip(keys, combination, strict=True)]
+            lines.append([*chosen, *fixed])
+    return lines
+
+
+def _values(override: Override) -> list[str]:
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _blocks(experiment: str) -> list[dict[str, list[str]]]:
+    """An experiment's `sweep`: blocks, each a product of the groups and settings that it names."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    assert isinstance(content, dict)
+    blocks = content.get("sweep") or [{}]
+    for block in blocks:
+        for key in block:
+            if key.partition(".")[0] not in GROUPS:
+                raise UserError(
+                    f"conf/experiment/{experiment}.yaml: sweep names {key!r}; "
+                    f"use {', '.join(_SWEPT)}, or a setting of one such as method.alpha"
+                )
+    return [
+        {key: [_written(v) for v in values] for key, values in block.items()} for block in blocks
+    ]
+
+
+def _written(value: Any) -> str:
+    """A YAML value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value)

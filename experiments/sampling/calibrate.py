@@ -1,0 +1,120 @@
+"""One pass of the unquantized model over the calibration prompts: what every method learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.config.run_config import RunConfig
+from experiments.sampling.data import Prompt
+from experiments.sampling.generate import batches, sample
+from segquant.core.calibration import Calibration
+from segquant.core.input_statistics import PARTS, StatisticsRecorder
+from segquant.core.memory import plan_statistics, record_in_passes
+from segquant.core.method_interface import StatisticsNeeds
+from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
+from segquant.core.stepwise import StepRecorder, load_steps, save_steps
+from segquant.graph import capture_example_inputs
+
+# What decides the statistics, for the stage's key.
+CODE = tuple(
+    f"segquant/core/{name}.py"
+    for name in ("input_statistics", "calibration", "stepwise", "recorded_calls")
+)
+
+
+def capture_bytes(needs: StatisticsNeeds) -> int:
+    """As many for a cell alone as in a sweep; a method takes the first calls under its own cap."""
+    return max(DEFAULT_CAPTURE_BYTES, needs.capture_bytes) if needs.capture_bytes else 0
+
+
+def calibration_batch_size(config: RunConfig, *, prompts: int) -> int:
+    """Small enough for as many parts as the statistics tell apart."""
+    return min(config.model.batch_size, -(-prompts // PARTS))
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """What `CalibrationPass.run` left in a folder."""
+    calibration = Calibration.load(folder / "statistics")
+    if (folder / "steps").is_dir():
+        calibration.steps = load_steps(folder / "steps")
+    if (folder / "calls").is_dir():
+        calibration.captured = CapturedCalls.load(folder / "calls")
+    return calibration
+
+
+@dataclass(kw_only=True)
+class CalibrationPass:
+    """The pass over the prompts, or as many as the statistics' memory asks for."""
+
+    pipeline: Any
+    denoiser: nn.Module  # the pipeline's own, unquantized
+    prompts: Sequence[Prompt]
+    config: RunConfig
+    needs: StatisticsNeeds
+    rows: int  # sampled a layer
+    progress: Callable[[int], None]  # prompts done
+    note: Callable[[str], None]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Writes `statistics`, and `steps` and `calls` where they are needed; says what it cost."""
+        size = calibration_batch_size(self.config, prompts=len(self.prompts))
+        first, *_ = parts = batches(self.prompts, size)
+        inputs = capture_example_inputs(self.denoiser, lambda: self._sample(first))
+        plan = plan_statistics(
+            self.denoiser,
+            forward=lambda one: one(**inputs),
+            gram=self.needs.gram,
+            rows=self.rows,
+            budget_bytes=self._budget_bytes(),
+        )
+        self.note(plan.describe())
+
+        def one_pass(recorder: StatisticsRecorder) -> None:
+            done = 0
+            with self._more_recorders(folder):
+                for number, batch in enumerate(parts):
+                    recorder.part = number * PARTS // len(parts)
+                    self._sample(batch)
+                    done += len(batch)
+                    self.progress(done)
+
+        forwards = record_in_passes(
+            self.denoiser,
+            folder / "statistics",
+            plan=plan,
+            run=one_pass,
+            gram=self.needs.gram,
+            rows=self.rows,
+            seed=self.config.seed,
+        )
+        # One more forward has shown what the plan needs.
+        return {"forwards": forwards + 1, "plan": plan.describe()}
+
+    def _sample(self, batch: Sequence[Prompt]) -> None:
+        model, seed = self.config.model, self.config.seed
+        sample(self.pipeline, batch, config=model, seed=seed, output_type="latent")
+
+    def _budget_bytes(self) -> int | None:
+        limit = self.config.statistics_gigabytes
+        return None if limit is None else int(limit * 1e9)
+
+    @contextmanager
+    def _more_recorders(self, folder: Path) -> Iterator[None]:
+        """What some methods ask for beyond statistics, in the first pass that has not left it."""
+        with ExitStack() as stack:
+            steps = None
+            if self.needs.steps and not (folder / "steps").exists():
+                steps = stack.enter_context(StepRecorder(self.denoiser, seed=self.config.seed))
+            cap = capture_bytes(self.needs)
+            if cap and not (folder / "calls" / INDEX).exists():
+                calls = CallRecorder(self.denoiser, folder / "calls", cap_bytes=cap)
+                stack.enter_context(calls)
+            yield
+        if steps is not None:
+            save_steps(steps.statistics(), folder / "steps")

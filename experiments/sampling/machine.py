@@ -1,0 +1,57 @@
+"""The machine that a result depends on: its GPU, its threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from experiments.config.run_config import RunConfig
+from experiments.errors import UserError
+from experiments.sampling.pipelines import resolve_device
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        UserError: this machine's GPU is not the one that the request names.
+    """
+    device = resolve_device(config.device)
+    expected = config.cluster.gpu_name
+    if device.type == "cuda" and expected not in (None, torch.cuda.get_device_name(device)):
+        raise UserError(
+            f"this machine's GPU is {torch.cuda.get_device_name(device)}, the request is for "
+            f"cluster.gpu_name={expected}; name it, or keep to one kind of node with "
+            "cluster.jobs.constraint"
+        )
+    return device
+
+
+def planned_gpu(config: RunConfig) -> str:
+    """The GPU that jobs will have: results depend on it, so it is known before they run.
+
+    Raises:
+        UserError: it is not named and this machine has none to go by.
+    """
+    if config.cluster.gpu_name is not None:
+        return config.cluster.gpu_name
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    raise UserError(
+        "the jobs ask for GPUs and this machine has none: say what torch calls theirs with "
+        "cluster.gpu_name='...' (srun --gpus=1 python -c 'import torch; "
+        "print(torch.cuda.get_device_name())' prints it), or give device=cpu"
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """CPU threads of torch inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

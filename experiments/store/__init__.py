@@ -1,0 +1,1 @@
+"""Where results lie: content-addressed folders, locks, digests of sources, paths."""

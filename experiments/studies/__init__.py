@@ -1,0 +1,1 @@
+"""Questions asked once: python -m experiments.studies.NAME."""

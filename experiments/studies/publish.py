@@ -1,0 +1,75 @@
+"""Copies a finished sweep's report into the repository.
+
+`python -m experiments.studies.publish demo`.
+
+The table and the contact sheets go to `experiments/results/NAME/`; what the README shows of the
+demo between its markers is replaced by the table as the command made it. No figure is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from experiments.errors import UserError
+from experiments.store.folders import write_text
+from experiments.store.paths import RESULTS, ROOT
+
+SHEETS = "contact_sheet_*.png"
+MOST_SHEET_BYTES = 2_000_000  # of all of a report's; those of a long sweep stay with its records
+BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
+
+
+def readme_with(readme: str, table: str) -> str:
+    """The README with the text between its markers replaced by the table, without its legend."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{short(table)}\n{END}{after}"
+
+
+def short(table: str) -> str:
+    """Caption, rows and numbered notes of a Markdown table; the legend stays in the file."""
+    lines = table.strip().splitlines()
+    head = [line for line in lines if not line.startswith("- ")]
+    return "\n".join(head).strip()
+
+
+def publish(name: str, *, out: Path) -> list[Path]:
+    """Copies the report and, for the demo, refreshes the README.
+
+    Raises:
+        UserError: there is no report of that name.
+    """
+    source = out / "reports" / name
+    if not (source / "table.md").is_file():
+        raise UserError(f"{source} holds no table.md; run segbench run +experiment={name} first")
+    target = RESULTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    sheets = sum(path.stat().st_size for path in source.glob(SHEETS))
+    for path in sorted(source.iterdir()):
+        if sheets > MOST_SHEET_BYTES and path.match(SHEETS):
+            continue
+        shutil.copyfile(path, target / path.name)
+        written.append(target / path.name)
+    if name == "demo":
+        readme = ROOT / "README.md"
+        write_text(readme, readme_with(readme.read_text(), (target / "table.md").read_text()))
+        written.append(readme)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.publish")
+    parser.add_argument("name")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    try:
+        publish(arguments.name, out=arguments.out)
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

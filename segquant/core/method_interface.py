@@ -1,0 +1,91 @@
+"""What a method may say to the harness, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from segquant.core.calibration import Calibration
+from segquant.core.correction import Corrector
+from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS
+from segquant.core.schemes import Bits
+
+SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsNeeds:
+    """What one pass over the calibration set has to record for a method."""
+
+    gram: bool = False
+    rows: int = DEFAULT_SAMPLE_ROWS
+    graph: bool = False
+    steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
+    capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
+    replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
+
+    def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
+        """What serves both, for one calibration of a whole sweep."""
+        return StatisticsNeeds(
+            gram=self.gram or other.gram,
+            rows=max(self.rows, other.rows),
+            graph=self.graph or other.graph,
+            steps=self.steps or other.steps,
+            capture_bytes=max(self.capture_bytes, other.capture_bytes),
+            replay=self.replay or other.replay,
+        )
+
+
+@dataclass(kw_only=True)
+class QuantizationReport:
+    """What was done to a denoiser, for the record. All of it is JSON."""
+
+    bits: str
+    layers_quantized: list[dict[str, Any]] = field(default_factory=list)  # QuantizedLayer each
+    layers_kept: list[dict[str, str]] = field(default_factory=list)  # name, reason
+    effective_bits_per_weight: float  # quantized layers; scales, smoothing and low rank counted
+    effective_bits_per_weight_all: float  # all Linear weights, 16 bits for those kept
+    extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
+    weight_bytes: int  # of all Linear weights as they would be stored
+    search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
+    replay_forwards: int = 0  # of the partly quantized denoiser, beyond the calibration's
+    elements: list[str] = field(default_factory=list)  # of the published method: done
+    left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
+    execution: str = SIMULATED
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizationReport:
+        known = {one.name for one in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"report: unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**values)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to quantize a denoiser. Implemented by dataclasses whose fields are its settings."""
+
+    def needs(self) -> StatisticsNeeds:
+        """What it reads of the calibration."""
+        ...
+
+    def unsupported(self, bits: Bits) -> str | None:
+        """Why these bits are not for it, or None."""
+        ...
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        """Replaces Linears in place."""
+        ...
+
+    def corrector(self, *, calibration: Calibration) -> Corrector | None:
+        """A correction of the quantized denoiser step by step, yet to learn; or None."""
+        ...
