@@ -1,24 +1,22 @@
 """What is timed at each shape: our ways, the libraries', and the naive ones, each with its check.
 
-A candidate is checked against float64 on fresh random input before its time is taken. `exact_of`
-says against what: the codes' own product, or (for 16 bit) the float product.
+A candidate is checked against float64 on fresh random input before its time is taken, as its
+`expected` gives it: the codes' own product, or (for 16 bit) the float product.
 
 Legend: M rows, K input features, N output features.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.speed.full_sizes import Shape
+from experiments.speed.setting import CLOSE, FLOAT_CLOSE, SMALL_ROWS, Candidate, Setting
 from segquant.kernels import (
     ActivationCode,
     Device,
@@ -26,102 +24,14 @@ from segquant.kernels import (
     Producer,
     Way,
     choose,
-    pack_dense,
     quantized_linear,
 )
 from segquant.kernels.door import encode_input
 from segquant.kernels.encode import Encoded, encode
-from segquant.kernels.packed import weight_codes
+from segquant.kernels.product import CodedProduct
 from segquant.kernels.tiles import candidates as tile_candidates
 
-SMALL_ROWS = 16
 CODE = ActivationCode
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One way through a layer."""
-
-    name: str
-    what: str  # for the table's legend
-    call: Callable[[], Tensor]
-    expected: Callable[[], Tensor]  # float64
-    tolerance: float
-    execution: str = "kernel"  # a simulated one is checked and not timed
-    products: int = 1
-
-
-@dataclass(kw_only=True)
-class Setting:
-    """The tensors of one shape."""
-
-    shape: Shape
-    device: torch.device
-    seed: int = 0
-    compiled: bool = True  # whether to time what torch.compile makes as well
-
-    @property
-    def triton(self) -> bool:
-        """Whether Triton's kernels run here: on a GPU, or in Triton's interpreter."""
-        return self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-
-    @cached_property
-    def x(self) -> Tensor:
-        g = torch.Generator(self.device).manual_seed(self.seed)
-        size = (self.shape.rows, self.shape.in_features)
-        noise = torch.randn(size, generator=g, device=self.device, dtype=torch.float32)
-        return (F.gelu(2 * noise - 1) if self.shape.after else noise).to(torch.bfloat16)
-
-    @cached_property
-    def weight(self) -> Tensor:
-        g = torch.Generator(self.device).manual_seed(self.seed + 1)
-        size = (self.shape.out_features, self.shape.in_features)
-        noise = torch.randn(size, generator=g, device=self.device, dtype=torch.float32)
-        return (noise / self.shape.in_features**0.5).to(torch.bfloat16)
-
-    @cached_property
-    def bias(self) -> Tensor:
-        return torch.linspace(-1, 1, self.shape.out_features, device=self.device).bfloat16()
-
-    def packed(self, code: ActivationCode, *, weight_bits: int = 8) -> PackedLinear:
-        return pack_dense(
-            self.weight,
-            code=code,
-            low=self.x.float().amin(),
-            high=self.x.float().amax(),
-            bias=self.bias,
-            weight_bits=weight_bits,
-        )
-
-    def exact_codes(self, packed: PackedLinear) -> Tensor:
-        """The layer in float64, from its codes' values."""
-        encoded = encode(self.x, plan=packed.plan, tensors=packed.tensors)
-        return exact_from_codes(encoded, packed, rows=self.shape.rows)
-
-    def exact_float(self) -> Tensor:
-        return self.x.double() @ self.weight.double().T + self.bias.double()
-
-
-def exact_from_codes(encoded: Encoded, packed: PackedLinear, *, rows: int) -> Tensor:
-    """An uncut, static layer's output in float64."""
-    from segquant.kernels.encode import blocks_of
-
-    (planes,) = blocks_of(encoded.codes, plan=packed.plan, rows=rows)[0]
-    steps = encoded.scale_GSPT[0, 0, :, 0].double()
-    if packed.plan.integer:
-        w = weight_codes(packed).double()
-        parts = [plane.double() for plane in planes]
-    else:
-        w = packed.weight.view(torch.float8_e4m3fn).double()
-        parts = [plane.view(torch.float8_e4m3fn).double() for plane in planes]
-    total = sum((part * step for part, step in zip(parts, steps, strict=False)), parts[0] * 0)
-    output = (total @ w.T) * packed.weight_scale_SN[0].double()
-    return output if packed.bias_N is None else output + packed.bias_N.double()
-
-
-# bfloat16 output is off by half of its last bit; of the largest value, 2^-9.
-CLOSE = 2.0**-8
-FLOAT_CLOSE = 2.0**-6  # sums in another order and type
 
 
 def candidates(setting: Setting) -> list[Candidate]:
@@ -144,15 +54,14 @@ def _sixteen_bit(setting: Setting) -> list[Candidate]:
 
 
 def _ours(setting: Setting) -> list[Candidate]:
-    found = []
-    codes = [CODE.symmetric, CODE.zero_point, CODE.dual]
-    for code in codes:
-        found += _way(setting, code.name, setting.packed(code))
+    ways = []
+    for code in (CODE.symmetric, CODE.zero_point, CODE.dual):
+        ways += _way(setting, code.name, setting.packed(code))
     if setting.shape.in_features % 2 == 0:
-        found += _way(setting, "w4a8", setting.packed(CODE.symmetric, weight_bits=4))
+        ways += _way(setting, "w4a8", setting.packed(CODE.symmetric, weight_bits=4))
     if setting.device.type != "cuda" or torch.cuda.get_device_capability() >= (8, 9):
-        found += _way(setting, "fp8", setting.packed(CODE.fp8))
-    return found
+        ways += _way(setting, "fp8", setting.packed(CODE.fp8))
+    return ways
 
 
 def _way(setting: Setting, name: str, packed: PackedLinear) -> list[Candidate]:
@@ -183,44 +92,22 @@ def _way(setting: Setting, name: str, packed: PackedLinear) -> list[Candidate]:
     return [whole, alone]
 
 
-def product(encoded: Encoded, packed: PackedLinear, **more: Any) -> Tensor:
+def product(
+    encoded: Encoded,
+    packed: PackedLinear,
+    *,
+    inner_GTR: Tensor | None = None,
+    up_NR: Tensor | None = None,
+    **more: Any,
+) -> Tensor:
     """The product of codes that lie ready; `more` goes to the launch (a tile)."""
     from segquant.kernels import operators
     from segquant.kernels import triton_launch as launch
 
-    if more:
-        return launch.product(
-            encoded.codes,
-            packed.weight,
-            scale_GSPT=encoded.scale_GSPT,
-            weight_scale_SN=packed.weight_scale_SN,
-            shift_GST=None,
-            column_sum_SN=None,
-            bias_N=packed.bias_N,
-            rows=encoded.rows,
-            segments=packed.plan.segments,
-            planes=packed.plan.planes,
-            runs=packed.flat_runs,
-            dtype=packed.dtype,
-            **{"inner_GTR": None, "up_NR": None, **more},
-        )
-    made: Tensor = operators.coded_product(
-        encoded.codes,
-        packed.weight,
-        encoded.scale_GSPT,
-        packed.weight_scale_SN,
-        None,
-        None,
-        packed.bias_N,
-        None,
-        None,
-        encoded.rows,
-        packed.plan.segments,
-        packed.plan.planes,
-        packed.flat_runs,
-        packed.dtype,
-    )
-    return made
+    job = replace(CodedProduct.of(encoded, packed, inner_GTR=inner_GTR), up_NR=up_NR)
+    if more or up_NR is not None:
+        return launch.product(job, dtype=packed.dtype, **more)
+    return operators.coded_product(job, dtype=packed.dtype)
 
 
 def tiles(setting: Setting, code: ActivationCode) -> list[Candidate]:
@@ -280,10 +167,10 @@ def extras(setting: Setting) -> list[Candidate]:
 
 def encoders(setting: Setting) -> list[Candidate]:
     """The static encoding alone: what it costs where no producer takes it over."""
-    found = []
+    alone = []
     for code in (CODE.symmetric, CODE.dual):
         packed = setting.packed(code)
-        found.append(
+        alone.append(
             Candidate(
                 name=f"encode {code.name}",
                 what="static codes of the input alone",
@@ -294,7 +181,7 @@ def encoders(setting: Setting) -> list[Candidate]:
                 products=code.planes,
             )
         )
-    return found
+    return alone
 
 
 def _codes(x: Tensor, packed: PackedLinear) -> Tensor:

@@ -81,23 +81,12 @@ def code_errors(
     ]
 
 
-def choose_code(
-    x_TI: Tensor,
-    w_NI: Tensor,
-    *,
-    low: Tensor,
-    high: Tensor,
-    codes: Sequence[ActivationCode] = INTEGER_CODES,
-    tolerance: float = TOLERANCE,
-) -> CodeError:
-    """The cheapest static code within the tolerance, of those the most exact; else the most exact.
-
-    Args:
-        x_TI: rows of the calibration.
-        low: the calibration's smallest value; `high` its largest.
-    """
-    errors = code_errors(x_TI, w_NI, [Coding(code=code) for code in codes], low=low, high=high)
-    good = [one for one in errors if one.error <= tolerance]
-    if not good:
-        return min(errors, key=lambda one: one.error)
-    return min(good, key=lambda one: (one.products, one.error))
+def choose_coding(
+    codings: Sequence[Coding], errors: Sequence[float], *, tolerance: float = TOLERANCE
+) -> Coding:
+    """The cheapest coding within the tolerance, of those the most exact; else the most exact."""
+    ranked = [
+        (error > tolerance, coding.code.planes if error <= tolerance else 0, error, number)
+        for number, (coding, error) in enumerate(zip(codings, errors, strict=True))
+    ]
+    return codings[min(ranked)[-1]]

@@ -177,15 +177,17 @@ def int_mm_fits(facts: Facts, *, rows: int) -> bool:
 def measured(device: Device, *, rows: int, features: tuple[int, int]) -> dict[str, Any] | None:
     """The table's entry of a shape: the same features, and the nearest rows within a factor two."""
     entries = _table().get(_sm(device), {}).get(f"{features[0]}x{features[1]}", [])
-    near = [one for one in entries if one["rows"] <= 2 * rows and rows <= 2 * one["rows"]]
-    best: dict[str, Any] | None = min(near, key=lambda one: abs(one["rows"] - rows), default=None)
+    near = [entry for entry in entries if entry["rows"] <= 2 * rows and rows <= 2 * entry["rows"]]
+    best: dict[str, Any] | None = min(
+        near, key=lambda entry: abs(entry["rows"] - rows), default=None
+    )
     return best
 
 
 @cache
 def _table() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(TABLE.read_text())["devices"]
-    return found
+    devices: dict[str, Any] = json.loads(TABLE.read_text())["devices"]
+    return devices
 
 
 def _sm(device: Device) -> str:

@@ -12,6 +12,7 @@ from segquant.kernels import operators
 from segquant.kernels.choice import SMALL_ROWS, small_fits
 from segquant.kernels.encode import Encoded, Producer, Steps, encode
 from segquant.kernels.packed import PackedLinear, low_rank_inner
+from segquant.kernels.product import CodedProduct
 
 
 def quantized_linear(
@@ -74,23 +75,8 @@ def _integer(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:
     encoded = encode_input(x_TI, packed, producer)
     if packed.down_RI is not None and producer is not Producer.none:
         x_TI = producer.apply(x_TI)
-    output_TN: Tensor = operators.coded_product(
-        encoded.codes,
-        packed.weight,
-        encoded.scale_GSPT,
-        packed.weight_scale_SN,
-        encoded.shift_GST,
-        packed.column_sum_SN,
-        packed.bias_N,
-        low_rank_inner(x_TI, packed),
-        packed.up_NR,
-        encoded.rows,
-        packed.plan.segments,
-        packed.plan.planes,
-        packed.flat_runs,
-        packed.dtype,
-    )
-    return output_TN
+    job = CodedProduct.of(encoded, packed, inner_GTR=low_rank_inner(x_TI, packed))
+    return operators.coded_product(job, dtype=packed.dtype)
 
 
 def _small(x_TI: Tensor, packed: PackedLinear, producer: Producer) -> Tensor:

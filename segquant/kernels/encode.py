@@ -133,13 +133,13 @@ def static_tensors(
     zero_GI = torch.zeros(plan.groups, plan.in_features, device=device)
     for group, row in enumerate(steps):
         start = 0
-        for at, (size, one) in enumerate(zip(plan.segments, row, strict=True)):
+        for at, (size, own_steps) in enumerate(zip(plan.segments, row, strict=True)):
             stop = start + size
             smooth_I = None if smoothing_GI is None else smoothing_GI[group, start:stop]
-            for plane in range(one.step.shape[-1]):
-                scale_GSP[group, at, plane] = one.step[plane]
-                inverse_GPI[group, plane, start:stop] = _reciprocal(one.step[plane], smooth_I)
-            zero_GI[group, start:stop] = one.zero[0]
+            for plane in range(own_steps.step.shape[-1]):
+                scale_GSP[group, at, plane] = own_steps.step[plane]
+                inverse_GPI[group, plane, start:stop] = _reciprocal(own_steps.step[plane], smooth_I)
+            zero_GI[group, start:stop] = own_steps.zero[0]
             start = stop
     shifted = ActivationCode.zero_point in plan.codes
     return EncoderTensors(
@@ -242,11 +242,11 @@ def _reach(part: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
 
 
 def _segments(plan: CodePlan) -> list[tuple[int, int, ActivationCode]]:
-    found, start = [], 0
+    segments, start = [], 0
     for size, code in zip(plan.segments, plan.codes, strict=True):
-        found.append((start, start + size, code))
+        segments.append((start, start + size, code))
         start += size
-    return found
+    return segments
 
 
 def _stored(planes: list[Tensor]) -> Tensor:
@@ -255,7 +255,7 @@ def _stored(planes: list[Tensor]) -> Tensor:
 
 def blocks_of(encoded: Tensor, *, plan: CodePlan, rows: int) -> list[list[list[Tensor]]]:
     """The planes [T, features] by group and segment, as views where the layout allows."""
-    found: list[list[list[Tensor]]] = []
+    blocks: list[list[list[Tensor]]] = []
     start = 0
     for _ in range(plan.groups):
         row = []
@@ -264,5 +264,5 @@ def blocks_of(encoded: Tensor, *, plan: CodePlan, rows: int) -> list[list[list[T
             stacked = encoded[start:stop].view(-1, size)
             row.append(split_planes(stacked, rows=rows, planes=planes))
             start = stop
-        found.append(row)
-    return found
+        blocks.append(row)
+    return blocks

@@ -26,6 +26,7 @@ from segquant.kernels.door import encode_input
 from segquant.kernels.encode import Encoded, Producer, Steps
 from segquant.kernels.modules import KernelLinear
 from segquant.kernels.packed import PackedLinear, low_rank_inner
+from segquant.kernels.product import CodedProduct
 
 # diffusers' classes that call `linear(activation(x))` and use the activation for nothing else.
 BEFORE_LINEAR = {
@@ -85,40 +86,13 @@ def coded_feed_forward(
     assert inverse is not None
     assert scale is not None
     codes = operators.coded_product_codes(
-        encoded.codes,
-        first.weight,
-        encoded.scale_GSPT,
-        first.weight_scale_SN,
-        encoded.shift_GST,
-        first.column_sum_SN,
-        first.bias_N,
-        low_rank_inner(x_TI, first),
-        first.up_NR,
-        encoded.rows,
-        first.plan.segments,
-        first.plan.planes,
-        first.flat_runs,
-        producer.name,
-        second.plan.codes[0].name,
-        inverse[0],
+        CodedProduct.of(encoded, first, inner_GTR=low_rank_inner(x_TI, first)),
+        producer=producer,
+        next_code=second.plan.codes[0],
+        next_inverse_PN=inverse[0],
     )
     between = Encoded(codes=codes, scale_GSPT=scale[..., None], shift_GST=None, rows=x_TI.shape[0])
-    output_TN: Tensor = operators.coded_product(
-        between.codes,
-        second.weight,
-        between.scale_GSPT,
-        second.weight_scale_SN,
-        None,
-        second.column_sum_SN,
-        second.bias_N,
-        None,
-        None,
-        between.rows,
-        second.plan.segments,
-        second.plan.planes,
-        second.flat_runs,
-        second.dtype,
-    )
+    output_TN = operators.coded_product(CodedProduct.of(between, second), dtype=second.dtype)
     return output_TN.view(*x.shape[:-1], second.out_features)
 
 
@@ -145,14 +119,14 @@ def why_not_joined(first: PackedLinear, second: PackedLinear) -> str | None:
 def fuse_activations(denoiser: nn.Module) -> list[Fused]:
     """Both passes, in place; every place that was looked at."""
     named = dict(denoiser.named_modules())
-    found: list[Fused] = []
+    places: list[Fused] = []
     for name, module in named.items():
         if type(module).__name__ == "FeedForward":
-            found += _join(name, module)
+            places += _join(name, module)
     for name, module in named.items():
         if (place := BEFORE_LINEAR.get(type(module).__name__)) is not None:
-            found += _absorb(name, module, *place)
-    return found
+            places += _absorb(name, module, *place)
+    return places
 
 
 def _join(name: str, module: Any) -> list[Fused]:
@@ -180,11 +154,11 @@ def _absorb(name: str, module: Any, activation: str, linear: str) -> list[Fused]
     return [Fused(layer=f"{name}.{linear}", producer=Producer.silu.name, where="codes")]
 
 
-def summarize_fused(found: list[Fused]) -> str:
+def summarize_fused(places: list[Fused]) -> str:
     """One line for a record."""
     done: dict[str, int] = {}
-    for one in found:
-        what = f"{one.producer} in the {one.where}"
-        text = f"not fused, {what}: {one.reason}" if one.reason else what
+    for place in places:
+        what = f"{place.producer} in the {place.where}"
+        text = f"not fused, {what}: {place.reason}" if place.reason else what
         done[text] = done.get(text, 0) + 1
     return "; ".join(f"{text} ({count})" for text, count in done.items()) or "nothing to fuse"

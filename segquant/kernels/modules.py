@@ -100,7 +100,7 @@ def use_kernels(
             then unchanged.
     """
     layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, QuantLinear)}
-    found: list[Execution] = []
+    executions: list[Execution] = []
     made: dict[str, PackedLinear] = {}
     for name, quant in layers.items():
         packed = None if why_not(quant) else pack(name, quant)
@@ -112,10 +112,10 @@ def use_kernels(
                 f"{name}: execution=kernel is not possible: {entry.reason}; use execution=auto to "
                 "simulate such layers"
             )
-        found.append(entry)
+        executions.append(entry)
     for name, packed in made.items():
         replace_module(denoiser, old=layers[name], new=KernelLinear(packed))
-    return found
+    return executions
 
 
 # Above this a product is bound by arithmetic on every device; what a layer is taken to see.
@@ -147,9 +147,9 @@ def explain(
     )
 
 
-def summarize(found: list[Execution]) -> dict[str, str]:
+def summarize(executions: list[Execution]) -> dict[str, str]:
     """For a record: by what a layer computes, how it runs, how many do, and why."""
-    groups = Counter((e.kind, e.execution, e.way, e.reason, e.warning) for e in found)
+    groups = Counter((e.kind, e.execution, e.way, e.reason, e.warning) for e in executions)
     said: dict[str, str] = {}
     for (kind, execution, way, reason, warning), count in groups.items():
         text = f"{execution} ({way}), {count} layers: {reason}" + (f"; {warning}" * bool(warning))

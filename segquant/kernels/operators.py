@@ -10,203 +10,148 @@ the input, P planes, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segquant.kernels.choice import INT8_CAPABILITY, Device, Facts, Way, decide
-from segquant.kernels.codes import BYTE
-from segquant.kernels.encode import Producer, encode, static_plan
+from segquant.kernels.codes import BYTE, ActivationCode
+from segquant.kernels.encode import CodePlan, EncoderTensors, Producer, encode, static_plan
 from segquant.kernels.integers import exact_product
 from segquant.kernels.layout import unpack_halves
+from segquant.kernels.product import CodedProduct
 from segquant.kernels.product import coded_product as coded_product_reference
 from segquant.kernels.product import fp8_product as fp8_product_reference
 
+# Both coded products begin with a `CodedProduct`, spelled out: `_flat` and `_job` are its way there
+# and back. torch wants the whole schema; as one text it stands once.
+_JOB = (
+    "Tensor codes, Tensor weight, Tensor scale_GSPT, Tensor weight_scale_SN, Tensor? shift_GST, "
+    "Tensor? column_sum_SN, Tensor? bias_N, Tensor? inner_GTR, Tensor? up_NR, SymInt rows, "
+    "SymInt[] segments, SymInt[] planes, SymInt[] runs"
+)
+_JOB_FIELDS = tuple(field.name for field in fields(CodedProduct))
+_JOB_SIZE = len(_JOB_FIELDS)
 
-@torch.library.custom_op("segquant::coded_product", mutates_args=())
-def coded_product(
-    codes: Tensor,
-    weight: Tensor,
-    scale_GSPT: Tensor,
-    weight_scale_SN: Tensor,
-    shift_GST: Tensor | None,
-    column_sum_SN: Tensor | None,
-    bias_N: Tensor | None,
-    inner_GTR: Tensor | None,
-    up_NR: Tensor | None,
-    rows: int,
-    segments: Sequence[int],
-    planes: Sequence[int],
-    runs: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
+
+def coded_product(job: CodedProduct, *, dtype: torch.dtype) -> Tensor:
     """The output [T, N] of coded inputs; see `product.coded_product`."""
-    way = Way.exact
-    if codes.device.type != "cpu":
-        facts = Facts(
-            integer=True,
-            four_bit=weight.dtype is torch.uint8,
-            small=False,
-            segments=tuple(segments),
-            runs=tuple(last - first for first, last in zip(runs[1::3], runs[2::3], strict=True)),
-        )
-        way = decide(facts, rows=rows, device=Device.of(codes.device)).way
-    if way in (Way.triton, Way.triton_w4):
-        from segquant.kernels import triton_launch as launch
-
-        with torch.cuda.device(codes.device):
-            return launch.product(
-                codes,
-                weight,
-                scale_GSPT=scale_GSPT,
-                weight_scale_SN=weight_scale_SN,
-                shift_GST=shift_GST,
-                column_sum_SN=column_sum_SN,
-                bias_N=bias_N,
-                inner_GTR=inner_GTR,
-                up_NR=up_NR,
-                rows=rows,
-                segments=segments,
-                planes=planes,
-                runs=runs,
-                dtype=dtype,
-            )
-    return coded_product_reference(
-        codes,
-        unpack_halves(weight) if weight.dtype is torch.uint8 else weight,
-        scale_GSPT=scale_GSPT,
-        weight_scale_SN=weight_scale_SN,
-        shift_GST=shift_GST,
-        column_sum_SN=column_sum_SN,
-        bias_N=bias_N,
-        inner_GTR=inner_GTR,
-        up_NR=up_NR,
-        rows=rows,
-        segments=segments,
-        planes=planes,
-        runs=runs,
-        dtype=dtype,
-        product=_int_mm if way is Way.int_mm else exact_product,
-    )
+    output_TN: Tensor = coded_product_operator(*_flat(job), dtype)
+    return output_TN
 
 
-@coded_product.register_fake
-def _(
-    codes: Tensor,
-    weight: Tensor,
-    scale_GSPT: Tensor,
-    weight_scale_SN: Tensor,
-    shift_GST: Tensor | None,
-    column_sum_SN: Tensor | None,
-    bias_N: Tensor | None,
-    inner_GTR: Tensor | None,
-    up_NR: Tensor | None,
-    rows: int,
-    segments: Sequence[int],
-    planes: Sequence[int],
-    runs: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty((rows, weight.shape[0]), dtype=dtype)
-
-
-@torch.library.custom_op("segquant::coded_product_codes", mutates_args=())
 def coded_product_codes(
-    codes: Tensor,
-    weight: Tensor,
-    scale_GSPT: Tensor,
-    weight_scale_SN: Tensor,
-    shift_GST: Tensor | None,
-    column_sum_SN: Tensor | None,
-    bias_N: Tensor | None,
-    inner_GTR: Tensor | None,
-    up_NR: Tensor | None,
-    rows: int,
-    segments: Sequence[int],
-    planes: Sequence[int],
-    runs: Sequence[int],
-    producer: str,
-    next_code: str,
-    next_inverse_PN: Tensor,
+    job: CodedProduct, *, producer: Producer, next_code: ActivationCode, next_inverse_PN: Tensor
 ) -> Tensor:
     """As `coded_product`, but an activation and the codes of the layer that reads it follow.
 
     Args:
-        producer: name of the activation.
-        next_code: name of that layer's one code; its steps are static.
+        producer: the activation.
+        next_code: that layer's one code; its steps are static.
         next_inverse_PN: their reciprocals by plane and feature.
 
     Returns:
         flat int8, as `Encoded.codes`.
     """
-    if _has_kernels(codes.device):
+    names = (producer.name, next_code.name)
+    codes: Tensor = coded_product_codes_operator(*_flat(job), *names, next_inverse_PN)
+    return codes
+
+
+def _flat(job: CodedProduct) -> tuple[Any, ...]:
+    """A job as the operators take it; written out, so that torch.compile sees plain attributes."""
+    return (
+        job.codes,
+        job.weight,
+        job.scale_GSPT,
+        job.weight_scale_SN,
+        job.shift_GST,
+        job.column_sum_SN,
+        job.bias_N,
+        job.inner_GTR,
+        job.up_NR,
+        job.rows,
+        job.segments,
+        job.planes,
+        job.runs,
+    )
+
+
+def _job(flat: tuple[Any, ...]) -> CodedProduct:
+    """The job that an operator's arguments begin with."""
+    return CodedProduct(**dict(zip(_JOB_FIELDS, flat[:_JOB_SIZE], strict=True)))
+
+
+@torch.library.custom_op(
+    "segquant::coded_product", mutates_args=(), schema=f"({_JOB}, ScalarType dtype) -> Tensor"
+)
+def coded_product_operator(*flat: Any) -> Tensor:
+    job, dtype = _job(flat), flat[_JOB_SIZE]
+    way = Way.exact
+    if job.codes.device.type != "cpu":
+        facts = Facts(
+            integer=True,
+            four_bit=job.packed,
+            small=False,
+            segments=tuple(job.segments),
+            runs=job.run_sizes,
+        )
+        way = decide(facts, rows=job.rows, device=Device.of(job.codes.device)).way
+    if way in (Way.triton, Way.triton_w4):
         from segquant.kernels import triton_launch as launch
 
-        with torch.cuda.device(codes.device):
+        with torch.cuda.device(job.codes.device):
+            return launch.product(job, dtype=dtype)
+    if job.packed:
+        job = replace(job, weight=unpack_halves(job.weight))
+    multiply = _int_mm if way is Way.int_mm else exact_product
+    return coded_product_reference(job, dtype=dtype, product=multiply)
+
+
+@coded_product_operator.register_fake
+def _(*flat: Any) -> Tensor:
+    job, dtype = _job(flat), flat[_JOB_SIZE]
+    return job.codes.new_empty((job.rows, job.out_features), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "segquant::coded_product_codes",
+    mutates_args=(),
+    schema=f"({_JOB}, str producer, str next_code, Tensor next_inverse_PN) -> Tensor",
+)
+def coded_product_codes_operator(*flat: Any) -> Tensor:
+    job, (producer, next_code, next_inverse_PN) = _job(flat), flat[_JOB_SIZE:]
+    if _has_kernels(job.codes.device):
+        from segquant.kernels import triton_launch as launch
+
+        with torch.cuda.device(job.codes.device):
             return launch.product(
-                codes,
-                weight,
-                scale_GSPT=scale_GSPT,
-                weight_scale_SN=weight_scale_SN,
-                shift_GST=shift_GST,
-                column_sum_SN=column_sum_SN,
-                bias_N=bias_N,
-                inner_GTR=inner_GTR,
-                up_NR=up_NR,
-                rows=rows,
-                segments=segments,
-                planes=planes,
-                runs=runs,
+                job,
                 dtype=torch.float32,
                 producer=producer,
                 next_code=next_code,
                 next_inverse_PN=next_inverse_PN.contiguous(),
             )
-    value_TN = coded_product(
-        codes,
-        weight,
-        scale_GSPT,
-        weight_scale_SN,
-        shift_GST,
-        column_sum_SN,
-        bias_N,
-        inner_GTR,
-        up_NR,
-        rows,
-        segments,
-        planes,
-        runs,
-        torch.float32,
-    )
-    plan, tensors = static_plan(
-        next_inverse_PN[None], None, segments=(weight.shape[0],), codes=next_code, num_bits=BYTE
-    )
+    value_TN = coded_product(job, dtype=torch.float32)
+    plan, tensors = _next_plan(job, next_code, next_inverse_PN)
     return encode(value_TN, plan=plan, tensors=tensors, producer=Producer(producer)).codes.clone()
 
 
-@coded_product_codes.register_fake
-def _(
-    codes: Tensor,
-    weight: Tensor,
-    scale_GSPT: Tensor,
-    weight_scale_SN: Tensor,
-    shift_GST: Tensor | None,
-    column_sum_SN: Tensor | None,
-    bias_N: Tensor | None,
-    inner_GTR: Tensor | None,
-    up_NR: Tensor | None,
-    rows: int,
-    segments: Sequence[int],
-    planes: Sequence[int],
-    runs: Sequence[int],
-    producer: str,
-    next_code: str,
-    next_inverse_PN: Tensor,
-) -> Tensor:
-    plan, _ = static_plan(
-        next_inverse_PN[None], None, segments=(weight.shape[0],), codes=next_code, num_bits=BYTE
-    )
-    return codes.new_empty((plan.stored_size(rows),), dtype=torch.int8)
+@coded_product_codes_operator.register_fake
+def _(*flat: Any) -> Tensor:
+    job, (_, next_code, next_inverse_PN) = _job(flat), flat[_JOB_SIZE:]
+    plan, _ = _next_plan(job, next_code, next_inverse_PN)
+    return job.codes.new_empty((plan.stored_size(job.rows),), dtype=torch.int8)
+
+
+def _next_plan(
+    job: CodedProduct, next_code: str, next_inverse_PN: Tensor
+) -> tuple[CodePlan, EncoderTensors]:
+    """The codes of the layer that reads the output."""
+    sizes = (job.out_features,)
+    return static_plan(next_inverse_PN[None], None, segments=sizes, codes=next_code, num_bits=BYTE)
 
 
 def _int_mm(x_TK: Tensor, w_NK: Tensor) -> Tensor:
@@ -241,12 +186,12 @@ def fp8_product(
             dtype=dtype,
         )
     # Scales per row inside the product are slow or missing on some devices: one here, ours after.
-    one = torch.ones((), device=codes_TI.device)
+    unit = torch.ones((), device=codes_TI.device)
     sums = torch._scaled_mm(
         codes_TI.view(torch.float8_e4m3fn),
         weight_NI.view(torch.float8_e4m3fn).T,
-        scale_a=one,
-        scale_b=one,
+        scale_a=unit,
+        scale_b=unit,
         out_dtype=torch.float32,
     )
     total = sums * scale.reshape(-1, 1) * weight_scale_N
@@ -268,8 +213,8 @@ def _(
 def _has_kernels(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    found = Device.of(device)
-    return found.triton and found.capability >= INT8_CAPABILITY
+    known = Device.of(device)
+    return known.triton and known.capability >= INT8_CAPABILITY
 
 
 @torch.library.custom_op("segquant::encode_static", mutates_args=())
@@ -354,9 +299,9 @@ def small_product(
         inverse_PI[None], None, segments=sizes, codes=names, num_bits=num_bits
     )
     codes = encode(x_TI, plan=plan, tensors=tensors, producer=Producer(producer)).codes
-    return coded_product_reference(
-        codes,
-        weight_NI,
+    job = CodedProduct(
+        codes=codes,
+        weight=weight_NI,
         scale_GSPT=scale_P[None, None, :, None],
         weight_scale_SN=weight_scale_N[None],
         shift_GST=None,
@@ -368,8 +313,8 @@ def small_product(
         segments=sizes,
         planes=plan.planes,
         runs=(0, 0, weight_NI.shape[0]),
-        dtype=dtype,
     )
+    return coded_product_reference(job, dtype=dtype)
 
 
 @small_product.register_fake

@@ -70,13 +70,15 @@ class PackedLinear:
 
     def tensor_items(self) -> dict[str, Tensor | None]:
         """Every tensor by name, for a module's buffers."""
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
-        encoder = {one.name: getattr(self.tensors, one.name) for one in fields(self.tensors)}
+        own = {buffer.name: getattr(self, buffer.name) for buffer in fields(self)}
+        encoder = {
+            buffer.name: getattr(self.tensors, buffer.name) for buffer in fields(self.tensors)
+        }
         return {k: v for k, v in (own | encoder).items() if v is None or isinstance(v, Tensor)}
 
     def with_tensors(self, items: dict[str, Tensor | None]) -> PackedLinear:
         """The same structure on other tensors (moved ones)."""
-        names = {one.name for one in fields(self.tensors)}
+        names = {buffer.name for buffer in fields(self.tensors)}
         encoder: dict[str, Any] = {k: v for k, v in items.items() if k in names}
         own: dict[str, Any] = {k: v for k, v in items.items() if k not in names}
         return replace(self, **own, tensors=EncoderTensors(**encoder))
@@ -177,7 +179,7 @@ def _static_steps(quant: QuantLinear) -> list[list[CodeSteps]]:
     scale_GN, negative_GN = quant.activation_scale, quant.activation_negative_scale
     zero_GN = quant.activation_zero_point
     assert scale_GN is not None
-    found = []
+    by_group = []
     for group in range(scale_GN.shape[0]):
         row = []
         for at, dual in enumerate(quant.spec.dual):
@@ -186,8 +188,8 @@ def _static_steps(quant: QuantLinear) -> list[list[CodeSteps]]:
                 assert negative_GN is not None
                 steps.append(negative_GN[group, at])
             row.append(planes_of(*steps, zero=None if zero_GN is None else zero_GN[group, at]))
-        found.append(row)
-    return found
+        by_group.append(row)
+    return by_group
 
 
 def assemble(
@@ -251,8 +253,12 @@ def _constant(
     """What static zero points add to every row's output, float64 [N]."""
     constant_N = torch.zeros(sums_SN.shape[1], dtype=torch.float64, device=sums_SN.device)
     for group, first, last in runs:
-        for at, one in enumerate(steps[group]):
-            wide = CodeSteps(step=one.step.double(), inverse=one.inverse, zero=one.zero.double())
+        for at, own_steps in enumerate(steps[group]):
+            wide = CodeSteps(
+                step=own_steps.step.double(),
+                inverse=own_steps.inverse,
+                zero=own_steps.zero.double(),
+            )
             scale_N = weight_scale_SN[at, first:last].double()
             constant_N[first:last] += wide.shift * scale_N * sums_SN[at, first:last]
     return constant_N
@@ -314,4 +320,4 @@ def low_rank_inner(x_TI: Tensor, packed: PackedLinear) -> Tensor | None:
         return inner_TR[None].expand(packed.plan.groups, -1, -1)
     wide = x_TI.float()
     smooth = [(wide * factor_I).to(packed.dtype) for factor_I in packed.smooth_GI]
-    return torch.stack([F.linear(one, down_RI) for one in smooth])
+    return torch.stack([F.linear(smoothed_TI, down_RI) for smoothed_TI in smooth])

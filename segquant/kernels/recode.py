@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segquant.core.input_statistics import LayerStatistics
 from segquant.core.linear import QuantLinear
-from segquant.kernels.auto import INTEGER_CODES, TOLERANCE, Coding, code_errors
+from segquant.kernels.auto import INTEGER_CODES, TOLERANCE, Coding, choose_coding, code_errors
 from segquant.kernels.codes import BYTE, ActivationCode, code_steps
 from segquant.kernels.encode import CodePlan, Steps
 from segquant.kernels.packed import PackedLinear, assemble, pack_linear, plan_of, why_not
@@ -51,7 +51,7 @@ def pack_recoded(
         codes = _chosen(quant, seen, before, tolerance=tolerance)
     else:
         dual, other = ActivationCode.dual, ActivationCode[code]
-        codes = tuple(other if one is dual else one for one in before.codes)
+        codes = tuple(other if own is dual else own for own in before.codes)
     packed = pack_linear(quant)
     if codes == before.codes:
         return packed
@@ -64,8 +64,8 @@ def pack_recoded(
         dtype=packed.dtype,
         steps=[
             [
-                code_steps(low.min(), high.max(), code=one)
-                for (low, high, _), one in zip(row, codes, strict=True)
+                code_steps(low.min(), high.max(), code=own)
+                for (low, high, _), own in zip(row, codes, strict=True)
             ]
             for row in _segments(quant, seen, plan)
         ],
@@ -82,14 +82,14 @@ def _segments(
 ) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
     """Per group and segment: the smoothed input's lowest, highest, and sampled values."""
     device = quant.weight_scale.device
-    facts = [one.to(device) for one in (seen.low_I, seen.high_I, seen.sample_TI)]
+    facts = [tensor.to(device) for tensor in (seen.low_I, seen.high_I, seen.sample_TI)]
     factors: Sequence[Tensor | float] = [1.0] if quant.smoothing is None else list(quant.smoothing)
     sizes = list(plan.segments)
-    found = []
+    by_group = []
     for factor in factors:
-        low, high, sample = (torch.split_with_sizes(one / factor, sizes, -1) for one in facts)
-        found.append(list(zip(low, high, sample, strict=True)))
-    return found
+        low, high, sample = (torch.split_with_sizes(tensor / factor, sizes, -1) for tensor in facts)
+        by_group.append(list(zip(low, high, sample, strict=True)))
+    return by_group
 
 
 def _chosen(
@@ -106,10 +106,7 @@ def _chosen(
             low, high, sample_TI = row[at]
             ends = {"low": low.min(), "high": high.max()}
             errors = code_errors(sample_TI, weight_NI, codings, **ends)
-            worst = worst.maximum(torch.tensor([one.error for one in errors]))
-        ranked = [
-            (error > tolerance, coding.code.planes if error <= tolerance else 0, error, n)
-            for n, (coding, error) in enumerate(zip(codings, worst.tolist(), strict=True))
-        ]
-        chosen.append(codings[min(ranked)[-1]].code)
+            worst = worst.maximum(torch.tensor([measured.error for measured in errors]))
+        coding = choose_coding(codings, worst.tolist(), tolerance=tolerance)
+        chosen.append(coding.code)
     return tuple(chosen)

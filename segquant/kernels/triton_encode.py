@@ -37,8 +37,8 @@ def encode_kernel(
         zeros = first
         if CODE == 1:
             zeros = tl.load(zero + rk, mask=kept, other=0.0)[None, :]
-        found = one_plane(values, first, zeros, CODE, BITS)
-        tl.store(codes + rm.to(tl.int64)[:, None] * SIZE + rk[None, :], found, mask=inside)
+        encoded = one_plane(values, first, zeros, CODE, BITS)
+        tl.store(codes + rm.to(tl.int64)[:, None] * SIZE + rk[None, :], encoded, mask=inside)
     else:
         second = tl.load(inverse + FEATURES + rk, mask=kept, other=0.0)[None, :]
         upper, lower = two_planes(values, first, second, CODE, BITS)
@@ -89,8 +89,8 @@ def small_kernel(
             sums = tl.dot(w, tl.trans(upper), sums, out_dtype=tl.int32)
             other = tl.dot(w, tl.trans(lower), other, out_dtype=tl.int32)
         else:
-            found = one_plane(values, first, 0.0, 0, BITS)
-            sums = tl.dot(w, tl.trans(found), sums, out_dtype=tl.int32)
+            encoded = one_plane(values, first, 0.0, 0, BITS)
+            sums = tl.dot(w, tl.trans(encoded), sums, out_dtype=tl.int32)
         w_at += BK
         x_at += BK
     total = sums.to(tl.float32) * tl.load(scale)

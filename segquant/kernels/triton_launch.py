@@ -18,26 +18,15 @@ from torch import Tensor
 
 from segquant.kernels import tiles as rules
 from segquant.kernels.layout import stored_rows
+from segquant.kernels.product import CodedProduct
 from segquant.kernels.tiles import Tile
 
 SMALLEST_RANK_TILE = 16
 
 
 def product(
-    codes: Tensor,
-    weight: Tensor,
+    job: CodedProduct,
     *,
-    scale_GSPT: Tensor,
-    weight_scale_SN: Tensor,
-    shift_GST: Tensor | None,
-    column_sum_SN: Tensor | None,
-    bias_N: Tensor | None,
-    inner_GTR: Tensor | None,
-    up_NR: Tensor | None,
-    rows: int,
-    segments: Sequence[int],
-    planes: Sequence[int],
-    runs: Sequence[int],
     dtype: torch.dtype,
     tile: Tile | None = None,
     producer: str = "none",
@@ -52,28 +41,25 @@ def product(
         next_code: give the codes of the layer that reads the output, flat, not the output.
         next_inverse_PN: with it, the reciprocals of that layer's static steps.
     """
-    features, packed = weight.shape[0], weight.dtype is torch.uint8
-    assert not (packed and (next_code or producer != "none")), "no epilogue for 4-bit weights"
-    sizes = [last - first for first, last in zip(runs[1::3], runs[2::3], strict=True)]
+    features, rows = job.out_features, job.rows
+    assert not (job.packed and (next_code or producer != "none")), "no epilogue for 4-bit weights"
+    sizes = list(job.run_sizes)
     if tile is None:
-        shifted = shift_GST is not None
-        found = rules.candidates(stacked=max(planes) > 1, packed=packed, shifted=shifted)
-        count = _processors(codes.device)
-        tile = rules.choose_tile(found, rows=rows, runs=sizes, processors=count)
-    output = _output(codes, rows, features, dtype, next_code)
+        tile = _tile(job)
+    output = _output(job.codes, rows, features, dtype, next_code)
     if rows == 0:
         return output
-    table = None if len(sizes) == 1 else tile_table(tuple(runs), tile.bn, codes.device)
+    table = None if len(sizes) == 1 else tile_table(tuple(job.runs), tile.bn, job.codes.device)
     num_m, num_n = -(-rows // tile.bm), sum(-(-size // tile.bn) for size in sizes)
-    rank = 0 if up_NR is None else up_NR.shape[1]
+    rank = 0 if job.up_NR is None else job.up_NR.shape[1]
     shared: dict[str, Any] = {
         "rows": rows,
         "num_m": num_m,
         "num_n": num_n,
         "N": features,
-        "TOKEN": scale_GSPT.shape[-1] > 1,
-        "HAS_SHIFT": shift_GST is not None,
-        "HAS_BIAS": bias_N is not None,
+        "TOKEN": job.scale_GSPT.shape[-1] > 1,
+        "HAS_SHIFT": job.shift_GST is not None,
+        "HAS_BIAS": job.bias_N is not None,
         "RANK": rank,
         "RANK_TILE": rank_tile(rank),
         "HAS_TILES": table is not None,
@@ -86,23 +72,23 @@ def product(
         "enable_fp_fusion": False,
     }
     # A pointer that is not read still has to be one: the codes stand in.
-    inner = None if inner_GTR is None else inner_GTR.contiguous()
-    optional = (shift_GST, column_sum_SN, bias_N, inner, up_NR, table)
-    pointers = [codes if one is None else one for one in optional]
+    inner = None if job.inner_GTR is None else job.inner_GTR.contiguous()
+    optional = (job.shift_GST, job.column_sum_SN, job.bias_N, inner, job.up_NR, table)
+    pointers = [job.codes if pointer is None else pointer for pointer in optional]
     grid = (num_m * num_n,)
-    if packed:
+    if job.packed:
         from segquant.kernels.triton_w4 import product_w4_kernel
 
-        half = weight.shape[1]
+        half = job.weight.shape[1]
         product_w4_kernel[grid](
-            codes,
-            weight.view(torch.int8),
+            job.codes,
+            job.weight.view(torch.int8),
             output,
-            scale_GSPT,
-            weight_scale_SN,
+            job.scale_GSPT,
+            job.weight_scale_SN,
             *pointers,
             HALF=half,
-            PLANES=planes[0],
+            PLANES=job.planes[0],
             **shared,
         )
         return output
@@ -110,21 +96,29 @@ def product(
     from segquant.kernels.triton_product import product_kernel
 
     product_kernel[grid](
-        codes,
-        weight,
+        job.codes,
+        job.weight,
         output,
-        scale_GSPT,
-        weight_scale_SN,
+        job.scale_GSPT,
+        job.weight_scale_SN,
         *pointers,
-        codes if next_inverse_PN is None else next_inverse_PN,
-        K=weight.shape[1],
-        **segment_constants(segments, planes),
-        WIDE=scale_GSPT.shape[2],
+        job.codes if next_inverse_PN is None else next_inverse_PN,
+        K=job.weight.shape[1],
+        **segment_constants(job.segments, job.planes),
+        WIDE=job.scale_GSPT.shape[2],
         PRODUCER=PRODUCERS[producer],
         OUT=-1 if next_code is None else CODES[next_code],
         **shared,
     )
     return output
+
+
+def _tile(job: CodedProduct) -> Tile:
+    """The rule's."""
+    shifted = job.shift_GST is not None
+    tiles = rules.candidates(stacked=max(job.planes) > 1, packed=job.packed, shifted=shifted)
+    count = _processors(job.codes.device)
+    return rules.choose_tile(tiles, rows=job.rows, runs=list(job.run_sizes), processors=count)
 
 
 def _output(
@@ -190,9 +184,9 @@ def encode(
         for name, size in zip(names, segments, strict=True)
     ]
     groups, width, _ = inverse_GPI.shape
-    found = torch.empty(groups * sum(blocks), dtype=torch.int8, device=x_TI.device)
+    encoded = torch.empty(groups * sum(blocks), dtype=torch.int8, device=x_TI.device)
     if rows == 0:
-        return found
+        return encoded
     at = 0
     for group in range(groups):
         start = 0
@@ -202,7 +196,7 @@ def encode(
             zero = inverse if zero_GI is None else zero_GI.view(-1)[group * features + start :]
             encode_kernel[grid](
                 x_TI.view(-1)[start:],
-                found[at : at + block],
+                encoded[at : at + block],
                 inverse,
                 zero,
                 rows,
@@ -218,7 +212,7 @@ def encode(
             )
             at += block
             start += size
-    return found
+    return encoded
 
 
 def small(

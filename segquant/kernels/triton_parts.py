@@ -47,10 +47,10 @@ def one_plane(x, inverse, zero, CODE: tl.constexpr, BITS: tl.constexpr):
     below = 2.0 ** (BITS - 1)
     units = x * inverse
     if CODE == 1:
-        found = nearest(units, -below - zero, most - zero) + zero
+        rounded = nearest(units, -below - zero, most - zero) + zero
     else:
-        found = nearest(units, -below, most)
-    return found.to(tl.int8)
+        rounded = nearest(units, -below, most)
+    return rounded.to(tl.int8)
 
 
 @triton.jit

@@ -1,11 +1,13 @@
 """The choice of a code by error and cost, and the synthetic facts that the study puts to test."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from segquant.kernels import ActivationCode, pack_dense, quantized_linear
-from segquant.kernels.auto import Coding, choose_code, code_errors
+from segquant.kernels.auto import INTEGER_CODES, TOLERANCE, Coding, choose_coding, code_errors
 from segquant.kernels.encode import Steps
 from tests.unit.kernels.cases import generator
 
@@ -40,15 +42,16 @@ def test_one_shifted_product_is_as_good_where_a_quarter_is_positive() -> None:
 
 
 def test_the_cheapest_code_within_the_tolerance_is_chosen() -> None:
-    w = torch.randn(128, 512, generator=generator(1))
-    x = gelu(0.0, 0.0)
-    ends = {"low": x.min(), "high": x.max()}
-    assert choose_code(x, w, **ends).coding.code is CODE.zero_point
-    assert choose_code(x, w, **ends, tolerance=0.001).coding.code is CODE.high_low
-    loose = choose_code(x, w, **ends, tolerance=0.5)
-    assert (loose.coding.code, loose.products) == (CODE.zero_point, 1)
-    impossible = choose_code(x, w, **ends, tolerance=0.0, codes=(CODE.dual, CODE.symmetric))
-    assert impossible.coding.code is CODE.dual
+    by_code = errors(gelu(0.0, 0.0))
+
+    def chosen(codes: Sequence[CODE], tolerance: float) -> CODE:
+        codings = [Coding(code=code) for code in codes]
+        return choose_coding(codings, [by_code[code] for code in codes], tolerance=tolerance).code
+
+    assert chosen(INTEGER_CODES, TOLERANCE) is CODE.zero_point
+    assert chosen(INTEGER_CODES, 0.001) is CODE.high_low
+    assert chosen(INTEGER_CODES, 0.5) is CODE.zero_point
+    assert chosen((CODE.dual, CODE.symmetric), 0.0) is CODE.dual
 
 
 @pytest.mark.parametrize("steps", list(Steps))

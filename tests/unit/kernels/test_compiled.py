@@ -292,27 +292,13 @@ def test_launches_bind_and_compile_as_they_are_written(hopper: list[Any]) -> Non
     from segquant.kernels import triton_launch as launch
     from segquant.kernels.encode import encode
     from segquant.kernels.packed import low_rank_inner
+    from segquant.kernels.product import CodedProduct
     from tests.unit.kernels.cases import inputs, layer
 
     def multiply(x: Any, packed: PackedLinear, **more: Any) -> None:
         encoded = encode(x, plan=packed.plan, tensors=packed.tensors)
-        made = launch.product(
-            encoded.codes,
-            packed.weight,
-            scale_GSPT=encoded.scale_GSPT,
-            weight_scale_SN=packed.weight_scale_SN,
-            shift_GST=encoded.shift_GST,
-            column_sum_SN=packed.column_sum_SN,
-            bias_N=packed.bias_N,
-            inner_GTR=low_rank_inner(x, packed),
-            up_NR=packed.up_NR,
-            rows=encoded.rows,
-            segments=packed.plan.segments,
-            planes=packed.plan.planes,
-            runs=packed.flat_runs,
-            dtype=packed.dtype,
-            **more,
-        )
+        job = CodedProduct.of(encoded, packed, inner_GTR=low_rank_inner(x, packed))
+        made = launch.product(job, dtype=packed.dtype, **more)
         assert made.shape[0] in (40, 40 * 128, 80 * 128)
 
     code, x = ActivationCode, inputs("gelu", 40, 128)

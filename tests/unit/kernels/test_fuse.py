@@ -31,6 +31,8 @@ from segquant.kernels.fuse import (
     summarize_fused,
     why_not_joined,
 )
+from segquant.kernels.operators import _flat
+from segquant.kernels.product import CodedProduct
 from tests import micro
 from tests.unit.kernels.cases import inputs, layer
 
@@ -103,25 +105,9 @@ def test_the_operator_passes_the_checks() -> None:
     x, first, second, _ = two_layers(CODE.dual)
     encoded = encode(x, plan=first.plan, tensors=first.tensors)
     assert second.tensors.inverse_GPI is not None
-    arguments = (
-        encoded.codes,
-        first.weight,
-        encoded.scale_GSPT,
-        first.weight_scale_SN,
-        None,
-        None,
-        first.bias_N,
-        None,
-        None,
-        21,
-        list(first.plan.segments),
-        list(first.plan.planes),
-        first.flat_runs,
-        "gelu",
-        "dual",
-        second.tensors.inverse_GPI[0],
-    )
-    torch.library.opcheck(operators.coded_product_codes, arguments)
+    flat = _flat(CodedProduct.of(encoded, first))
+    arguments = (*flat, "gelu", "dual", second.tensors.inverse_GPI[0])
+    torch.library.opcheck(operators.coded_product_codes_operator, arguments)
 
 
 def test_it_compiles_whole_and_exports() -> None:

@@ -1,6 +1,7 @@
 """The custom operators: registered right, and whole under torch.compile, export and state dicts."""
 
 import io
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segquant.kernels import ActivationCode, KernelLinear, Steps, operators, pack_dense
 from segquant.kernels.encode import Producer, encode
+from segquant.kernels.operators import _flat, _job
+from segquant.kernels.product import CodedProduct
 from tests.unit.kernels.cases import inputs, layer
 
 CODE = ActivationCode
@@ -20,22 +23,7 @@ def product_arguments(steps: Steps, code: CODE, **more: Any) -> tuple[Any, ...]:
     packed = layer(x, 12, codes=[code], steps=steps, **more)
     encoded = encode(x, plan=packed.plan, tensors=packed.tensors)
     inner = None if packed.up_NR is None else torch.randn(1, 10, packed.up_NR.shape[1])
-    return (
-        encoded.codes,
-        packed.weight,
-        encoded.scale_GSPT,
-        packed.weight_scale_SN,
-        encoded.shift_GST,
-        packed.column_sum_SN,
-        packed.bias_N,
-        inner,
-        packed.up_NR,
-        10,
-        list(packed.plan.segments),
-        list(packed.plan.planes),
-        packed.flat_runs,
-        torch.bfloat16,
-    )
+    return (*_flat(CodedProduct.of(encoded, packed, inner_GTR=inner)), torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +37,19 @@ def product_arguments(steps: Steps, code: CODE, **more: Any) -> tuple[Any, ...]:
 def test_the_product_passes_the_operator_checks(
     steps: Steps, code: CODE, more: dict[str, Any]
 ) -> None:
-    torch.library.opcheck(operators.coded_product, product_arguments(steps, code, **more))
+    torch.library.opcheck(operators.coded_product_operator, product_arguments(steps, code, **more))
+
+
+def test_the_schema_is_the_job_field_by_field() -> None:
+    names = [field.name for field in fields(CodedProduct)]
+    for operator in (operators.coded_product_operator, operators.coded_product_codes_operator):
+        schema = operator._opoverload._schema
+        assert [argument.name for argument in schema.arguments][: len(names)] == names
+    x = inputs("gelu", 10, 24)
+    packed = layer(x, 12, codes=[CODE.dual])
+    job = CodedProduct.of(encode(x, plan=packed.plan, tensors=packed.tensors), packed)
+    again = _job(_flat(job))
+    assert all(getattr(again, name) is getattr(job, name) for name in names)
 
 
 def test_the_other_operators_pass_the_operator_checks() -> None:

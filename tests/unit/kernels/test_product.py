@@ -1,12 +1,14 @@
 """The product of codes: exact integers and every layout, against float64 and the float layer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from segquant.kernels import ActivationCode, PackedLinear, Steps, pack_dense, quantized_linear
 from segquant.kernels.encode import encode
 from segquant.kernels.packed import weight_codes
-from segquant.kernels.product import coded_product
+from segquant.kernels.product import CodedProduct, coded_product
 from tests.unit.kernels.cases import CODES, SHAPES, exact_output, generator, inputs, layer
 
 CODE = ActivationCode
@@ -17,20 +19,9 @@ def reference(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
     from segquant.kernels.packed import low_rank_inner
 
     encoded = encode(x, plan=packed.plan, tensors=packed.tensors)
+    job = CodedProduct.of(encoded, packed, inner_GTR=low_rank_inner(x, packed))
     return coded_product(
-        encoded.codes,
-        weight_codes(packed),
-        scale_GSPT=encoded.scale_GSPT,
-        weight_scale_SN=packed.weight_scale_SN,
-        shift_GST=encoded.shift_GST,
-        column_sum_SN=packed.column_sum_SN,
-        bias_N=packed.bias_N,
-        inner_GTR=low_rank_inner(x, packed),
-        up_NR=packed.up_NR,
-        rows=encoded.rows,
-        segments=packed.plan.segments,
-        planes=packed.plan.planes,
-        runs=packed.flat_runs,
+        replace(job, weight=weight_codes(packed)),
         dtype=packed.dtype,
         product=lambda x, w: (x.long() @ w.long().T).to(torch.int32),
     )
