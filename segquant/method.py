@@ -131,9 +131,6 @@ class SegQuant:
             left_out=self._left_out(),
         )
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
     def _recipe(self) -> LayerRecipe:
         return LayerRecipe(
             smoothing=SmoothingSettings(

@@ -7,7 +7,13 @@ from segquant.core.cuts import Boundaries, moved_boundaries
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
-from segquant.core.method_interface import Method, QuantizationReport, StatisticsNeeds
+from segquant.core.method_interface import (
+    CorrectingMethod,
+    Method,
+    QuantizationReport,
+    StatisticsNeeds,
+    corrector_of,
+)
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe
@@ -26,6 +32,7 @@ __all__ = [
     "Bits",
     "Boundaries",
     "Calibration",
+    "CorrectingMethod",
     "Corrector",
     "GptqSettings",
     "GptqVariant",
@@ -49,6 +56,7 @@ __all__ = [
     "StatisticsRecorder",
     "TensorScheme",
     "choose_kept_layers",
+    "corrector_of",
     "layer_sensitivities",
     "linear_layers",
     "load_quantized",

@@ -5,6 +5,7 @@ Legend: `...` any leading dimensions, I input features, N blocks of input featur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,17 @@ class ActivationScales:
     zero_point: Tensor | None = None
 
 
+def stacked_scales(several: Sequence[ActivationScales]) -> dict[str, Tensor | None]:
+    """The buffers of a layer with several sets of static scales (groups, steps), one a row."""
+    negative = [scales.negative for scales in several if scales.negative is not None]
+    zero_point = [scales.zero_point for scales in several if scales.zero_point is not None]
+    return {
+        "activation_scale": torch.stack([scales.scale for scales in several]),
+        "activation_negative_scale": torch.stack(negative) if negative else None,
+        "activation_zero_point": torch.stack(zero_point) if zero_point else None,
+    }
+
+
 def scales_from_range(low_N: Tensor, high_N: Tensor, *, grid: ActivationGrid) -> ActivationScales:
     """Steps that reach the smallest and largest value of each block."""
     codes = grid.scheme.grid
@@ -88,8 +100,8 @@ def static_scales(
         return scales_from_range(low_N, high_N, grid=grid)
     assert sample_TI is not None, rule
     if rule is RangeRule.percentile:
-        found = block_tails(sample_TI, grid.blocks, percentile=grid.scheme.range_percentile)
-        return scales_from_range(*found, grid=grid)
+        ends = block_tails(sample_TI, grid.blocks, percentile=grid.scheme.range_percentile)
+        return scales_from_range(*ends, grid=grid)
 
     def error(low_N: Tensor, high_N: Tensor) -> Tensor:
         static = scales_from_range(low_N, high_N, grid=grid)
@@ -106,8 +118,8 @@ def dynamic_scales(
     low, high = block_min(x_I, grid.blocks), block_max(x_I, grid.blocks)
     if grid.scheme.microscaled:
         amax = torch.maximum(-low, high).float()
-        found = microscales(amax, scheme=grid.scheme, tensor_scale=tensor_scale)
-        return ActivationScales(scale=found)
+        scales = microscales(amax, scheme=grid.scheme, tensor_scale=tensor_scale)
+        return ActivationScales(scale=scales)
     if grid.scheme.granularity is Granularity.per_tensor:
         low, high = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
     return scales_from_range(low, high, grid=grid)

@@ -61,12 +61,12 @@ def load_quantized(
     for name, entry in layers.items():
         spec = _spec_from_dict(entry["spec"])
         linear = linears.get(name)
-        found = None if linear is None else (linear.in_features, linear.out_features)
-        if found != (spec.in_features, spec.out_features):
+        sizes = None if linear is None else (linear.in_features, linear.out_features)
+        if sizes != (spec.in_features, spec.out_features):
             raise ValueError(
                 f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
                 f"{manifest['denoiser_class']}; the given {type(denoiser_fresh).__name__} has "
-                f"{'none of that name' if found is None else f'{found[0]} -> {found[1]}'} there"
+                f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
             )
     for name, entry in layers.items():
         linear = linears[name]
@@ -77,7 +77,9 @@ def load_quantized(
         )
         replace_module(denoiser_fresh, old=linear, new=quant)
     device = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
-    placed = {name: t.to(device.get(name, t.device)) for name, t in tensors.items()}
+    # Cloned: a file's mapped memory starts anywhere, and on some CPUs the last bits of a product of
+    # floats depend on where its operands start.
+    placed = {name: t.to(device.get(name, t.device)).clone() for name, t in tensors.items()}
     # assign: parameters take the saved type, whatever the fresh denoiser's was.
     denoiser_fresh.load_state_dict(placed, strict=True, assign=True)
     follow_steps(denoiser_fresh)
@@ -93,7 +95,7 @@ def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:
 
 
 def _spec_from_dict(values: dict[str, Any]) -> LinearSpec:
-    known = {one.name for one in fields(LinearSpec)}
+    known = {known_field.name for known_field in fields(LinearSpec)}
     assert set(values) == known, sorted(set(values) ^ known)
     ready: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     ready["weight"] = TensorScheme(**values["weight"])

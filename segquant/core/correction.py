@@ -114,9 +114,9 @@ def latents_argument(denoiser: nn.Module) -> str:
 
 def first_of(output: Any) -> Tensor:
     """The prediction in a denoiser's output, a tuple or one of diffusers' output classes."""
-    found = output if isinstance(output, Tensor) else output[0]
-    assert isinstance(found, Tensor)
-    return found
+    prediction = output if isinstance(output, Tensor) else output[0]
+    assert isinstance(prediction, Tensor)
+    return prediction
 
 
 def with_first(output: Any, value: Tensor) -> Any:

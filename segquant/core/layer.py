@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segquant.core.activation import ActivationScales, static_scales
+from segquant.core.activation import stacked_scales, static_scales
 from segquant.core.input_statistics import LayerStatistics
 from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.lowrank import LowRank, factor_dtype, low_rank_branch
@@ -145,7 +145,8 @@ def _quantize_linear(
         notes=notes,
     )
     quant = job.build(linear, w_OI, groups, factors_GI)
-    return quant, _entry(job, quant, smoothing, factors_GI, _relative_error(linear, quant, inputs))
+    error = relative_error(linear, quant, inputs.sample_TI, with_bias=False)
+    return quant, _entry(job, quant, smoothing, factors_GI, error)
 
 
 @dataclass(kw_only=True)
@@ -292,26 +293,16 @@ class _Job:
         self, spec: LinearSpec, factors_GI: Tensor | None
     ) -> dict[str, Tensor | None]:
         grid = spec.activation_grid
-        names = ("activation_scale", "activation_negative_scale", "activation_zero_point")
         if grid is None or not spec.activation.calibrated:
-            return dict.fromkeys(names)
+            return {}
         low_I, high_I, sample_TI = self.inputs.low_I, self.inputs.high_I, self.inputs.sample_TI
         rows = [torch.ones_like(low_I)] if factors_GI is None else list(factors_GI)
-        found = [
-            static_scales(low_I / row, high_I / row, grid=grid, sample_TI=sample_TI / row)
-            for row in rows
-        ]
-        return dict(zip(names, _stack_scales(found), strict=True))
-
-
-def _stack_scales(found: list[ActivationScales]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    negative = [one.negative for one in found if one.negative is not None]
-    zero_point = [one.zero_point for one in found if one.zero_point is not None]
-    return (
-        torch.stack([one.scale for one in found]),
-        torch.stack(negative) if negative else None,
-        torch.stack(zero_point) if zero_point else None,
-    )
+        return stacked_scales(
+            [
+                static_scales(low_I / row, high_I / row, grid=grid, sample_TI=sample_TI / row)
+                for row in rows
+            ]
+        )
 
 
 def _rows_at(scales: WeightScales, at: Tensor) -> WeightScales:
@@ -373,15 +364,27 @@ def _distinct(smoothing: Smoothing) -> tuple[tuple[int, ...], Tensor | None]:
     return tuple(groups), torch.stack(distinct)
 
 
-def _relative_error(linear: nn.Linear, quant: QuantLinear, inputs: LayerInput) -> float:
-    x_TI = inputs.sample_TI.to(linear.weight.dtype)
-    exact_TO = F.linear(x_TI, linear.weight).float()
-    found_TO = quant(x_TI).float()
-    if quant.bias is not None:
-        found_TO = found_TO - quant.bias.float()
-    power = float(exact_TO.square().sum())
-    error = float((found_TO - exact_TO).square().sum())
-    return error / power if power > 0 else error
+def relative_error(
+    linear: nn.Linear, quant: QuantLinear, sample_TI: Tensor, *, with_bias: bool
+) -> float:
+    """||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, Y without the bias.
+
+    Args:
+        with_bias: the difference is between outputs with their bias, as they leave the layer.
+            Otherwise the bias is taken off the quantized output. In half precision the two round
+            differently, and in float32 in the last digits.
+    """
+    with torch.no_grad():
+        x_TI = sample_TI.to(linear.weight)
+        exact_TO = F.linear(x_TI, linear.weight, linear.bias if with_bias else None).float()
+        output_TO = quant(x_TI).float()
+        if not with_bias and quant.bias is not None:
+            output_TO = output_TO - quant.bias.float()
+        wrong = float((output_TO - exact_TO).square().sum())
+        if with_bias and linear.bias is not None:
+            exact_TO = exact_TO - linear.bias.float()
+        power = float(exact_TO.square().sum())
+    return wrong / power if power > 0 else wrong
 
 
 def _entry(

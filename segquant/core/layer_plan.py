@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from segquant.core.activation import static_scales
+from segquant.core.activation import stacked_scales, static_scales
 from segquant.core.input_statistics import LayerStatistics
-from segquant.core.layer import QuantizedLayer, quantize_linear
+from segquant.core.layer import QuantizedLayer, quantize_linear, relative_error
 from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import FactorCache
@@ -73,7 +73,7 @@ def quantize_planned(
         quant = with_step_scales(quant, plan.steps)
         entry.notes.append(f"activation scales of its own for each of {quant.spec.steps} steps")
     if plan != LayerPlan():
-        entry.relative_error = relative_error(linear, quant, seen.sample_TI)
+        entry.relative_error = relative_error(linear, quant, seen.sample_TI, with_bias=True)
     return quant.train(linear.training), entry
 
 
@@ -104,18 +104,6 @@ def with_power(quant: QuantLinear, power_I: Tensor) -> QuantLinear:
     return rebuilt(quant, spec=spec, dtype=quant.dense_OI.dtype, input_power=power_I)
 
 
-def relative_error(linear: nn.Linear, quant: QuantLinear, sample_TI: Tensor) -> float:
-    """||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without the bias."""
-    with torch.no_grad():
-        x_TI = sample_TI.to(linear.weight)
-        exact_TO = linear(x_TI).float()
-        wrong = float((quant(x_TI).float() - exact_TO).square().sum())
-        if linear.bias is not None:
-            exact_TO = exact_TO - linear.bias.float()
-        power = float(exact_TO.square().sum())
-    return wrong / power if power > 0 else wrong
-
-
 def with_step_scales(quant: QuantLinear, steps: LayerSteps) -> QuantLinear:
     """The layer with static activation scales for each step, from that step's extremes alone."""
     grid, transform = quant.spec.activation_grid, quant.transform
@@ -127,17 +115,12 @@ def with_step_scales(quant: QuantLinear, steps: LayerSteps) -> QuantLinear:
         low_SI, high_SI = transform.of_input(low_SI), transform.of_input(high_SI)
     if quant.smoothing is not None:
         low_SI, high_SI = low_SI / quant.smoothing, high_SI / quant.smoothing
-    found = [static_scales(low, high, grid=grid) for low, high in zip(low_SI, high_SI, strict=True)]
-    tensors: dict[str, Tensor] = {
-        "activation_scale": torch.stack([one.scale for one in found]),
-        "step_timesteps": torch.tensor(steps.timesteps),
-    }
-    negative = [one.negative for one in found if one.negative is not None]
-    zero_point = [one.zero_point for one in found if one.zero_point is not None]
-    if negative:
-        tensors["activation_negative_scale"] = torch.stack(negative)
-    if zero_point:
-        tensors["activation_zero_point"] = torch.stack(zero_point)
+    by_step = [
+        static_scales(low, high, grid=grid) for low, high in zip(low_SI, high_SI, strict=True)
+    ]
+    stacked = stacked_scales(by_step).items()
+    tensors = {name: tensor for name, tensor in stacked if tensor is not None}
+    tensors["step_timesteps"] = torch.tensor(steps.timesteps)
     spec = replace(quant.spec, steps=len(steps.timesteps))
     return rebuilt(quant, spec=spec, dtype=quant.dense_OI.dtype, **tensors)
 

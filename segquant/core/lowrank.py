@@ -80,9 +80,10 @@ def truncated_svd(w_OI: Tensor, *, rank: int, dtype: torch.dtype) -> LowRank:
     w = w_OI.double()
     if min(w.shape) >= SMALLEST_RANDOMIZED and rank * RANDOMIZED_FRACTION <= min(w.shape):
         sketch = range_sketch(w_OI.float(), rank=rank)
-        found = truncated_svd((sketch.T @ w_OI.float()), rank=rank, dtype=torch.float64)
+        approximate = truncated_svd((sketch.T @ w_OI.float()), rank=rank, dtype=torch.float64)
         return LowRank(
-            up_OR=(sketch.double() @ found.up_OR).to(dtype), down_RI=found.down_RI.to(dtype)
+            up_OR=(sketch.double() @ approximate.up_OR).to(dtype),
+            down_RI=approximate.down_RI.to(dtype),
         )
     wide = w.shape[0] <= w.shape[1]
     vectors = torch.linalg.eigh(w @ w.T if wide else w.T @ w).eigenvectors
@@ -120,11 +121,11 @@ def segmented_svd(
     rows = torch.split_with_sizes(w_OI, list(output))
     for p, row in enumerate(rows):
         for n, part in enumerate(torch.split_with_sizes(row, list(inputs), -1)):
-            one = truncated_svd(part, rank=rank, dtype=dtype)
+            branch = truncated_svd(part, rank=rank, dtype=dtype)
             before, after = sum(output[:p]), sum(output[p + 1 :])
-            ups.append(torch.nn.functional.pad(one.up_OR, (0, 0, before, after)))
+            ups.append(torch.nn.functional.pad(branch.up_OR, (0, 0, before, after)))
             before, after = sum(inputs[:n]), sum(inputs[n + 1 :])
-            downs.append(torch.nn.functional.pad(one.down_RI, (before, after)))
+            downs.append(torch.nn.functional.pad(branch.down_RI, (before, after)))
     return LowRank(up_OR=torch.cat(ups, 1), down_RI=torch.cat(downs))
 
 
@@ -167,8 +168,8 @@ def low_rank_branch(
     for _ in range(settings.iterations - 1):
         branch = svd(w_OI - residual_OI)
         residual_OI = quantized(w_OI - branch.product())
-        found = error(residual_OI, branch)
-        if found >= best_error:
+        branch_error = error(residual_OI, branch)
+        if branch_error >= best_error:
             break
-        best, best_error = branch, found
+        best, best_error = branch, branch_error
     return best

@@ -113,12 +113,12 @@ def plan_statistics(
             passes.append([])
         passes[-1].append(group)
     return MemoryPlan(
-        passes=tuple(tuple(n for group in one for n in group.layers) for one in passes),
-        device_bytes=max(_gram(one, gram) + _working(one, gram, rows) for one in passes),
-        gram_bytes=max(_gram(one, gram) for one in passes),
-        sample_bytes=max(_samples(one, rows) for one in passes),
-        total_bytes=max(_total(one, gram, rows) for one in passes),
-        disk_bytes=sum(_gram(one, gram) + _samples(one, rows) for one in passes),
+        passes=tuple(tuple(n for group in groups for n in group.layers) for groups in passes),
+        device_bytes=max(_gram(groups, gram) + _working(groups, gram, rows) for groups in passes),
+        gram_bytes=max(_gram(groups, gram) for groups in passes),
+        sample_bytes=max(_samples(groups, rows) for groups in passes),
+        total_bytes=max(_total(groups, gram, rows) for groups in passes),
+        disk_bytes=sum(_gram(groups, gram) + _samples(groups, rows) for groups in passes),
     )
 
 
@@ -161,7 +161,7 @@ def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list
         forward(denoiser)
     seen: Mapping[str, LayerStatistics] = recorder.statistics()
     linears = linear_layers(denoiser)
-    most = max((one.rows for one in seen.values()), default=1)
+    most = max((statistics.rows for statistics in seen.values()), default=1)
     groups: list[_Group] = []
     placed: set[str] = set()
     for name, linear in linears.items():

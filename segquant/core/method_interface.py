@@ -56,12 +56,17 @@ class QuantizationReport:
     left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
     execution: str = SIMULATED
 
+    @property
+    def by_library(self) -> bool:
+        """Whether a quantization library did it, whose modules are not ours to save."""
+        return self.execution.startswith("library")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizationReport:
-        known = {one.name for one in fields(cls)}
+        known = {known_field.name for known_field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"report: unknown fields {unknown}; known are {sorted(known)}")
@@ -86,6 +91,18 @@ class Method(Protocol):
         """Replaces Linears in place."""
         ...
 
+
+@runtime_checkable
+class CorrectingMethod(Method, Protocol):
+    """A method that also corrects the quantized denoiser's output, step by step."""
+
     def corrector(self, *, calibration: Calibration) -> Corrector | None:
-        """A correction of the quantized denoiser step by step, yet to learn; or None."""
+        """The correction, yet to learn; None where the method's settings ask for none."""
         ...
+
+
+def corrector_of(method: Method, *, calibration: Calibration) -> Corrector | None:
+    """The method's correction of the quantized denoiser, yet to learn; None where it has none."""
+    if isinstance(method, CorrectingMethod):
+        return method.corrector(calibration=calibration)
+    return None

@@ -64,7 +64,7 @@ def _room(denoiser: nn.Module, fewest: list[LayerSensitivity], bits: Bits) -> in
     """Bits that the budget leaves beyond the fewest."""
     assert bits.mixed_budget is not None
     total = sum(linear.weight.numel() for linear in linear_layers(denoiser).values())
-    spent = total * UNQUANTIZED_BITS - sum(one.extra_bits for one in fewest)
+    spent = total * UNQUANTIZED_BITS - sum(layer.extra_bits for layer in fewest)
     if spent > bits.mixed_budget * total:
         raise ValueError(
             f"bits {bits.name}: mixed_budget={bits.mixed_budget:g} bits per weight over all "

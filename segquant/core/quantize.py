@@ -105,7 +105,7 @@ def quantize_layers(
     follow_steps(denoiser)
     logger.info("%s: %d Linears quantized, %d kept", bits.name, len(done), len(kept))
     if recipe.fold:
-        at_run_time = sum(one.entry.smoothing_at_run_time for one in done.values())
+        at_run_time = sum(made.entry.smoothing_at_run_time for made in done.values())
         logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
     searched = recipe.smoothing.mode is SmoothingMode.search
     return _report(
@@ -138,11 +138,11 @@ def _quantize_stage(
     """
     factors = FactorCache()
     shared: dict[str, Smoothing] = {}
-    for one in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
+    for own in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
         # Layers of one input but of unlike widths share no vector.
-        alike = {n: linear for n, linear in chosen.items() if layer_bits[n].bits is one}
+        alike = {n: linear for n, linear in chosen.items() if layer_bits[n].bits is own}
         shared |= shared_smoothing(
-            alike, sites=sites, calibration=calibration, bits=one, recipe=recipe, shape_of=shape_of
+            alike, sites=sites, calibration=calibration, bits=own, recipe=recipe, shape_of=shape_of
         )
     done: dict[str, _Done] = {}
     for name, linear in chosen.items():
@@ -213,11 +213,11 @@ def _cost(
             if name in calibration.statistics:
                 cost.macs += weights * calibration.statistics[name].rows
             continue
-        one = done[name]
-        cost.macs += weights * one.rows
+        made = done[name]
+        cost.macs += weights * made.rows
         cost.quantized_weights += weights
-        cost.quantized_bits += stored_bits(one.quant, one.entry)
-        cost.extra_macs += extra_macs_per_row(one.quant, one.entry) * one.rows
+        cost.quantized_bits += stored_bits(made.quant, made.entry)
+        cost.extra_macs += extra_macs_per_row(made.quant, made.entry) * made.rows
     return cost
 
 

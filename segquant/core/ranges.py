@@ -38,8 +38,8 @@ def tails(values_K: Tensor, *, percentile: float) -> tuple[Tensor, Tensor]:
 def block_tails(x_TI: Tensor, sizes: Sequence[int], *, percentile: float) -> tuple[Tensor, Tensor]:
     """`tails` of each block of input features over all rows: two of [N]."""
     parts = torch.split_with_sizes(x_TI, list(sizes), -1)
-    found = [tails(part.reshape(-1), percentile=percentile) for part in parts]
-    return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+    ends = [tails(part.reshape(-1), percentile=percentile) for part in parts]
+    return torch.stack([low for low, _ in ends]), torch.stack([high for _, high in ends])
 
 
 def least_error(
@@ -54,7 +54,7 @@ def least_error(
     factor = torch.ones_like(best)
     for n in range(1, SHRINK_TRIES):
         shrink = 1.0 - SHRINK_STEP * n
-        found = error(low * shrink, high * shrink)
-        factor = torch.where(found < best, shrink, factor)
-        best = torch.minimum(found, best)
+        shrunk_error = error(low * shrink, high * shrink)
+        factor = torch.where(shrunk_error < best, shrink, factor)
+        best = torch.minimum(shrunk_error, best)
     return low * factor, high * factor

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from segquant.core.argument_trees import (
+    Tree,
+    UnstorableArgumentError,
+    flatten_tree,
+    unflatten_tree,
+)
 from segquant.core.stepwise import timestep_of
 
 INDEX = "calls.json"
@@ -31,7 +35,7 @@ class Call:
     """One call: its timestep, the tree of its arguments, and how much of the disk it takes."""
 
     timestep: float
-    arguments: Any
+    arguments: Tree
     stored_bytes: int  # of the tensors that no earlier call had
 
 
@@ -46,7 +50,7 @@ class CapturedCalls:
     def load(cls, folder: Path) -> CapturedCalls:
         """What a `CallRecorder` left there."""
         content = json.loads((folder / INDEX).read_text())
-        return cls(folder=folder, calls=tuple(Call(**one) for one in content))
+        return cls(folder=folder, calls=tuple(Call(**call) for call in content))
 
     def within(self, cap_bytes: int) -> CapturedCalls:
         """The first calls that take no more than this: as if captured under this cap."""
@@ -83,12 +87,7 @@ class CallRecorder:
         self._hook = self._denoiser.register_forward_pre_hook(self._see, with_kwargs=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._hook is not None:
             self._hook.remove()
         content = [vars(call) for call in self._calls]
@@ -99,9 +98,9 @@ class CallRecorder:
             return
         names = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        found: dict[str, Tensor] = {}
-        tree = store_tree(arguments, found)
-        fresh = {name: tensor for name, tensor in found.items() if name not in self._stored}
+        tensors: dict[str, Tensor] = {}
+        tree = store_tree(arguments, tensors)
+        fresh = {name: tensor for name, tensor in tensors.items() if name not in self._stored}
         size = sum(tensor.nbytes for tensor in fresh.values())
         if sum(self._stored.values()) + size > self._cap:
             self._full = True
@@ -113,36 +112,30 @@ class CallRecorder:
         self._calls.append(Call(timestep=now, arguments=tree, stored_bytes=size))
 
 
-def store_tree(value: Any, tensors: dict[str, Tensor]) -> Any:
+def store_tree(value: Any, tensors: dict[str, Tensor]) -> Tree:
     """JSON for nested arguments; their tensors go into `tensors`, named by content."""
-    if isinstance(value, Tensor):
-        own = value.detach().cpu().contiguous().clone()
+
+    def put(tensor: Tensor, path: str) -> str:
+        own = tensor.detach().cpu().contiguous().clone()
         raw = own.flatten().view(torch.uint8) if own.numel() else own
         label = f"{own.dtype} {tuple(own.shape)}".encode()
         name = sha256(label + raw.numpy().tobytes()).hexdigest()[:32]
         tensors[name] = own
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": {key: store_tree(item, tensors) for key, item in value.items()}}
-    if isinstance(value, list | tuple):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [store_tree(item, tensors) for item in value]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"value": value}
-    raise ValueError(
-        f"a call of the denoiser holds a {type(value).__name__}, which cannot be kept for "
-        "reconstruction; use a method that needs no reconstruction"
-    )
+        return name
+
+    try:
+        return flatten_tree(value, put)
+    except UnstorableArgumentError as error:
+        raise ValueError(
+            f"a call of the denoiser holds a {error.kind}, which cannot be kept for "
+            "reconstruction; use a method that needs no reconstruction"
+        ) from None
 
 
-def restore_tree(tree: Any, folder: Path, *, device: torch.device | str) -> Any:
+def restore_tree(tree: Tree, folder: Path, *, device: torch.device | str) -> Any:
     """The inverse of `store_tree`, with the tensors' files in `folder`."""
-    ((kind, content),) = tree.items()
-    if kind == "tensor":
-        return load_file(folder / f"{content}.safetensors")["tensor"].to(device)
-    if kind == "dict":
-        return {k: restore_tree(item, folder, device=device) for k, item in content.items()}
-    if kind in ("list", "tuple"):
-        items: Iterator[Any] = (restore_tree(item, folder, device=device) for item in content)
-        return tuple(items) if kind == "tuple" else list(items)
-    return content
+
+    def read(name: str) -> Tensor:
+        return load_file(folder / f"{name}.safetensors")["tensor"].to(device)
+
+    return unflatten_tree(tree, read)

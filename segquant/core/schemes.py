@@ -85,7 +85,7 @@ class TensorScheme:
             raise ValueError(
                 f"scale_rounding={self.scale_rounding.name} with "
                 f"number_format={self.number_format.name}; only the scales of "
-                f"{' and '.join(one.name for one in _MX)} are powers of two: set it to floor"
+                f"{' and '.join(mx.name for mx in _MX)} are powers of two: set it to floor"
             )
         if self._rule is not None:
             self._check_format(self._rule)

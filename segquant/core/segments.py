@@ -55,13 +55,13 @@ def shape_from_graph(
         ValueError: the sizes do not add up to the layer's features.
     """
     try:
-        found = graph[layer]
+        info = graph[layer]
     except KeyError:
         return whole(in_features=in_features, out_features=out_features)
-    output = tuple(found.output_segments) or (out_features,)
-    inputs = [(part.size, bool(part.one_sided)) for part in found.input_segments]
+    output = tuple(info.output_segments) or (out_features,)
+    inputs = [(part.size, bool(part.one_sided)) for part in info.input_segments]
     inputs = inputs or [(in_features, False)]
-    heads = tuple(found.head_segments)
+    heads = tuple(info.head_segments)
     if head_segments and len(inputs) == 1 and len(heads) > 1:
         inputs = [(size, inputs[0][1]) for size in heads]
     shape = LayerShape(

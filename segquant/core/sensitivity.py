@@ -51,7 +51,7 @@ def layer_sensitivities(
     denoiser: nn.Module, *, calibration: Calibration, bits: Bits
 ) -> list[LayerSensitivity]:
     """Every layer that the bits would quantize, in module order; the denoiser is not changed."""
-    found = []
+    sensitivities = []
     for name, linear in linear_layers(denoiser).items():
         if reason_to_keep(name, calibration=calibration, bits=bits) is not None:
             continue
@@ -64,7 +64,7 @@ def layer_sensitivities(
             bits=bits,
             recipe=LayerRecipe(),
         )
-        found.append(
+        sensitivities.append(
             LayerSensitivity(
                 name=name,
                 relative_error=entry.relative_error,
@@ -72,7 +72,7 @@ def layer_sensitivities(
                 stored_bits=stored_bits(quant, entry),
             )
         )
-    return found
+    return sensitivities
 
 
 def choose_kept_layers(
@@ -88,20 +88,20 @@ def choose_kept_layers(
     """
     seen = layer_sensitivities(denoiser, calibration=calibration, bits=bits)
     total = sum(linear.weight.numel() for linear in linear_layers(denoiser).values())
-    spent = total * UNQUANTIZED_BITS - sum(one.extra_bits for one in seen)
+    spent = total * UNQUANTIZED_BITS - sum(layer.extra_bits for layer in seen)
     if spent > budget * total:
         raise ValueError(
             f"bits {bits.name}: keep_budget={budget:g} bits per weight, and with no further layer "
             f"kept it takes {spent / total:.4g}; raise keep_budget or keep fewer layers by name"
         )
-    ranked = sorted(seen, key=lambda one: -one.relative_error / max(one.extra_bits, 1))
+    ranked = sorted(seen, key=lambda layer: -layer.relative_error / max(layer.extra_bits, 1))
     kept: dict[str, str] = {}
-    for rank, one in enumerate(ranked, start=1):
-        if spent + one.extra_bits > budget * total:
+    for rank, layer in enumerate(ranked, start=1):
+        if spent + layer.extra_bits > budget * total:
             continue
-        spent += one.extra_bits
-        kept[one.name] = (
-            f"bits.keep_budget={budget:g}: relative error {one.relative_error:.3g} rounded to "
+        spent += layer.extra_bits
+        kept[layer.name] = (
+            f"bits.keep_budget={budget:g}: relative error {layer.relative_error:.3g} rounded to "
             f"nearest, number {rank} of {len(ranked)} by error per bit"
         )
     return kept

@@ -117,20 +117,20 @@ def stage_layers(
 ) -> list[tuple[str, ...]]:
     """Neighbours in the calls' order that belong to one block, cut by shared input if asked."""
     blocks = block_of_layers(denoiser)
-    found: list[tuple[str, ...]] = []
+    stages: list[tuple[str, ...]] = []
     for _, members in groupby((n for n in order if n in wanted), key=blocks.__getitem__):
         layers = tuple(members)
         if sequential is Sequential.blocks:
-            found.append(layers)
+            stages.append(layers)
             continue
         left = dict.fromkeys(layers)
         while left:
             first = next(iter(left))
             sharing = {first, *calibration.statistics[first].shared_with}
             together = tuple(name for name in left if name in sharing)
-            found.append(together)
+            stages.append(together)
             left = dict.fromkeys(name for name in left if name not in sharing)
-    return found
+    return stages
 
 
 def block_of_layers(denoiser: nn.Module) -> dict[str, str]:

@@ -50,9 +50,9 @@ def shared_smoothing(
     shape_of: ShapeOf,
 ) -> dict[str, Smoothing]:
     """The common vector of every site of which all layers are among `linears`, by layer."""
-    found: dict[str, Smoothing] = {}
+    smoothings: dict[str, Smoothing] = {}
     if recipe.smoothing.mode is SmoothingMode.none:
-        return found
+        return smoothings
     for site in sites:
         if not all(name in linears for name in site.layers):
             continue
@@ -72,5 +72,5 @@ def shared_smoothing(
             activation=bits.activation,
             settings=recipe.smoothing,
         )
-        found.update(dict.fromkeys(site.layers, smoothing))
-    return found
+        smoothings.update(dict.fromkeys(site.layers, smoothing))
+    return smoothings

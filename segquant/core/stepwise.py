@@ -13,7 +13,6 @@ import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -47,10 +46,10 @@ StepStatistics = Mapping[str, LayerSteps]
 def save_steps(steps: StepStatistics, folder: str | os.PathLike[str]) -> None:
     """Writes safetensors and JSON."""
     tensors: dict[str, Tensor] = {}
-    for name, one in steps.items():
-        tensors |= {f"{name}.low_SI": one.low_SI, f"{name}.high_SI": one.high_SI}
-        tensors[f"{name}.sample_SKI"] = one.sample_SKI
-    timesteps = {name: list(one.timesteps) for name, one in steps.items()}
+    for name, layer in steps.items():
+        tensors |= {f"{name}.low_SI": layer.low_SI, f"{name}.high_SI": layer.high_SI}
+        tensors[f"{name}.sample_SKI"] = layer.sample_SKI
+    timesteps = {name: list(layer.timesteps) for name, layer in steps.items()}
     write_folder(folder, tensors=tensors, manifest={"kind": KIND, "timesteps": timesteps})
 
 
@@ -124,12 +123,7 @@ class StepRecorder:
             self._hooks.append(linear.register_forward_pre_hook(self._hook(name), with_kwargs=True))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
@@ -148,18 +142,18 @@ class StepRecorder:
         steps = self._seen[name]
         if self._now not in steps:
             steps[self._now] = _Seen(torch.Generator().manual_seed(self._seed))
-        one = steps[self._now]
+        step = steps[self._now]
         low_I, high_I = x_TI.amin(0).float().cpu(), x_TI.amax(0).float().cpu()
-        one.low_I = low_I if one.low_I is None else torch.minimum(one.low_I, low_I)
-        one.high_I = high_I if one.high_I is None else torch.maximum(one.high_I, high_I)
-        draw_T = torch.rand(x_TI.shape[0], generator=one.generator, dtype=torch.float64)
+        step.low_I = low_I if step.low_I is None else torch.minimum(step.low_I, low_I)
+        step.high_I = high_I if step.high_I is None else torch.maximum(step.high_I, high_I)
+        draw_T = torch.rand(x_TI.shape[0], generator=step.generator, dtype=torch.float64)
         best = draw_T.argsort()[: self._rows]
         rows_TI, draw_T = x_TI[best.to(x_TI.device)].float().cpu(), draw_T[best]
-        if one.rows_TI is not None:
-            rows_TI, draw_T = torch.cat([one.rows_TI, rows_TI]), torch.cat([one.draw_T, draw_T])
+        if step.rows_TI is not None:
+            rows_TI, draw_T = torch.cat([step.rows_TI, rows_TI]), torch.cat([step.draw_T, draw_T])
             order = draw_T.argsort()[: self._rows]
             rows_TI, draw_T = rows_TI[order], draw_T[order]
-        one.rows_TI, one.draw_T = rows_TI, draw_T
+        step.rows_TI, step.draw_T = rows_TI, draw_T
 
     def statistics(self) -> StepStatistics:
         """What was seen of each layer that was called; steps in the order of the calls."""
@@ -167,7 +161,9 @@ class StepRecorder:
         for name, steps in self._seen.items():
             if not steps:
                 continue
-            count = min(one.rows_TI.shape[0] for one in steps.values() if one.rows_TI is not None)
+            count = min(
+                step.rows_TI.shape[0] for step in steps.values() if step.rows_TI is not None
+            )
             result[name] = LayerSteps(
                 timesteps=tuple(steps),
                 low_SI=torch.stack([o.low_I for o in steps.values() if o.low_I is not None]),

@@ -101,11 +101,11 @@ def _tails(w_OI: Tensor, *, grid: WeightGrid) -> tuple[Tensor, Tensor]:
     percentile = grid.scheme.range_percentile
     if grid.scheme.granularity is Granularity.per_tensor:
         rows = torch.split_with_sizes(w_OI, list(grid.row_blocks))
-        found = [block_tails(part, grid.blocks, percentile=percentile) for part in rows]
-        return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+        ends = [block_tails(part, grid.blocks, percentile=percentile) for part in rows]
+        return torch.stack([low for low, _ in ends]), torch.stack([high for _, high in ends])
     parts = torch.split_with_sizes(w_OI, list(grid.blocks), -1)
-    found = [tails(part, percentile=percentile) for part in parts]
-    return torch.stack([low for low, _ in found], -1), torch.stack([high for _, high in found], -1)
+    ends = [tails(part, percentile=percentile) for part in parts]
+    return torch.stack([low for low, _ in ends], -1), torch.stack([high for _, high in ends], -1)
 
 
 def quantize_weight(w_OI: Tensor, *, scales: WeightScales, grid: WeightGrid) -> Tensor:
@@ -137,7 +137,7 @@ def microscales(
         tensor_scale: nvfp4's scale of the tensor; None takes it from the tensor itself.
     """
     if scheme.number_format is NumberFormat.nvfp4:
-        found = nvfp4_tensor_scale(amax_N.amax()) if tensor_scale is None else tensor_scale
-        return e4m3_block_scales(amax_N, tensor_scale=found)
+        outer_scale = nvfp4_tensor_scale(amax_N.amax()) if tensor_scale is None else tensor_scale
+        return e4m3_block_scales(amax_N, tensor_scale=outer_scale)
     assert isinstance(scheme.grid, FloatGrid)
     return e8m0_block_scales(amax_N, grid=scheme.grid, rounding=scheme.scale_rounding)

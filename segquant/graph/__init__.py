@@ -2,7 +2,6 @@
 
 from segquant.graph.analyze import analyze
 from segquant.graph.example_inputs import capture_example_inputs
-from segquant.graph.policy import SegmentPolicy, choose_input, choose_output
 from segquant.graph.types import Fold, FoldPart, GraphError, LayerGraph, LayerInfo, Segment
 
 __all__ = [
@@ -12,9 +11,6 @@ __all__ = [
     "LayerGraph",
     "LayerInfo",
     "Segment",
-    "SegmentPolicy",
     "analyze",
     "capture_example_inputs",
-    "choose_input",
-    "choose_output",
 ]

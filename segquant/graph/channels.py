@@ -46,11 +46,11 @@ class Channels:
 
     def read(self, codes: Tensor, ref: Ref) -> None:
         """Notes that an operation reads the channels of `ref` as a whole."""
-        found = distinct_rows(codes).reshape(-1)
-        found = found[found != NO_CODE]
-        if found.numel() == 0:
+        labels = distinct_rows(codes).reshape(-1)
+        labels = labels[labels != NO_CODE]
+        if labels.numel() == 0:
             return
-        spaces, channels = found >> _SHIFT, found & _MASK
+        spaces, channels = labels >> _SHIFT, labels & _MASK
         for space in torch.unique(spaces).tolist():
             own = torch.unique(channels[spaces == space])
             low, high = int(own[0]), int(own[-1]) + 1

@@ -39,8 +39,8 @@ _LARGE = 2**31
 
 
 def layers_of(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    found = module.named_modules()
-    return {name: child for name, child in found if isinstance(child, (nn.Linear, nn.Conv2d))}
+    modules = module.named_modules()
+    return {name: child for name, child in modules if isinstance(child, (nn.Linear, nn.Conv2d))}
 
 
 def report(flow: Flow, layers: Mapping[str, nn.Linear | nn.Conv2d], *, frontend: str) -> LayerGraph:

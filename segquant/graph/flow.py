@@ -108,9 +108,9 @@ class Flow:
 
     def interval_of(self, ref: Ref) -> Interval:
         """Bounds of all values of a tensor."""
-        found = torch.unique(core(self.pair(ref).origin)).tolist()
-        interval: Interval = self.labels[found[0]].interval if found else ANY
-        for label in found[1:]:
+        origins = torch.unique(core(self.pair(ref).origin)).tolist()
+        interval: Interval = self.labels[origins[0]].interval if origins else ANY
+        for label in origins[1:]:
             interval = hull(interval, self.labels[label].interval)
         return interval
 
@@ -240,11 +240,11 @@ def _last_uses(trace: Trace) -> dict[int, list[Ref]]:
         for ref in _touched(op):
             last[ref] = position
     kept = set(trace.results)
-    found: dict[int, list[Ref]] = {}
+    readers: dict[int, list[Ref]] = {}
     for ref, position in last.items():
         if ref not in kept:
-            found.setdefault(position, []).append(ref)
-    return found
+            readers.setdefault(position, []).append(ref)
+    return readers
 
 
 def _touched(op: Op) -> Iterator[Ref]:

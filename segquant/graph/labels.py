@@ -92,16 +92,16 @@ class Labels:
         same = x.name == y.name and x.key == y.key and len(x.parents) == len(y.parents) > 0
         if not same:
             return Boundary.PRODUCER
-        found = [self.boundary(p, q) for p, q in zip(x.parents, y.parents, strict=True)]
+        boundaries = [self.boundary(p, q) for p, q in zip(x.parents, y.parents, strict=True)]
         if x.name in _ADDITIVE and isinstance(x.key, tuple):
             large = x.key[0]
             common = any(
                 full and kind is Boundary.NONE and p > ZERO
-                for full, kind, p in zip(large, found, x.parents, strict=True)
+                for full, kind, p in zip(large, boundaries, x.parents, strict=True)
             )
-            if common and sum(kind is not Boundary.NONE for kind in found) == 1:
-                return min(max(found), Boundary.WEAK)
-        return max(found)
+            if common and sum(kind is not Boundary.NONE for kind in boundaries) == 1:
+                return min(max(boundaries), Boundary.WEAK)
+        return max(boundaries)
 
 
 def _owner(expression: Expression) -> Hashable:

@@ -72,11 +72,11 @@ class Recorder:
         return self._fakes[id(tensor)]
 
     def ref(self, tensor: Tensor) -> Ref:
-        found = self._refs.get(id(tensor))
-        if found is None:
-            found = self._refs[id(tensor)] = self.trace.add(tensor.shape)
+        known = self._refs.get(id(tensor))
+        if known is None:
+            known = self._refs[id(tensor)] = self.trace.add(tensor.shape)
             self._alive.append(tensor)
-        return found
+        return known
 
     @property
     def module(self) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.config.compose import options
+from experiments.config.places import options
 from tests.conftest import Answer
 
 TOO_WIDE = "w4a4_int_group64"  # a group is wider than this pipeline's layers

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.config.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config
+from experiments.config.places import options
 from segquant.core import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.input_statistics import StatisticsRecorder
