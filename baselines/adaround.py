@@ -156,6 +156,3 @@ class AdaRound:
 
     def left_out(self) -> list[str]:
         return [] if self.learn_steps else ["learned activation steps"]
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

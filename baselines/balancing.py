@@ -6,6 +6,7 @@ Legend: S steps, I input features, O output features.
 from __future__ import annotations
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from segquant.core import Calibration
@@ -41,20 +42,12 @@ def power_factors(salience_x_I: Tensor, salience_w_I: Tensor, *, alpha: float) -
 
 def spearman(a_I: Tensor, b_I: Tensor) -> float:
     """Spearman's rank correlation; ties share their mean rank; 0 where one side is constant."""
-    a, b = _ranks(a_I), _ranks(b_I)
-    a, b = a - a.mean(), b - b.mean()
-    power = float(a.square().sum() * b.square().sum())
-    return float((a * b).sum()) / power**0.5 if power > 0 else 0.0
+    if bool((a_I == a_I[0]).all()) or bool((b_I == b_I[0]).all()):
+        return 0.0
+    return float(spearmanr(a_I.double().numpy(), b_I.double().numpy()).statistic)
 
 
 def step_weights(amax_SI: Tensor, salience_w_I: Tensor) -> Tensor:
     """PTQ4DiT's eta [S]: a step whose input is less correlated with the weight weighs more."""
     rho = torch.tensor([spearman(amax_I, salience_w_I) for amax_I in amax_SI], dtype=torch.float64)
     return torch.softmax(-rho, 0)
-
-
-def _ranks(x_I: Tensor) -> Tensor:
-    _, at, counts = torch.unique(x_I.double(), return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    mean: Tensor = last - (counts.double() - 1) / 2
-    return mean[at]

@@ -142,9 +142,6 @@ class DmqLes:
         alive_I = (problem.amax > 0) & (problem.w_OI.abs().amax(0) > 0)
         return safe_factors(theta_I.detach().exp(), alive_I=alive_I).cpu()
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 def focal_weight(
     running_S: Tensor, step: int, loss: float, *, focal: float, momentum: float
@@ -200,7 +197,7 @@ def _concatenated(name: str, linear: nn.Linear, *, calibration: Calibration) -> 
 
 
 def _order(steps: int, count: int, *, generator: torch.Generator) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
-        found += torch.randperm(steps, generator=generator).tolist()
-    return found[:count]
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(steps, generator=generator).tolist()
+    return order[:count]

@@ -37,6 +37,3 @@ class FullPrecision:
         if reason := self.unsupported(bits):
             raise ValueError(reason)
         return quantize_layers(denoiser, calibration=calibration, bits=bits, recipe=LayerRecipe())
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

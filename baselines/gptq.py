@@ -79,6 +79,3 @@ class Gptq:
         if self.sequential is not Sequential.none:
             return []
         return ["later layers see the unquantized model's inputs, not the quantized one's"]
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

@@ -58,7 +58,7 @@ class MixDq:
     sample_rows: int = 256
 
     def __post_init__(self) -> None:
-        if not self.widths or any(not 2 <= one <= 8 for one in self.widths):
+        if not self.widths or any(not 2 <= width <= 8 for width in self.widths):
             raise ValueError(f"widths={self.widths}; give some of 2 to 8 bits")
         if not 0 <= self.protected <= 1:
             raise ValueError(f"protected={self.protected}; give a share in [0, 1]")
@@ -148,9 +148,6 @@ class MixDq:
         count = math.ceil(self.protected * len(errors))
         return frozenset(sorted(errors, key=lambda name: -errors[name])[:count])
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 def _choice(
     name: str,
@@ -177,11 +174,13 @@ def _choice(
 
 
 def _taken(table: dict[str, list[Choice]], widths: dict[str, int]) -> list[Choice]:
-    return [one for name, row in table.items() for one in row if one.num_bits == widths[name]]
+    return [
+        choice for name, row in table.items() for choice in row if choice.num_bits == widths[name]
+    ]
 
 
 def _stored(table: dict[str, list[Choice]], widths: dict[str, int]) -> int:
-    return sum(one.stored_bits for one in _taken(table, widths))
+    return sum(choice.stored_bits for choice in _taken(table, widths))
 
 
 def choose_widths(
@@ -196,19 +195,19 @@ def choose_widths(
     """
     units = min(budget, RESOLUTION)
     sizes = {
-        name: [math.ceil(one.stored_bits * units / budget - 1e-9) for one in row]
+        name: [math.ceil(choice.stored_bits * units / budget - 1e-9) for choice in row]
         for name, row in table.items()
     }
     best = torch.zeros(units + 1, dtype=torch.float64)  # least error with at most so much
     picks: list[Tensor] = []
     for name, row in table.items():
         options = torch.full((len(row), units + 1), math.inf, dtype=torch.float64)
-        for number, (one, size) in enumerate(zip(row, sizes[name], strict=True)):
+        for number, (choice, size) in enumerate(zip(row, sizes[name], strict=True)):
             if size <= units:
-                options[number, size:] = best[: units + 1 - size] + one.error
+                options[number, size:] = best[: units + 1 - size] + choice.error
         best, pick = options.min(0)
         picks.append(pick)
-    if float(best[units]) >= sum(one.error for one in _taken(table, fallback)):
+    if float(best[units]) >= sum(choice.error for choice in _taken(table, fallback)):
         return fallback
     left, chosen = units, {}
     for (name, row), pick in zip(reversed(table.items()), reversed(picks), strict=True):

@@ -34,6 +34,3 @@ class NoiseFloor:
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
         return FullPrecision().quantize(denoiser, calibration=calibration, bits=bits)
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

@@ -63,9 +63,6 @@ class Ptq4DitCsb:
             left_out=["block reconstruction (AdaRound)", *CSB_LEFT_OUT],
         )
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 CSB_LEFT_OUT = (
     "factors folded into the modulation and the previous product: they are applied at run time",

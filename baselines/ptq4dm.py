@@ -46,12 +46,12 @@ class Ptq4Dm(AdaRound):
         normal = torch.randn(self.calls, generator=generator, dtype=torch.float64)
         drawn = ((self.mean + self.std * normal) * top).clamp(0, top)
         taken = dict.fromkeys(by_step, 0)
-        found = []
+        draws = []
         for timestep in drawn.tolist():
             step = float(steps[int((steps - timestep).abs().argmin())])
-            found.append(by_step[step][taken[step] % len(by_step[step])])
+            draws.append(by_step[step][taken[step] % len(by_step[step])])
             taken[step] += 1
-        return found
+        return draws
 
     def elements(self) -> list[str]:
         return ["steps drawn from a normal distribution (NDTC)", *AdaRound.elements(self)]

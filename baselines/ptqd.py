@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from baselines.corrected import CorrectedBase, base_left_out, base_method
-from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from baselines.corrected import CorrectedBase, CorrectedMethod
+from segquant.core import Calibration
 from segquant.core.correction import StepPair, along_channels, by_channel
 
 
 @dataclass(kw_only=True)
-class Ptqd:
+class Ptqd(CorrectedMethod):
     """Correct the denoiser's output by what its quantization error is like at each step.
 
     `e^ = e + D, D = k e + D'`: at each step k is the slope of D on e (no less than 0), mu_q and
@@ -36,37 +36,22 @@ class Ptqd:
     Cost: per round, three forwards for each calibration prompt and step.
     """
 
+    key = "ptqd"
     base: CorrectedBase = CorrectedBase.rtn
     correlation: bool = True
     bias: bool = True
     variance: bool = True  # for stochastic samplers
     rounds: int = 1  # from the second on, the path is the corrected one
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}; give at least 1")
-
-    def needs(self) -> StatisticsNeeds:
-        return base_method(self.base).needs()
-
-    def unsupported(self, bits: Bits) -> str | None:
-        if not bits.quantized:
-            return f"ptqd corrects a quantized model and {bits.name} quantizes nothing"
-        return base_method(self.base).unsupported(bits)
-
-    def quantize(
-        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
-    ) -> QuantizationReport:
-        if reason := self.unsupported(bits):
-            raise ValueError(reason)
-        report = base_method(self.base).quantize(denoiser, calibration=calibration, bits=bits)
-        report.elements += [
+    def elements(self) -> list[str]:
+        return [
             *(["correlated part of the error taken off per step"] if self.correlation else []),
             *(["bias per channel and step taken off"] if self.bias else []),
             *(["variance taken off a stochastic sampler's noise"] if self.variance else []),
         ]
-        report.left_out += [*base_left_out(self.base), "bits per step by signal-to-noise ratio"]
-        return report
+
+    def left_out(self) -> list[str]:
+        return ["bits per step by signal-to-noise ratio"]
 
     def corrector(self, *, calibration: Calibration) -> PtqdCorrector:
         return PtqdCorrector(
@@ -110,10 +95,10 @@ class PtqdCorrector:
         self._seen.setdefault(step, _Sums()).add(e_CK, by_channel(pair.quantized) - e_CK)
 
     def fit(self) -> None:
-        found = [self._fit_step(self._seen[step]) for step in sorted(self._seen)]
-        self.k_S = torch.stack([k for k, _, _ in found])
-        self.mean_SC = torch.stack([mean_C for _, mean_C, _ in found])
-        self.variance_SC = torch.stack([variance_C for _, _, variance_C in found])
+        fits = [self._fit_step(self._seen[step]) for step in sorted(self._seen)]
+        self.k_S = torch.stack([k for k, _, _ in fits])
+        self.mean_SC = torch.stack([mean_C for _, mean_C, _ in fits])
+        self.variance_SC = torch.stack([variance_C for _, _, variance_C in fits])
         self._seen = {}
 
     def _fit_step(self, seen: _Sums) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,9 +90,6 @@ class QuaRot:
             transform=InputTransform(rotation_NBB=rotation_NBB, hadamard=True), notes=(note,)
         )
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 def layer_generator(name: str, *, seed: int) -> torch.Generator:
     """A CPU generator that depends on the seed and the layer's name, not on the layers' order."""

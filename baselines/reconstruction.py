@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from baselines.budget import Budget, iterations
 from baselines.soft import SoftLinear, annealed_beta, rounding_loss
 from segquant.core import Calibration, QuantizationReport, QuantLinear
-from segquant.core.layer_plan import relative_error
+from segquant.core.layer import relative_error
 from segquant.core.quantize import replace_module
 from segquant.core.recorded_calls import Call, CapturedCalls, restore_tree, store_tree
 
@@ -202,13 +202,13 @@ def _samples(
         said: list[Any] = []
         _run_to(work.quantized, block, arguments, before=given)
         _run_to(work.unquantized, block, arguments, after=said)
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         sample = _Sample(
             folder=folder,
-            arguments=store_tree(given, found),
-            target=store_tree(tensors_of(said[0]), found),
+            arguments=store_tree(given, tensors),
+            target=store_tree(tensors_of(said[0]), tensors),
         )
-        fresh = {name: tensor for name, tensor in found.items() if name not in stored}
+        fresh = {name: tensor for name, tensor in tensors.items() if name not in stored}
         size = sum(tensor.nbytes for tensor in fresh.values())
         if sum(stored.values()) + size > work.settings.capture_bytes and samples:
             break
@@ -272,8 +272,8 @@ def _reconstruct_block(
             return output_loss(tensors_of(module(*args, **kwargs)), target)
 
         learn(soft, loss=loss, settings=work.settings)
-    for one in soft:
-        replace_module(module, old=one, new=one.hardened())
+    for rounding in soft:
+        replace_module(module, old=rounding, new=rounding.hardened())
     return len(samples)
 
 
@@ -301,11 +301,11 @@ def _soften(
     return soft
 
 
-def output_loss(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+def output_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Squared errors summed over channels (the last dimension), a mean over all else."""
     parts = [
-        (one.float() - other.float()).square().sum(-1).mean()
-        for one, other in zip(found, target, strict=True)
+        (output.float() - other.float()).square().sum(-1).mean()
+        for output, other in zip(outputs, target, strict=True)
     ]
     return torch.stack(parts).sum()
 
@@ -314,13 +314,17 @@ def learn(
     soft: Sequence[SoftLinear], *, loss: Callable[[], Tensor], settings: Reconstruction
 ) -> None:
     """Both phases, or one if they are joint."""
-    bits = [one.v_OI for one in soft]
-    steps = [one.theta for one in soft if one.theta is not None] if settings.learn_steps else []
+    bits = [rounding.v_OI for rounding in soft]
+    steps = (
+        [rounding.theta for rounding in soft if rounding.theta is not None]
+        if settings.learn_steps
+        else []
+    )
     groups = [{"params": bits, "lr": settings.rate}]
     if settings.joint and steps:
         groups.append({"params": steps, "lr": settings.step_rate})
-    for one in soft:
-        one.quantize_input = settings.joint
+    for rounding in soft:
+        rounding.quantize_input = settings.joint
     optimizer = torch.optim.Adam(groups)
     for number in range(settings.iterations):
         beta = annealed_beta(
@@ -335,9 +339,9 @@ def learn(
                 regular = torch.stack([rounding_loss(v, beta=beta) for v in bits]).sum()
                 total = total + settings.regularization * regular
         _descend(optimizer, total)
-    for one in soft:
-        one.quantize_input = True
-        one.decide()
+    for rounding in soft:
+        rounding.quantize_input = True
+        rounding.decide()
     if settings.joint or not steps:
         return
     optimizer = torch.optim.Adam([{"params": steps, "lr": settings.step_rate}])
@@ -366,4 +370,6 @@ def _amend(report: QuantizationReport, work: _Work) -> None:
         seen = work.calibration.statistics[name]
         assert isinstance(linear, nn.Linear)
         entry["rounding"] = "adaround"
-        entry["relative_error"] = relative_error(linear, quants[name], seen.sample_TI)
+        entry["relative_error"] = relative_error(
+            linear, quants[name], seen.sample_TI, with_bias=True
+        )

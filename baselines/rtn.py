@@ -47,6 +47,3 @@ class RoundToNearest:
             recipe=LayerRecipe(),
             elements=["range from the largest magnitude", "rounding to nearest"],
         )
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

@@ -84,6 +84,3 @@ class SmoothSearch:
             held_out=self.held_out,
             alpha_grid=self.alpha_grid,
         )
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

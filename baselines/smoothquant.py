@@ -57,6 +57,3 @@ class SmoothQuant:
             ],
             left_out=[] if self.fold else [NOT_FOLDED],
         )
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

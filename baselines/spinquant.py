@@ -135,9 +135,6 @@ class SpinQuant:
                 rotation_NBB = cayley_step(rotation_NBB.detach(), gradient_NBB, length=length)
         return best_NBB.cpu()
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 def cayley_step(rotation_NBB: Tensor, gradient_NBB: Tensor, *, length: float) -> Tensor:
     """One step down the gradient on the orthogonal matrices, each block on its own."""

@@ -117,7 +117,9 @@ class SvdQuant:
     ) -> LayerPlan:
         notes: list[str] = []
         own, shift_I = bits, None
-        if self.modulation_in_16_bit and any(fnmatchcase(name, one) for one in self.modulation):
+        if self.modulation_in_16_bit and any(
+            fnmatchcase(name, pattern) for pattern in self.modulation
+        ):
             own = replace(bits, activation=TensorScheme(num_bits=16))
             notes.append("modulation: its input stays in 16 bit")
         elif self.unsigned_shift and _unsigned(bits) and _after_gelu(calibration.graph, name):
@@ -160,9 +162,6 @@ class SvdQuant:
         assert best is not None
         return best
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
     def _elements(self) -> list[str]:
         done = [f"low-rank branch in 16 bit, rank {self.rank}"] if self.rank else []
         if self.rank and self.iterations > 1:
@@ -189,10 +188,10 @@ class SvdQuant:
 
 def exponents(grids: int) -> list[tuple[float, float]]:
     """The candidates (a, b) of `max|x|^a / max|w|^b`; no smoothing, (0, 0), is the first."""
-    found = [(0.0, 0.0)]
+    pairs = [(0.0, 0.0)]
     for n in range(1, grids):
-        found += [(n / grids, 0.0), (n / grids, 1 - n / grids)]
-    return found
+        pairs += [(n / grids, 0.0), (n / grids, 1 - n / grids)]
+    return pairs
 
 
 def smooth_scale(problem: LayerProblem, *, a: float, b: float) -> Tensor:
@@ -212,4 +211,4 @@ def _after_gelu(graph: object, name: str) -> bool:
         parts = graph[name].input_segments  # type: ignore[index]
     except KeyError:
         return False
-    return bool(parts) and all(one.one_sided and -GELU_SHIFT <= one.low < 0 for one in parts)
+    return bool(parts) and all(part.one_sided and -GELU_SHIFT <= part.low < 0 for part in parts)

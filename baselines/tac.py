@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from baselines.corrected import CorrectedBase, base_left_out, base_method
-from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from baselines.corrected import CorrectedBase, CorrectedMethod
+from segquant.core import Calibration
 from segquant.core.correction import StepPair, along_channels, by_channel
 
 
 @dataclass(kw_only=True)
-class Tac:
+class Tac(CorrectedMethod):
     """Scale the output and shift the input of the quantized denoiser, step by step.
 
     A re-implementation: no code and no coefficients are public. NER: at each step every channel of
@@ -35,6 +35,7 @@ class Tac:
     Cost: per round, three forwards for each calibration prompt and step.
     """
 
+    key = "tac"
     base: CorrectedBase = CorrectedBase.rtn
     absolute_weight: float = 0.8
     relative_weight: float = 0.1
@@ -51,32 +52,16 @@ class Tac:
                 f"absolute_weight={self.absolute_weight}, relative_weight={self.relative_weight}; "
                 "give two numbers of at least 0, not both 0"
             )
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}; give at least 1")
+        super().__post_init__()
 
-    def needs(self) -> StatisticsNeeds:
-        return base_method(self.base).needs()
-
-    def unsupported(self, bits: Bits) -> str | None:
-        if not bits.quantized:
-            return f"tac corrects a quantized model and {bits.name} quantizes nothing"
-        return base_method(self.base).unsupported(bits)
-
-    def quantize(
-        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
-    ) -> QuantizationReport:
-        if reason := self.unsupported(bits):
-            raise ValueError(reason)
-        report = base_method(self.base).quantize(denoiser, calibration=calibration, bits=bits)
-        report.elements += [
+    def elements(self) -> list[str]:
+        return [
             *(["noise-estimation reconstruction (NER)"] if self.reconstruct else []),
             *(["input bias correction (IBC)"] if self.input_bias else []),
         ]
-        report.left_out += [
-            *base_left_out(self.base),
-            "a re-implementation: the authors' coefficients are not public",
-        ]
-        return report
+
+    def left_out(self) -> list[str]:
+        return ["a re-implementation: the authors' coefficients are not public"]
 
     def corrector(self, *, calibration: Calibration) -> TacCorrector:
         return TacCorrector(settings=self, rounds=self.rounds)
@@ -115,21 +100,23 @@ class TacCorrector:
         seen.calls += 1
 
     def _products(self, pair: StepPair) -> tuple[Tensor, Tensor]:
-        e, found = pair.reference.double(), pair.quantized.double()
+        e, quantized = pair.reference.double(), pair.quantized.double()
         tiny = torch.finfo(torch.float64).tiny
         own = e.square().flatten(1).mean(1).clamp(min=tiny)
         weight = (
             self.settings.absolute_weight / e.square().mean().clamp(min=tiny)
             + self.settings.relative_weight / own
         ).reshape(-1, *[1] * (e.ndim - 1))
-        weight = weight * self._mask(found)
+        weight = weight * self._mask(quantized)
         return (
-            by_channel(weight * e * found).sum(1).cpu(),
-            by_channel(weight * found * found).sum(1).cpu(),
+            by_channel(weight * e * quantized).sum(1).cpu(),
+            by_channel(weight * quantized * quantized).sum(1).cpu(),
         )
 
-    def _mask(self, found: Tensor) -> Tensor:
-        return (found.abs() >= self.settings.threshold * found.abs().mean()).to(found.dtype)
+    def _mask(self, quantized: Tensor) -> Tensor:
+        return (quantized.abs() >= self.settings.threshold * quantized.abs().mean()).to(
+            quantized.dtype
+        )
 
     def fit(self) -> None:
         steps = [self._seen[step] for step in sorted(self._seen)]

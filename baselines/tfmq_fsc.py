@@ -85,6 +85,3 @@ class TfmqFsc:
                 "running mean of ranges with momentum 0.95: whole ranges are taken",
             ],
         )
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

@@ -98,6 +98,3 @@ class ViditDyn:
         generator = layer_generator(name, seed=self.seed)
         rotation_NBB = hadamard_blocks(linear.in_features, block_size=size, generator=generator)
         return InputTransform(scale_I=scale_I, rotation_NBB=rotation_NBB, hadamard=True)
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None

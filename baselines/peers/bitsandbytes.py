@@ -59,9 +59,6 @@ class BitsAndBytes:
             left_out=["outlier columns in 16 bit (threshold 6)", "NF4"],
         )
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:
     from bitsandbytes.nn import Int8Params, Linear8bitLt

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from segquant.core import (
     NumberFormat,
     QuantizationReport,
     RangeRule,
+    StatisticsNeeds,
     TensorScheme,
 )
 from segquant.core.input_statistics import linear_layers
@@ -42,10 +43,10 @@ class Replace(Protocol):
 def not_installed(module: str, *, extra: str) -> str | None:
     """Why a library's row cannot be made here, or None."""
     try:
-        found = find_spec(module) is not None
+        present = find_spec(module) is not None
     except ModuleNotFoundError:  # of a package around it
-        found = False
-    if found:
+        present = False
+    if present:
         return None
     return f"{extra} is not installed; pip install -e '.[{extra}]' here and run again"
 
@@ -74,8 +75,8 @@ def is_int8_weight_only(bits: Bits) -> bool:
 def is_int8_tensor_static(bits: Bits) -> bool:
     """int8 weights and inputs, each with one scale per tensor, that of the inputs static."""
     return not bits.activation.dynamic and all(
-        _plain(one, num_bits=8, granularity=Granularity.per_tensor)
-        for one in (bits.weight, bits.activation)
+        _plain(scheme, num_bits=8, granularity=Granularity.per_tensor)
+        for scheme in (bits.weight, bits.activation)
     )
 
 
@@ -92,10 +93,10 @@ def is_int8_channel_static(bits: Bits) -> bool:
 def is_fp8_static(bits: Bits) -> bool:
     """e4m3 weights and inputs, each with one scale per tensor, that of the inputs static."""
     return not bits.activation.dynamic and all(
-        one.number_format is NumberFormat.fp8_e4m3
-        and one.granularity is Granularity.per_tensor
-        and one.range_rule is RangeRule.amax
-        for one in (bits.weight, bits.activation)
+        scheme.number_format is NumberFormat.fp8_e4m3
+        and scheme.granularity is Granularity.per_tensor
+        and scheme.range_rule is RangeRule.amax
+        for scheme in (bits.weight, bits.activation)
     )
 
 
@@ -120,6 +121,38 @@ def no_such_bits(library: str, bits: Bits, *, allowed: str) -> str:
         f"{library} has no {bits.weight.describe()} weights with {bits.activation.describe()} "
         f"inputs through the interface used here ({bits.name}); use {allowed}"
     )
+
+
+class Int8WeightsOnly:
+    """The row of a library whose int8 weights, per output channel, are all that it does here."""
+
+    library: ClassVar[str]  # its name, for messages
+    module: ClassVar[str]  # that is looked for
+    extra: ClassVar[str]  # of this project, that installs it
+    replace_layers: ClassVar[Replace]
+    elements: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[tuple[str, ...]]
+
+    def needs(self) -> StatisticsNeeds:
+        return StatisticsNeeds()
+
+    def unsupported(self, bits: Bits) -> str | None:
+        if is_int8_weight_only(bits):
+            return not_installed(self.module, extra=self.extra)
+        return no_such_bits(self.library, bits, allowed="w8a16_int")
+
+    def quantize(
+        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
+    ) -> QuantizationReport:
+        return quantize_with(
+            self.replace_layers,
+            denoiser,
+            calibration=calibration,
+            bits=bits,
+            unsupported=self.unsupported(bits),
+            elements=list(self.elements),
+            left_out=list(self.left_out),
+        )
 
 
 def split_layers(
@@ -187,7 +220,7 @@ def quantize_with(
     )
     if rank:
         rows = {name: seen.rows for name, seen in calibration.statistics.items()}
-        macs = sum(rows.get(name, 0) * one.weight.numel() for name, one in linears.items())
+        macs = sum(rows.get(name, 0) * linear.weight.numel() for name, linear in linears.items())
         extra = sum(rows[name] * _branch(i, o, rank) for name, (i, o) in sizes.items())
         report.extra_macs_fraction = extra / macs if macs else 0.0
     return report

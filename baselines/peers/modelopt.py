@@ -103,7 +103,7 @@ class ModelOpt:
 
     def unsupported(self, bits: Bits) -> str | None:
         if self._published(bits) is None:
-            allowed = [one.bits_name for one in _PUBLISHED[self.algorithm]]
+            allowed = [published.bits_name for published in _PUBLISHED[self.algorithm]]
             return no_such_bits(
                 f"Model Optimizer with algorithm={self.algorithm.name}",
                 bits,
@@ -147,9 +147,6 @@ class ModelOpt:
         report.replay_forwards = 0 if loop is None else loop.forwards
         return report
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
     def _algorithm(self) -> dict[str, Any] | None:
         """The settings of the config's algorithm that are not the library's; None for none."""
         if self.algorithm is not Algorithm.smoothquant:
@@ -157,7 +154,9 @@ class ModelOpt:
         return {"method": "smoothquant", "alpha": self.alpha}
 
     def _published(self, bits: Bits) -> _Published | None:
-        return next((one for one in _PUBLISHED[self.algorithm] if one.covers(bits)), None)
+        return next(
+            (published for published in _PUBLISHED[self.algorithm] if published.covers(bits)), None
+        )
 
     def _loop(self, calibration: Calibration) -> _StoredCalls:
         captured = calibration.captured

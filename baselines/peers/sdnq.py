@@ -6,49 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from baselines.peers.library import (
-    is_int8_weight_only,
-    no_such_bits,
-    not_installed,
-    quantize_with,
-)
-from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from baselines.peers.library import Int8WeightsOnly
+from segquant.core import Bits
 from segquant.core.input_statistics import linear_layers
-
-
-@dataclass(kw_only=True)
-class Sdnq:
-    """SDNQ's int8 weights, one scale per output channel.
-
-    Through `sdnq_post_load_quant` with `weights_dtype="int8"` and without groups, SVD or rotation.
-    Source: the library (SDNQ 0.2.8, GPL-3.0: called, not copied); nothing is calibrated.
-    Left out: its groups, SVD and Hadamard options; products in int8.
-    Cost: none beyond the model.
-    """
-
-    def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds()
-
-    def unsupported(self, bits: Bits) -> str | None:
-        if is_int8_weight_only(bits):
-            return not_installed("sdnq", extra="sdnq")
-        return no_such_bits("SDNQ", bits, allowed="w8a16_int")
-
-    def quantize(
-        self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
-    ) -> QuantizationReport:
-        return quantize_with(
-            _replace,
-            denoiser,
-            calibration=calibration,
-            bits=bits,
-            unsupported=self.unsupported(bits),
-            elements=["SDNQ's own modules"],
-            left_out=["groups, SVD and Hadamard options", "products in int8"],
-        )
-
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
 
 
 def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:
@@ -65,3 +25,21 @@ def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -
         add_skip_keys=False,
         modules_to_not_convert=others,
     )
+
+
+@dataclass(kw_only=True)
+class Sdnq(Int8WeightsOnly):
+    """SDNQ's int8 weights, one scale per output channel.
+
+    Through `sdnq_post_load_quant` with `weights_dtype="int8"` and without groups, SVD or rotation.
+    Source: the library (SDNQ 0.2.8, GPL-3.0: called, not copied); nothing is calibrated.
+    Left out: its groups, SVD and Hadamard options; products in int8.
+    Cost: none beyond the model.
+    """
+
+    library = "SDNQ"
+    module = "sdnq"
+    extra = "sdnq"
+    replace_layers = staticmethod(_replace)
+    elements = ("SDNQ's own modules",)
+    left_out = ("groups, SVD and Hadamard options", "products in int8")

@@ -64,9 +64,6 @@ class Torchao:
             left_out=["dynamic fp8"],
         )
 
-    def corrector(self, *, calibration: Calibration) -> None:
-        return None
-
 
 class _RowsLinear(nn.Linear):
     """Reads its input as rows: torchao wants a static scale of as many dimensions as the input."""

@@ -19,7 +19,7 @@ from baselines.rtn import RoundToNearest
 from baselines.smooth_search import SmoothSearch
 from baselines.smoothquant import SmoothQuant
 from segquant.core.calibration import Calibration
-from segquant.core.method_interface import Method, QuantizationReport
+from segquant.core.method_interface import Method, QuantizationReport, corrector_of
 from segquant.core.rounding import GptqVariant
 from segquant.core.schemes import Bits
 from segquant.core.smoothing import AlphaGrid
@@ -162,7 +162,7 @@ def test_yaml_is_whole_and_holds_the_defaults(name: str) -> None:
     made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method), content))
     assert made == method()
     assert isinstance(made, Method)
-    assert made.corrector(calibration=setting()[2]) is None
+    assert corrector_of(made, calibration=setting()[2]) is None
 
 
 def test_baselines_stand_on_the_core_alone_and_the_core_on_torch() -> None:

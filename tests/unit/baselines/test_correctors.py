@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from baselines.adaround import AdaRound
 from baselines.corrected import CorrectedBase
 from baselines.ptqd import Ptqd, PtqdCorrector, calibrated_variance
+from baselines.rtn import RoundToNearest
 from baselines.tac import Tac, TacCorrector
-from segquant.core import Calibration
+from segquant.core import Calibration, CorrectingMethod, Method, corrector_of
 from segquant.core.correction import StepPair, attach_corrector, by_channel
 from tests.unit.baselines.timed import calibrated
 from tests.unit.core.helpers import bits, calibrate, correlated, generator, one
@@ -40,6 +41,15 @@ def pair(shape: tuple[int, ...], *, seed: int, k: float = 0.2) -> StepPair:
 
 def channels_of(x: Tensor) -> np.ndarray:
     return by_channel(x).numpy()
+
+
+def test_a_method_has_a_corrector_or_writes_nothing_of_it() -> None:
+    assert isinstance(corrector_of(Ptqd(), calibration=NOTHING), PtqdCorrector)
+    assert isinstance(corrector_of(Tac(), calibration=NOTHING), TacCorrector)
+    plain = RoundToNearest()
+    assert isinstance(plain, Method)
+    assert not isinstance(plain, CorrectingMethod)
+    assert corrector_of(plain, calibration=NOTHING) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

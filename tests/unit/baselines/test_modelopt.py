@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from baselines.peers.modelopt import SVDQUANT_RANK, Algorithm, ModelOpt
 from baselines.rtn import RoundToNearest
-from experiments.config.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config
+from experiments.config.places import options
 from segquant.core import Bits, Calibration
 from tests.unit.baselines.timed import Timed, calibrated, calls
 from tests.unit.core.helpers import power_ratio

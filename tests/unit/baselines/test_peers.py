@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.peers.library import is_int8_weight_only, split_layers
+from baselines.peers.library import Int8WeightsOnly, is_int8_weight_only, split_layers
+from baselines.peers.quanto import Quanto
+from baselines.peers.sdnq import Sdnq
 from baselines.rtn import RoundToNearest
-from experiments.config.compose import build, compose_config, options
+from experiments.config.compose import build, compose_config
+from experiments.config.places import options
 from segquant.core import Bits, QuantizationReport
 from tests.unit.baselines.timed import calibrated, calls
 from tests.unit.core.helpers import correlated, power_ratio
@@ -98,6 +101,28 @@ def test_a_peer_keeps_what_every_method_keeps(peer: str, tmp_path: Path) -> None
     with torch.no_grad():
         assert torch.equal(made.first(x), model.first(x))
         assert not torch.equal(made.block(x), model.block(x))
+
+
+@pytest.mark.parametrize("kind", [Quanto, Sdnq])
+def test_what_two_rows_share_lets_the_library_replace_and_reports_it(
+    kind: type[Int8WeightsOnly], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in for the library, so that it runs where none is installed."""
+    monkeypatch.setattr("baselines.peers.library.find_spec", lambda name: name)
+    model, calibration = calibrated(tmp_path, features=32)
+    how = config("peer_quanto", "w8a16_int").bits
+    seen: list[str] = []
+
+    def stand_in(denoiser: Any, chosen: dict[str, Any], *, bits: Bits) -> None:
+        seen.extend(chosen)
+        RoundToNearest().quantize(denoiser, calibration=calibration, bits=bits)
+
+    monkeypatch.setattr(kind, "replace_layers", staticmethod(stand_in))
+    report = kind().quantize(model, calibration=calibration, bits=how)
+    assert seen == names(report) == ["first", "block.up", "block.down"]
+    assert report.execution == "library"
+    assert kind.library in report.elements[0]
+    assert report.left_out == list(kind.left_out)
 
 
 def names(report: QuantizationReport) -> list[str]:
