@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import logging
 import os
 import uuid
@@ -15,7 +16,8 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = "v1"
+_CACHE_VERSION = "v2"  # 2: with a checksum before the data
+_CHECKSUM_BYTES = 32
 _PACKAGES = ("torch", "clean-fid", "open_clip_torch", "pillow")  # an upgrade may change features
 
 
@@ -46,20 +48,41 @@ def cached_array(
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in _PACKAGES]
     text = "\0".join((_CACHE_VERSION, kind, *versions, *parts))
     path = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-    if path.is_file():
-        try:
-            stored: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-        except (ValueError, OSError) as error:
-            logger.warning("%s cannot be read and is made again: %s", path, error)
-        else:
-            return stored
+    stored = _read(path)
+    if stored is not None:
+        return stored
     array = compute()
-    cache.mkdir(parents=True, exist_ok=True)
+    _write(path, array)
+    return array
+
+
+def _read(path: Path) -> np.ndarray[Any, Any] | None:
+    """What `_write` left; a damaged file is said and counts as not there."""
+    try:
+        content = path.read_bytes()
+        checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+        if hashlib.sha256(data).digest() != checksum:
+            raise ValueError("not what was written")
+        stored: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        logger.warning("%s is damaged and is made again: %s", path, error)
+        return None
+    return stored
+
+
+def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """The checksum, then the array as `np.save` writes it; whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    data = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+        temporary.write_bytes(hashlib.sha256(data).digest() + data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return array

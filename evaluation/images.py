@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-FLAT_STD = 2 / 255  # an image whose channels all vary less than this shows nothing
 _NAMED_AT_MOST = 5  # names that an error message lists
 _OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -115,20 +114,16 @@ def load_images(folder: Path | str, ids: Sequence[str], *, as_float: bool = Fals
         ValueError: missing or extra images, a file that is not an RGB PNG, or unequal sizes.
     """
     check_ids(folder, ids)
-    stacked = _read_batch(Path(folder), ids, first=ids[0])
+    stacked = read_batch(Path(folder), ids, first=ids[0])
     return to_float(stacked) if as_float else stacked
 
 
-def iterate_images(
-    folder: Path | str, ids: Sequence[str], *, batch_size: int
-) -> Iterator[torch.Tensor]:
-    """As `load_images`, uint8, a batch at a time: for sets that do not fit in memory."""
-    check_ids(folder, ids)
-    for start in range(0, len(ids), batch_size):
-        yield _read_batch(Path(folder), ids[start : start + batch_size], first=ids[0])
+def read_batch(folder: Path, ids: Sequence[str], *, first: str) -> torch.Tensor:
+    """The images of `ids`, uint8 (N, H, W, 3), of the size of `first`'s; others are not looked for.
 
-
-def _read_batch(folder: Path, ids: Sequence[str], *, first: str) -> torch.Tensor:
+    Raises:
+        ValueError: a file that is not an RGB PNG, or unequal sizes.
+    """
     expected = _read_png(folder / f"{first}.png").shape
     arrays = [_read_png(folder / f"{name}.png") for name in ids]
     for name, array in zip(ids, arrays, strict=True):
@@ -159,25 +154,10 @@ def to_float(images_NHWC: torch.Tensor) -> torch.Tensor:
     return images_NHWC.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
 
 
-def find_damaged(images: torch.Tensor, *, ids: Sequence[str]) -> dict[str, str]:
-    """The ids of images that show nothing, each with what is wrong.
-
-    An image is flat when each of its channels varies less than `FLAT_STD` (black, grey, one
-    colour). NaN and infinities can only be seen in float images (N, 3, H, W) in [0, 1].
-    """
-    if len(ids) != images.shape[0]:
-        raise ValueError(f"{len(ids)} ids for {images.shape[0]} images; give one id an image")
-    pictures = to_float(images) if images.dtype == torch.uint8 else images
-    flat_NCP = pictures.to(torch.float64).flatten(2)
-    finite = torch.isfinite(flat_NCP).flatten(1).all(dim=1)
-    spread = flat_NCP.std(dim=2, correction=0).amax(dim=1)
-    damaged = {}
-    for name, is_finite, std in zip(ids, finite.tolist(), spread.tolist(), strict=True):
-        if not is_finite:
-            damaged[name] = "holds NaN or infinity"
-        elif std < FLAT_STD:
-            damaged[name] = f"flat (standard deviation {std * 255:.2f}/255)"
-    return damaged
+def image_size(folder: Path, name: str) -> tuple[int, int]:
+    """Height and width of one image."""
+    with Image.open(folder / f"{name}.png") as picture:
+        return picture.height, picture.width
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,11 +14,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("ok", "skipped", "failed")
 EXECUTIONS = ("float", "simulated", "kernel", "library", "library_simulated")
 MACHINE_UNITS = ("s", "bytes")  # metrics in these units differ between two runs of one cell
 _VOLATILE_FIELDS = ("seconds", "peak_memory_bytes", "environment", "times_utc", "traceback")
+_OWN = "sha256"  # in the file: of all the rest
 _NON_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
@@ -64,6 +66,8 @@ class Record:
     dataset: str
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)  # those that are not conf/'s own
+    stages: dict[str, str] = field(default_factory=dict)  # what made it: name -> hash of its key
+    files: dict[str, str] = field(default_factory=dict)  # beside it: name -> sha256
     metrics: dict[str, Metric] = field(default_factory=dict)
     layers_quantized: list[dict[str, Any]] = field(default_factory=list)
     layers_kept: list[dict[str, Any]] = field(default_factory=list)  # each {name, reason}
@@ -116,7 +120,9 @@ def write_record(path: Path | str, record: Record) -> None:
     path = Path(path)
     _check_choices(record, where=str(path))
     try:
-        text = json.dumps(_encode(asdict(record)), indent=2, sort_keys=True, allow_nan=False)
+        content = _encode(asdict(record))
+        sealed = {**content, _OWN: _checksum(content)}
+        text = json.dumps(sealed, indent=2, sort_keys=True, allow_nan=False)
     except TypeError as error:
         raise ValueError(
             f"{path}: the record holds a value that JSON cannot ({error}); "
@@ -126,11 +132,33 @@ def write_record(path: Path | str, record: Record) -> None:
     write_text_atomically(path, text + "\n")
 
 
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def encode_record(record: Record) -> dict[str, Any]:
     """The record as what `json.dumps` takes; infinities and NaN as the strings of the file."""
     encoded = _encode(asdict(record))
     assert isinstance(encoded, dict)
     return encoded
+
+
+def encode_metric(metric: Metric) -> dict[str, Any]:
+    """As `record.json` has it."""
+    encoded = _encode(asdict(metric))
+    assert isinstance(encoded, dict)
+    return encoded
+
+
+def decode_metric(value: Any, *, where: str) -> Metric:
+    """What `encode_metric` gave.
+
+    Raises:
+        ValueError: it is no metric; names `where`.
+    """
+    metric = _decode(value, hint=Metric, where=where)
+    assert isinstance(metric, Metric)
+    return metric
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -150,13 +178,13 @@ def read_record(path: Path | str) -> Record:
     """Read strictly.
 
     Raises:
-        ValueError: no standard JSON, another schema version, an unknown or missing key, or a value
-            of the wrong type; the message names the file and the key.
+        ValueError: no standard JSON, another schema version, an unknown or missing key, a value of
+            the wrong type, or not what was written; the message names the file and the key.
     """
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a record in standard JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a record is a JSON object, not {type(data).__name__}")
@@ -166,9 +194,12 @@ def read_record(path: Path | str) -> Record:
             f"{path}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}; "
             "run the cell again, or read it with the version that wrote it"
         )
+    own = data.pop(_OWN, None)
     record = _decode(data, hint=Record, where=str(path))
     assert isinstance(record, Record)
     _check_choices(record, where=str(path))
+    if own != _checksum(data):
+        raise ValueError(f"{path}: not what was written, by its own checksum")
     return record
 
 

@@ -8,9 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,21 +29,6 @@ PACKAGES = (
 )
 _GIT_TIMEOUT_SECONDS = 10
 _RESET_PEAK_RSS = "5"  # what /proc/self/clear_refs wants in order to reset VmHWM
-
-
-@contextmanager
-def measure_seconds(seconds: MutableMapping[str, float], *, name: str) -> Iterator[None]:
-    """Add the wall-clock time of the block to `seconds[name]`, also when the block raises.
-
-    CUDA work that the block has only queued is waited for.
-    """
-    _synchronize()
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        _synchronize()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def reset_peak_memory() -> bool:
@@ -158,13 +141,13 @@ def _cpu_model() -> str:
 def _device() -> dict[str, Any]:
     import torch
 
-    found: dict[str, Any] = {"device": "cpu", "threads": torch.get_num_threads()}
+    device: dict[str, Any] = {"device": "cpu", "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        found["device"] = properties.name
-        found["device_memory_bytes"] = properties.total_memory
-        found["cuda"] = torch.version.cuda
-    return found
+        device["device"] = properties.name
+        device["device_memory_bytes"] = properties.total_memory
+        device["cuda"] = torch.version.cuda
+    return device
 
 
 def _torch_with_cuda() -> Any | None:

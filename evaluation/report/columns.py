@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.metrics.metric_catalogue import all_metrics, shown
+from evaluation.metrics.metric_interface import FEATURES, Shown
 from evaluation.records import Metric, Record
 
 NOT_APPLICABLE = "n/a"
@@ -32,7 +35,10 @@ class Cell:
 
 @dataclass(kw_only=True)
 class Column:
-    """`metric` names the metric that the cells show, where they show one."""
+    """`metric` names the metric that the cells show, where they show one.
+
+    `shift_below_unquantized`: a value better than the unquantized model's is marked, never bold.
+    """
 
     key: str
     title: str
@@ -40,18 +46,25 @@ class Column:
     cell: Callable[[Record], Cell]
     numeric: bool = True
     metric: str | None = None
+    shift_below_unquantized: bool = False
 
 
 def text_column(key: str, *, title: str, legend: str, text: Callable[[Record], str]) -> Column:
     def cell(record: Record) -> Cell:
-        shown = text(record)
-        return Cell(text=shown or NO_VALUE, value=shown)
+        said = text(record)
+        return Cell(text=said or NO_VALUE, value=said)
 
     return Column(key=key, title=title, legend=legend, cell=cell, numeric=False)
 
 
 def metric_column(
-    name: str, *, title: str, legend: str, scale: float = 1.0, digits: int = 2
+    name: str,
+    *,
+    title: str,
+    legend: str,
+    scale: float = 1.0,
+    digits: int = 2,
+    shift_below_unquantized: bool = False,
 ) -> Column:
     """A column that shows `record.metrics[name]`; `scale` multiplies what is printed only."""
 
@@ -61,7 +74,14 @@ def metric_column(
             return Cell(text=NO_VALUE)
         return metric_cell(metric, scale=scale, digits=digits)
 
-    return Column(key=name, title=title, legend=legend, cell=cell, metric=name)
+    return Column(
+        key=name,
+        title=title,
+        legend=legend,
+        cell=cell,
+        metric=name,
+        shift_below_unquantized=shift_below_unquantized,
+    )
 
 
 def number_column(
@@ -136,24 +156,54 @@ def granularity(record: Record) -> str:
     return " / ".join(part or NO_VALUE for part in parts)
 
 
-def default_columns(records: Sequence[Record]) -> list[Column]:
-    """The columns of a comparison; a metric that no record knows gets none."""
+def default_columns(
+    records: Sequence[Record], *, descriptions: Sequence[Shown] | None = None
+) -> list[Column]:
+    """The columns of a comparison; a metric that no record knows gets none.
+
+    Args:
+        descriptions: of the metrics; None for those of every metric that is known here.
+    """
+    if descriptions is None:
+        descriptions = shown(all_metrics())
     present = {name for record in records for name in record.metrics}
     columns = _identity_columns(several_seeds=len({record.seed for record in records}) > 1)
-    for extractor in _extractors(present):
-        columns += _distance_columns(extractor)
-    columns += _image_columns()
-    columns = [item for item in columns if item.metric is None or item.metric in present]
+    columns += _metric_columns(descriptions, present=present)
     return columns + _cost_columns()
 
 
-def _extractors(names: set[str]) -> list[str]:
-    found = {
-        match[1]
-        for name in names
-        if (match := re.fullmatch(r"fid_(.+)_(?:dataset|reference)", name))
-    }
-    return sorted(found)
+def _metric_columns(descriptions: Sequence[Shown], *, present: set[str]) -> list[Column]:
+    """By place; where neighbours are of feature extractors, each extractor's stand together."""
+    columns: dict[str, Column] = {}
+    ordered = sorted(descriptions, key=lambda item: item.place)
+    for of_features, group in itertools.groupby(ordered, key=lambda item: FEATURES in item.metric):
+        items = list(group)
+        extractors = {name for item in items for name in _extractors(item.metric, names=present)}
+        for extractor in sorted(extractors) if of_features else [""]:
+            for item in items:
+                column = _shown_column(item, extractor=extractor)
+                if column.key in present:
+                    columns.setdefault(column.key, column)
+    return list(columns.values())
+
+
+def _extractors(template: str, *, names: set[str]) -> set[str]:
+    if FEATURES not in template:
+        return set()
+    before, after = template.split(FEATURES, 1)
+    pattern = re.compile(f"{re.escape(before)}(.+){re.escape(after)}")
+    return {match[1] for name in names if (match := pattern.fullmatch(name))}
+
+
+def _shown_column(item: Shown, *, extractor: str) -> Column:
+    return metric_column(
+        item.metric.replace(FEATURES, extractor),
+        title=item.title.replace(FEATURES, extractor),
+        legend=item.legend.replace(FEATURES, extractor),
+        scale=item.scale,
+        digits=item.digits,
+        shift_below_unquantized=item.shift_below_unquantized,
+    )
 
 
 def _identity_columns(*, several_seeds: bool) -> list[Column]:
@@ -178,72 +228,6 @@ def _identity_columns(*, several_seeds: bool) -> list[Column]:
             text_column("seed", title="Seed", legend="the cell's seed", text=lambda r: str(r.seed))
         )
     return columns
-
-
-def _distance_columns(extractor: str) -> list[Column]:
-    return [
-        metric_column(
-            f"fid_{extractor}_dataset",
-            title=f"FID {extractor}, dataset",
-            legend=f"Frechet distance of {extractor} features to the dataset's images; lower is "
-            "better; biased upwards at small n, so compare at equal n only; ± is one standard "
-            "deviation over random halves (of the same prompts, where both sets are), no "
-            "confidence interval",
-        ),
-        metric_column(
-            f"fid_{extractor}_reference",
-            title=f"FID {extractor}, reference",
-            legend="the same to the unquantized model's images of the same prompts: fidelity, not "
-            "quality; lower is better; ± as before",
-        ),
-        metric_column(
-            f"kid_{extractor}_dataset",
-            title=f"KID {extractor} x1000, dataset",
-            legend=f"kernel distance of {extractor} features to the dataset's images, times 1000; "
-            "lower is better; unbiased (two images of one prompt are not compared), so it may be "
-            "negative; ± as before",
-            scale=1000,
-        ),
-    ]
-
-
-def _image_columns() -> list[Column]:
-    return [
-        metric_column(
-            "clip_score",
-            title="CLIP score",
-            legend="100 max(cosine(image, prompt), 0), mean over images; higher is better; "
-            "[95 % bootstrap interval over prompts]",
-        ),
-        metric_column(
-            "psnr",
-            title="PSNR dB",
-            legend="to the reference's image of the same prompt, data range 1, mean of per-image "
-            "dB, where an identical image enters at the PSNR of one level in one pixel if others "
-            "are not identical; higher is better; [95 % interval]",
-        ),
-        metric_column(
-            "ssim",
-            title="SSIM",
-            legend="to the reference's image, RGB, 11x11 Gaussian; higher is better; "
-            "[95 % interval]",
-            digits=3,
-        ),
-        metric_column(
-            "lpips",
-            title="LPIPS",
-            legend="AlexNet, to the reference's image; lower is better; [95 % interval]",
-            digits=3,
-        ),
-        metric_column(
-            "step_error",
-            title="Step error %",
-            legend="100 ||q-r||^2/||r||^2 of the denoiser's output on the reference's trajectory, "
-            "mean over steps and prompts; lower is better; the noise floor's is of another thread "
-            "count alone, in the recorded batches; [95 % interval]",
-            scale=100,
-        ),
-    ]
 
 
 def _cost_columns() -> list[Column]:

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from evaluation.records import Metric, Record
+from evaluation.metrics.metric_catalogue import all_metrics, shown
+from evaluation.metrics.metric_interface import MetricBase
+from evaluation.metrics.step_error import StepError
+from evaluation.records import Record
 from evaluation.report.columns import (
     NO_VALUE,
     Cell,
@@ -31,8 +34,7 @@ from evaluation.statistics import (
     paired_ratio,
 )
 
-STEP_ERROR = "step_error"
-DIFFERENCES = {"psnr": "PSNR dB", "ssim": "SSIM", "clip": "CLIP score"}
+STEP_ERROR = StepError.columns[0]  # decides the verdict
 _UNQUANTIZED = (FLOAT_METHOD, FLOOR_METHOD)
 
 
@@ -83,8 +85,17 @@ class Compared:
     layer_ratio: float | None = None  # of the layers' own errors on calibration rows
 
 
-def compare_rows(rows: Sequence[Scored], *, against: str, seed: int = 0) -> list[Compared]:
+def compare_rows(
+    rows: Sequence[Scored],
+    *,
+    against: str,
+    seed: int = 0,
+    metrics: Sequence[MetricBase] | None = None,
+) -> list[Compared]:
     """Every quantized row that has the baseline's row at its model and bits, in the order given.
+
+    Args:
+        metrics: whose first columns are compared; None for every metric that is known here.
 
     Raises:
         ValueError: no row is the baseline's.
@@ -93,7 +104,8 @@ def compare_rows(rows: Sequence[Scored], *, against: str, seed: int = 0) -> list
     if not home:
         known = dict.fromkeys(row.record.method_label for row in rows)
         raise ValueError(f"no row of {against}; there are {', '.join(known) or 'none'}")
-    found: dict[int, Compared] = {}
+    names = [metric.columns[0] for metric in _differing(metrics)]
+    by_number: dict[int, Compared] = {}
     for family, base in home.items():
         members = [
             (number, row)
@@ -102,19 +114,25 @@ def compare_rows(rows: Sequence[Scored], *, against: str, seed: int = 0) -> list
             and row.record.method_label != against
             and row.record.method not in _UNQUANTIZED
         ]
-        compared = {number: _beside(row, base, seed=seed) for number, row in members}
+        compared = {n: _beside(row, base, names=names, seed=seed) for n, row in members}
         _judge(list(compared.values()))
-        found |= compared
-    return [found[number] for number in sorted(found)]
+        by_number |= compared
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _differing(metrics: Sequence[MetricBase] | None) -> list[MetricBase]:
+    """The metrics whose difference is shown: one number a prompt, and not the verdict's."""
+    known = all_metrics() if metrics is None else metrics
+    return [metric for metric in known if metric.columns and metric.columns[0] != STEP_ERROR]
 
 
 def _family(row: Scored) -> tuple[str, str]:
     return row.record.model, row.record.bits_label
 
 
-def _beside(row: Scored, base: Scored, *, seed: int) -> Compared:
+def _beside(row: Scored, base: Scored, *, names: Sequence[str], seed: int) -> Compared:
     differences = {}
-    for name in DIFFERENCES:
+    for name in names:
         if pair := _paired(row, base, name):
             differences[name] = paired_difference(*pair, seed=seed)
     errors = _paired(row, base, STEP_ERROR)
@@ -142,9 +160,9 @@ def layer_ratio(record: Record, base: Record) -> float | None:
     """
     mine, theirs = (
         {
-            one["name"]: one["relative_error"]
-            for one in r.layers_quantized
-            if "relative_error" in one
+            layer["name"]: layer["relative_error"]
+            for layer in r.layers_quantized
+            if "relative_error" in layer
         }
         for r in (record, base)
     )
@@ -162,11 +180,11 @@ def _paired(row: Scored, base: Scored, name: str) -> tuple[list[float], list[flo
     if not mine or not theirs:
         return None
     if set(mine) != set(theirs):
-        one_only = sorted(set(mine) ^ set(theirs))
+        differing = sorted(set(mine) ^ set(theirs))
         raise ValueError(
             f"{row.record.model} {row.record.method_label} and {base.record.method_label} were "
-            f"measured on different prompts ({len(one_only)} in one only, such as {one_only[0]}); "
-            "compare rows of one request"
+            f"measured on different prompts ({len(differing)} in one only, such as "
+            f"{differing[0]}); compare rows of one request"
         )
     return [mine[key] for key in theirs], list(theirs.values())
 
@@ -174,13 +192,13 @@ def _paired(row: Scored, base: Scored, name: str) -> tuple[list[float], list[flo
 def _judge(family: Sequence[Compared]) -> None:
     p_values = {str(i): c.ratio.p_value for i, c in enumerate(family) if c.ratio is not None}
     for index, result in holm(p_values).items():
-        one = family[int(index)]
-        assert one.ratio is not None
-        one.adjusted = result.adjusted
+        row = family[int(index)]
+        assert row.ratio is not None
+        row.adjusted = result.adjusted
         if not result.rejected:
-            one.verdict = Verdict.unclear
+            row.verdict = Verdict.unclear
         else:
-            one.verdict = Verdict.better if one.ratio.value < 1 else Verdict.worse
+            row.verdict = Verdict.better if row.ratio.value < 1 else Verdict.worse
 
 
 def unexplained(rows: Sequence[Compared], *, reasons: Sequence[Reason]) -> list[Compared]:
@@ -190,11 +208,16 @@ def unexplained(rows: Sequence[Compared], *, reasons: Sequence[Reason]) -> list[
 
 
 def comparison_table(
-    rows: Sequence[Compared], *, against: str, reasons: Sequence[Reason] = (), title: str = ""
+    rows: Sequence[Compared],
+    *,
+    against: str,
+    reasons: Sequence[Reason] = (),
+    title: str = "",
+    metrics: Sequence[MetricBase] | None = None,
 ) -> Table:
     """The table of `compare_rows`; a worse row's reason is a note under it."""
     by_id = {id(row.record): row for row in rows}
-    columns = _columns(by_id, against=against)
+    columns = _columns(by_id, against=against, metrics=_differing(metrics))
     lines = [
         Row(record=row.record, kind="method", cells=[column.cell(row.record) for column in columns])
         for row in rows
@@ -226,31 +249,19 @@ def comparison_table(
     )
 
 
-def _columns(rows: Mapping[int, Compared], *, against: str) -> list[Column]:
+def _columns(
+    rows: Mapping[int, Compared], *, against: str, metrics: Sequence[MetricBase]
+) -> list[Column]:
     def ratio(record: Record) -> Cell:
-        found = rows[id(record)].ratio
-        return Cell(text=NO_VALUE) if found is None else metric_cell(_metric(found))
+        return _difference_cell(rows[id(record)].ratio)
 
     def adjusted(record: Record) -> Cell:
         p = rows[id(record)].adjusted
         return Cell(text=NO_VALUE if p is None else f"{p:.2g}", value=p)
 
     def verdict(record: Record) -> str:
-        found = rows[id(record)].verdict
-        return "" if found is None else found.value
-
-    def difference(name: str, title: str) -> Column:
-        def cell(record: Record) -> Cell:
-            found = rows[id(record)].differences.get(name)
-            return Cell(text=NO_VALUE) if found is None else metric_cell(_metric(found))
-
-        return Column(
-            key=f"{name}_difference",
-            title=f"{title} difference",
-            legend=f"the row's minus {against}'s, mean over prompts; higher is better; [95 % "
-            "paired bootstrap interval]",
-            cell=cell,
-        )
+        judged = rows[id(record)].verdict
+        return "" if judged is None else judged.value
 
     return [
         text_column("model", title="Model", legend="model, by its key", text=lambda r: r.model),
@@ -272,7 +283,11 @@ def _columns(rows: Mapping[int, Compared], *, against: str) -> list[Column]:
             "saw; geometric mean over layers; lower is better",
             number=lambda record: rows[id(record)].layer_ratio,
         ),
-        *(difference(name, title) for name, title in DIFFERENCES.items()),
+        *(
+            _difference_column(metric, rows, against=against)
+            for metric in metrics
+            if any(metric.columns[0] in row.differences for row in rows.values())
+        ),
         Column(
             key="p_adjusted",
             title="p",
@@ -288,7 +303,23 @@ def _columns(rows: Mapping[int, Compared], *, against: str) -> list[Column]:
     ]
 
 
-def _metric(found: Difference) -> Metric:
-    return metric_from_estimate(
-        found, higher_is_better=None, against="a baseline", note="", unit=""
+def _difference_column(metric: MetricBase, rows: Mapping[int, Compared], *, against: str) -> Column:
+    name = metric.columns[0]
+    titles = {item.metric: item.title for item in shown([metric])}
+    better = {True: " higher is better;", False: " lower is better;", None: ""}
+    return Column(
+        key=f"{name}_difference",
+        title=f"{titles.get(metric.name, metric.name)} difference",
+        legend=f"the row's minus {against}'s, mean over prompts;{better[metric.higher_is_better]} "
+        "[95 % paired bootstrap interval]",
+        cell=lambda record: _difference_cell(rows[id(record)].differences.get(name)),
     )
+
+
+def _difference_cell(difference: Difference | None) -> Cell:
+    if difference is None:
+        return Cell(text=NO_VALUE)
+    metric = metric_from_estimate(
+        difference, higher_is_better=None, against="a baseline", note="", unit=""
+    )
+    return metric_cell(metric)

@@ -92,7 +92,7 @@ def contact_sheet(
     alike: dict[str | None, list[_Difference]] = {}
     for label, arrays in differences.items():
         alike.setdefault(groups.get(label), []).extend(arrays)
-    gains = {group: _gain(found) if gain is None else gain for group, found in alike.items()}
+    gains = {group: _gain(arrays) if gain is None else gain for group, arrays in alike.items()}
     for label, arrays in differences.items():
         factor = gains[groups.get(label)]
         lines[f"|{label} - {reference_label}| x {factor}"] = [
@@ -251,11 +251,11 @@ def metric_chart(
     shown: list[tuple[str, Metric]] = []
     left_out: list[tuple[str, Metric]] = []
     for record in records:
-        found = record.metrics.get(metric)
-        if found is None or found.value is None:
+        measured = record.metrics.get(metric)
+        if measured is None or measured.value is None:
             continue
         name = f"{record.method_label} {record.bits_label}"
-        (shown if math.isfinite(found.value) else left_out).append((name, found))
+        (shown if math.isfinite(measured.value) else left_out).append((name, measured))
     if not shown:
         raise ValueError(f"no record has a finite {metric!r}; nothing can be drawn")
     figure = _dots(shown, label=label or metric, log_scale=log_scale)

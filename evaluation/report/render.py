@@ -6,7 +6,8 @@ import csv
 import io
 import re
 
-from evaluation.report.columns import Cell, Column
+from evaluation.report.columns import Cell
+from evaluation.report.markdown import pipe_table
 from evaluation.report.tables import Row, Table
 
 _LATEX = {
@@ -33,20 +34,10 @@ def to_markdown(table: Table) -> str:
     """A pipe table with its caption above, and the legend and notes under it."""
     titles = [_markdown_text(column.title) for column in table.columns]
     body = [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]
-    widths = [
-        max(len(line[index]) for line in [titles, *body]) for index in range(len(table.columns))
-    ]
     lines = [
         _markdown_text(table.caption),
         "",
-        _pipe_line(titles, widths=widths, columns=table.columns),
-        "|"
-        + "|".join(
-            "-" * (width + 1) + (":" if column.numeric else "-")
-            for width, column in zip(widths, table.columns, strict=True)
-        )
-        + "|",
-        *(_pipe_line(line, widths=widths, columns=table.columns) for line in body),
+        pipe_table(titles, body, numeric=[column.numeric for column in table.columns]),
         "",
         *(f"- {_markdown_text(line)}" for line in table.legend),
         *(f"- ({number}) {_markdown_text(note)}" for number, note in enumerate(table.notes, 1)),
@@ -113,14 +104,6 @@ def _markdown_cell(cell: Cell) -> str:
     if cell.bold:
         text = f"**{text}**"
     return " ".join([text, *(_markdown_text(mark) for mark in cell.marks)])
-
-
-def _pipe_line(cells: list[str], *, widths: list[int], columns: list[Column]) -> str:
-    padded = [
-        text.rjust(width) if column.numeric else text.ljust(width)
-        for text, width, column in zip(cells, widths, columns, strict=True)
-    ]
-    return "| " + " | ".join(padded) + " |"
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""A table is a function of records: rows, marks, caption, legend; `table_render` writes it."""
+"""A table is a function of records: rows, marks, caption, legend; `render` writes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records import Record
+from evaluation.metrics.flat_images import FlatImages
+from evaluation.metrics.metric_interface import Shown
+from evaluation.metrics.step_error import ENTRIES_BEGIN, StepError
+from evaluation.records import Metric, Record
 from evaluation.report.columns import NO_VALUE, Cell, Column, default_columns
 from evaluation.statistics import separable_from_floor
 
@@ -47,7 +50,6 @@ SHARED_PROTOCOL_FIELDS = (
     "evaluator",
 )
 SWITCHES = ("latents", "image")  # settings of the sampling that replay a published protocol
-_TRAJECTORY_PREFIX = "step_"  # these metrics may be measured on fewer prompts than the images
 
 
 @dataclass(kw_only=True)
@@ -70,6 +72,7 @@ def make_table(
     records: Sequence[Record],
     *,
     columns: Sequence[Column] | None = None,
+    descriptions: Sequence[Shown] | None = None,
     expected: Sequence[tuple[str, str, str]] = (),
     title: str = "",
 ) -> Table:
@@ -78,13 +81,16 @@ def make_table(
     For each model: `fp`, `noise_floor`, then the methods side by side at each bit-width.
 
     Args:
+        columns: None for `default_columns`, which `descriptions` of metrics are for.
         expected: (model, method, bits) that were asked for; those without a record get a row too.
         title: first words of the caption.
     """
     records = [*records, *_missing_records(records, expected=expected)]
     if not records:
         raise ValueError("no records: run the cells first, or say which are expected")
-    chosen = list(columns) if columns is not None else default_columns(records)
+    if columns is None:
+        columns = default_columns(records, descriptions=descriptions)
+    chosen = list(columns)
     rows = [
         Row(record=record, kind=_kind(record), cells=[column.cell(record) for column in chosen])
         for record in sort_records(records)
@@ -132,7 +138,7 @@ def sample_size(record: Record) -> int | None:
     sizes = Counter(
         metric.n
         for name, metric in record.metrics.items()
-        if metric.value is not None and not name.startswith(_TRAJECTORY_PREFIX)
+        if metric.value is not None and not name.startswith(ENTRIES_BEGIN)
     )
     return sizes.most_common(1)[0][0] if sizes else None
 
@@ -178,13 +184,13 @@ def _mark(rows: Sequence[Row], *, columns: Sequence[Column]) -> None:
             if _digest(row.record) != home:
                 row.cells[_name_index(columns)].marks.append(MARK_OTHER_PROTOCOL)
                 _add_note(row, _differences(row.record, other=_home(group).record), columns)
-            damaged = row.record.metrics.get("damaged_images")
+            damaged = row.record.metrics.get(FlatImages.name)
             if damaged is not None and damaged.value:
                 row.cells[_name_index(columns)].marks.append(MARK_DAMAGED)
                 _add_note(row, f"{damaged.value:.0f} of {damaged.n} images", columns)
         for index, column in enumerate(columns):
             if column.metric is not None:
-                _mark_metric(same, index=index, name=column.metric)
+                _mark_metric(same, index=index, column=column)
 
 
 def _note_switches(row: Row, *, columns: Sequence[Column]) -> None:
@@ -203,27 +209,29 @@ def _add_note(row: Row, text: str, columns: Sequence[Column]) -> None:
     cell.note = "; ".join(part for part in (cell.note, text) if part)
 
 
-def _mark_metric(rows: Sequence[Row], *, index: int, name: str) -> None:
+def _mark_metric(rows: Sequence[Row], *, index: int, column: Column) -> None:
     """Marks and bold for one metric among comparable rows of one model."""
+    name = column.metric
+    assert name is not None
     by_kind = {row.kind: row for row in reversed(rows)}
     floor = by_kind["floor"].record.metrics.get(name) if "floor" in by_kind else None
     unquantized = by_kind["float"].record.metrics.get(name) if "float" in by_kind else None
-    is_dataset_distance = name.startswith("fid_") and name.endswith("_dataset")
     methods = [row for row in rows if row.kind == "method" and row.record.metrics.get(name)]
     for row in methods:
         metric = row.record.metrics[name]
         if floor is not None and separable_from_floor(metric, floor=floor) is False:
             row.cells[index].marks.append(MARK_FLOOR)
-        if (
-            is_dataset_distance
-            and unquantized is not None
-            and None not in (metric.value, unquantized.value)
-            and metric.value < unquantized.value  # type: ignore[operator]
-        ):
+        if column.shift_below_unquantized and _is_better(metric, than=unquantized):
             row.cells[index].marks.append(MARK_BELOW_FLOAT)
     for bits in dict.fromkeys(row.record.bits_label for row in methods):
         same = [row for row in methods if row.record.bits_label == bits]
         _embolden(same, index=index, name=name)
+
+
+def _is_better(metric: Metric, *, than: Metric | None) -> bool:
+    if than is None or metric.value is None or than.value is None:
+        return False
+    return metric.value > than.value if metric.higher_is_better else metric.value < than.value
 
 
 def _embolden(rows: Sequence[Row], *, index: int, name: str) -> None:
@@ -302,7 +310,7 @@ def _caption(records: Sequence[Record], *, title: str) -> str:
             metric.n
             for record in records
             for name, metric in record.metrics.items()
-            if name == "step_error" and metric.value is not None
+            if name == StepError.name and metric.value is not None
         }
     )
     if steps and steps != sizes:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
 _SYNC_SECONDS = 600
+DIRECTIONS = "higher_is_better"  # their key in the run's config
 MODES = ("offline", "online", "disabled")
 _DIRECTORIES = {
     "WANDB_DIR": "",
@@ -111,8 +112,8 @@ def sync_runs(root: Path) -> list[Pushed]:
     The command of W&B itself does it, one run a call, so that a bad one stops no other. It leaves
     `<run>.wandb.synced` behind: a second call pushes only what is new.
     """
-    found = sorted(root.rglob("offline-run-*"), key=lambda folder: folder.name)
-    waiting = [f for f in found if f.is_dir() and not any(f.glob("*.wandb.synced"))]
+    runs = sorted(root.rglob("offline-run-*"), key=lambda folder: folder.name)
+    waiting = [run for run in runs if run.is_dir() and not any(run.glob("*.wandb.synced"))]
     return [Pushed(folder, _push(folder)) for folder in waiting]
 
 
@@ -152,6 +153,15 @@ def flat_metrics(record: Record) -> dict[str, float]:
     return flat
 
 
+def directions(record: Record) -> dict[str, bool]:
+    """Which metrics are better when higher. In the run's config: `define_metric` takes no goal."""
+    return {
+        name: metric.higher_is_better
+        for name, metric in record.metrics.items()
+        if metric.higher_is_better is not None
+    }
+
+
 def _log(
     record: Record,
     *,
@@ -171,7 +181,7 @@ def _log(
         job_type=record.method,
         name=f"{record.model} {record.method} {record.bits} seed{record.seed}",
         tags=[record.model, record.method, record.bits, record.status],
-        config=json.loads(json.dumps(dict(config), default=str)),
+        config=json.loads(json.dumps({**config, DIRECTIONS: directions(record)}, default=str)),
         dir=str(run_dir),
         settings=_quiet_settings(wandb),
         reinit="create_new",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.clip import Evaluator, load_evaluator
+from evaluation.clip_evaluator import Evaluator, load_evaluator
 from evaluation.images import write_png
 
 MERGES = ["r e", "re d</w>", "b l", "bl u", "blu e</w>"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.images import find_damaged, iterate_images, load_images, to_float, write_png
+from evaluation.images import load_images, to_float, write_png
 
 
 def test_png_is_lossless_and_ordered_by_the_ids_given(tmp_path: Path) -> None:
@@ -23,9 +23,6 @@ def test_png_is_lossless_and_ordered_by_the_ids_given(tmp_path: Path) -> None:
     floats = load_images(tmp_path, ["c", "a", "b"], as_float=True)
     assert floats.shape == (3, 3, 8, 6)
     assert torch.equal((floats * 255).round().to(torch.uint8).permute(0, 2, 3, 1), images)
-    batches = list(iterate_images(tmp_path, ["c", "a", "b"], batch_size=2))
-    assert [len(batch) for batch in batches] == [2, 1]
-    assert torch.equal(torch.cat(batches), images)
 
 
 def test_missing_and_extra_images_are_named(image_folder) -> None:
@@ -68,22 +65,3 @@ def test_unequal_sizes_are_named(image_folder) -> None:
     image_folder("set", ids=["p2"], size=16)
     with pytest.raises(ValueError, match=r"p2\.png is 16x16, p1\.png is 32x32"):
         load_images(folder, ["p1", "p2"])
-
-
-def test_damaged_images_are_found() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand((5, 3, 16, 16), generator=generator)
-    images[1] = 0.0
-    images[2, 1, 3, 3] = float("nan")
-    images[3] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # one colour: flat, though not grey
-    found = find_damaged(images, ids=["good", "black", "nan", "red", "fine"])
-    assert sorted(found) == ["black", "nan", "red"]
-    assert "NaN" in found["nan"]
-    assert "flat" in found["red"]
-
-
-def test_flat_threshold_is_two_levels() -> None:
-    images = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
-    images[0, ::2] += 3  # standard deviation 1.5/255
-    images[1, ::2] += 5  # standard deviation 2.5/255
-    assert list(find_damaged(images, ids=["below", "above"])) == ["below"]

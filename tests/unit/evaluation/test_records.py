@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import Metric, Record, read_record, stable_view, write_record
+from evaluation.records import Metric, Record, read_record, stable_view, write_record
 
 
 def make_record(**changes: object) -> Record:
@@ -89,6 +89,14 @@ def test_strict_reading_names_file_and_key(tmp_path: Path, change: object, messa
     with pytest.raises(ValueError, match=message) as raised:
         read_record(path)
     assert str(path) in str(raised.value)
+
+
+def test_a_changed_digit_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_record(path, make_record())
+    path.write_text(path.read_text().replace("8.25", "8.26"))
+    with pytest.raises(ValueError, match="not what was written"):
+        read_record(path)
 
 
 def test_bare_infinity_is_refused(tmp_path: Path) -> None:

@@ -284,3 +284,29 @@ def test_sample_size_and_empty_request() -> None:
     assert sample_size(make_record("rtn")) == 256
     with pytest.raises(ValueError, match="no records"):
         make_table([])
+
+
+def test_columns_of_one_extractor_stand_together() -> None:
+    metrics = {f"{name}_inception_dataset": distance(7.0) for name in ("fid", "kid")}
+    metrics |= {"fid_inception_reference": distance(1.0), "mmd_inception_dataset": distance(2.0)}
+    table = make_table([make_record("rtn", metrics=metrics)])
+    assert [column.metric for column in table.columns if column.metric][:7] == [
+        "fid_inception_dataset", "fid_inception_reference", "kid_inception_dataset",
+        "fid_shapes_dataset", "fid_shapes_reference", "kid_shapes_dataset", "clip_score",
+    ]  # fmt: skip
+    assert "FID inception, dataset" in [column.title for column in table.columns]
+
+
+def test_only_the_frechet_distance_to_the_dataset_is_a_shift() -> None:
+    """Elsewhere a value better than the unquantized model's may be the best, and bold."""
+    metrics = {"fid_shapes_dataset": distance(3.0), "kid_shapes_dataset": distance(0.0001, 1e-6)}
+    table = make_table([make_record("gptq", metrics=metrics), *make_records()])
+    cells = {
+        (row.record.method, column.key): cell
+        for row in table.rows
+        for column, cell in zip(table.columns, row.cells, strict=True)
+    }
+    assert "↓fp" in cells["gptq", "fid_shapes_dataset"].marks
+    assert not cells["gptq", "fid_shapes_dataset"].bold
+    assert "↓fp" not in cells["gptq", "kid_shapes_dataset"].marks
+    assert cells["gptq", "kid_shapes_dataset"].bold

@@ -92,6 +92,7 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert run.run_group == "sweep-7"
     assert config["model"] == {"steps": 4}
+    assert config["higher_is_better"] == {"psnr": True, "infinite": True, "lpips": False}
     assert list(run.tags) == ["tiny", "rtn", "w8a8", "ok"]
     summary = {
         item.key or ".".join(item.nested_key): json.loads(item.value_json)

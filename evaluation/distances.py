@@ -9,7 +9,6 @@ Shapes: N images of one set, M of the other, D features.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.clip import Evaluator, normalize_batch
+from evaluation.clip_evaluator import Evaluator, normalize_batch
+from evaluation.feature_cache import file_hash
 from evaluation.images import check_ids
 from evaluation.records import Metric, MetricUnavailable
 
@@ -29,7 +29,6 @@ INCEPTION_NAME = "inception-2015-12-05.pt"
 KID_SUBSETS = 100
 KID_MAX_SUBSET_SIZE = 1000
 SPREAD_RESAMPLES = 200
-WIDEST_RESAMPLED_FEATURES = 256  # beyond this a Frechet distance is too dear to repeat
 SPREAD_KIND = "sd"
 _BATCH = 32
 _MODE = "clean"
@@ -46,8 +45,17 @@ def evaluator_extractor(evaluator: Evaluator) -> Extractor:
     return extract
 
 
-def inception_extractor(folder: Path | str, *, sha256: str | None = None) -> Extractor:
+def inception_extractor(
+    folder: Path | str,
+    *,
+    sha256: str | None = None,
+    file_key: Callable[[Path], str] = file_hash,
+) -> Extractor:
     """The Inception network of StyleGAN2-ADA, as clean-fid uses it, from a folder on disk.
+
+    Args:
+        sha256: what the file must have; None for any.
+        file_key: gives a file's sha256.
 
     Raises:
         MetricUnavailable: the file is not there; no download is tried.
@@ -57,10 +65,11 @@ def inception_extractor(folder: Path | str, *, sha256: str | None = None) -> Ext
     if not path.is_file():
         raise MetricUnavailable(f"the Inception features need {path}; put the file there")
     if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"{path}: sha256 is {found}, expected {sha256}; fetch the file again")
+        present = file_key(path)
+        if present != sha256.lower():
+            raise ValueError(
+                f"{path}: sha256 is {present}, expected {sha256}; fetch the file again"
+            )
     from cleanfid.inception_torchscript import InceptionV3W
 
     network = InceptionV3W(str(folder), download=False).eval()
@@ -191,55 +200,39 @@ def spread(
     return float(np.std(values, ddof=1))
 
 
-def distribution_metrics(
+def distance_metric(
+    distance: Callable[[Array, Array], float],
     a_ND: Array,
     b_MD: Array,
     *,
-    prefix: str,
     against: str,
     paired: bool,
+    note: str,
     seed: int,
-    resamples: int = SPREAD_RESAMPLES,
-) -> dict[str, Metric]:
-    """`fid_{prefix}_{against}` and `kid_{prefix}_{against}` with their spread as sd.
+    resamples: int,
+) -> Metric:
+    """A distance with its spread as sd, where there are resamples and 4 images or more.
 
     Args:
-        prefix: the name of the feature extractor, such as "shapes" or "inception".
         against: "dataset" or "reference".
         paired: row i of both sets is of one prompt.
     """
-    check_prefix(prefix)
     if against not in ("dataset", "reference"):
         raise ValueError(f"against={against!r}; allowed are 'dataset' and 'reference'")
-    size = f"n={len(a_ND)} against {len(b_MD)}"
-    pairs = ", without terms of two images of one prompt" if paired else ""
-    fid_resamples = resamples if a_ND.shape[1] <= WIDEST_RESAMPLED_FEATURES else 0
-    distances: tuple[tuple[str, Callable[[Array, Array], float], int, str], ...] = (
-        ("fid", frechet_distance, fid_resamples, f"biased upwards at small n; {size}"),
-        (
-            "kid",
-            lambda a, b: kernel_distance(a, b, seed=seed, paired=paired),
-            resamples,
-            f"unbiased: may be below 0{pairs}; {size}",
-        ),
+    value = distance(a_ND, b_MD)
+    sd = None
+    if resamples > 1 and min(len(a_ND), len(b_MD)) >= 4:
+        sd = spread(distance, a_ND, b_MD, seed=seed, paired=paired, resamples=resamples)
+    return Metric(
+        value=value,
+        higher_is_better=False,
+        n=len(a_ND),
+        against=against,
+        standard_error=sd,
+        interval=None if sd is None else [value - sd, value + sd],
+        interval_kind="" if sd is None else SPREAD_KIND,
+        note=note,
     )
-    metrics = {}
-    for name, distance, repeats, note in distances:
-        value = distance(a_ND, b_MD)
-        sd = None
-        if repeats > 1 and min(len(a_ND), len(b_MD)) >= 4:
-            sd = spread(distance, a_ND, b_MD, seed=seed, paired=paired, resamples=repeats)
-        metrics[f"{name}_{prefix}_{against}"] = Metric(
-            value=value,
-            higher_is_better=False,
-            n=len(a_ND),
-            against=against,
-            standard_error=sd,
-            interval=None if sd is None else [value - sd, value + sd],
-            interval_kind="" if sd is None else SPREAD_KIND,
-            note=f"features: {prefix}; {note}",
-        )
-    return metrics
 
 
 def check_prefix(prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""CLIP score with any open_clip checkpoint folder.
+"""Features of images and texts from any open_clip checkpoint folder.
 
 Shapes: N images, D features.
 """
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from evaluation.feature_cache import file_hash
+
 CONFIG_NAME = "open_clip_config.json"
 MERGES_NAME = "bpe_merges.txt.gz"
 WEIGHT_NAMES = (
@@ -23,7 +25,6 @@ WEIGHT_NAMES = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pt",
 )
-SCORE_SCALE = 100.0
 _BATCH = 64
 
 
@@ -80,8 +81,11 @@ def load_evaluator(folder: Path | str, *, device: str = "cpu") -> Evaluator:
     )
 
 
-def evaluator_key(folder: Path | str) -> str:
+def evaluator_key(folder: Path | str, *, file_key: Callable[[Path], str] = file_hash) -> str:
     """What names the evaluator in a folder: the hash of its weights, config and merges.
+
+    Args:
+        file_key: gives a file's sha256.
 
     Raises:
         ValueError: it has no weights.
@@ -93,7 +97,12 @@ def evaluator_key(folder: Path | str) -> str:
             f"{folder}: no weights; expected one of {', '.join(WEIGHT_NAMES)}. An evaluator with "
             "random weights would score noise"
         )
-    return _hash_files([folder / CONFIG_NAME, weights, folder / MERGES_NAME])
+    digest = hashlib.sha256()
+    for path in (folder / CONFIG_NAME, weights, folder / MERGES_NAME):
+        if path.is_file():
+            digest.update(path.name.encode())
+            digest.update(bytes.fromhex(file_key(path)))
+    return digest.hexdigest()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -125,16 +134,6 @@ def _tokenizer(folder: Path, *, config: dict[str, Any], context_length: int) -> 
             "end-of-text token would not be found"
         )
     return tokenizer
-
-
-def _hash_files(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def normalize_batch(evaluator: Evaluator, images: torch.Tensor) -> torch.Tensor:
@@ -179,23 +178,3 @@ def text_features(evaluator: Evaluator, prompts: Sequence[str]) -> torch.Tensor:
             encoded = evaluator.model.encode_text(tokens.to(evaluator.device), normalize=True)
             parts.append(encoded.float().cpu())
     return torch.cat(parts)
-
-
-def clip_scores(evaluator: Evaluator, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """100 max(cos(image, prompt), 0) for each image, float64 (N,), clipped image by image.
-
-    Source: Hessel et al. 2021 (arXiv:2104.08718), eq. 1, with w = 100 instead of 2.5.
-    """
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images for {len(prompts)} prompts; give one prompt each")
-    image = image_features(evaluator, images).to(torch.float64)
-    text = text_features(evaluator, prompts).to(torch.float64)
-    return SCORE_SCALE * (image * text).sum(dim=1).clamp(min=0)
-
-
-def count_truncated(evaluator: Evaluator, prompts: Sequence[str]) -> int | None:
-    """How many prompts exceed the context length; None when the tokenizer does not tell."""
-    encode = getattr(evaluator.tokenize, "encode", None)
-    if encode is None:
-        return None
-    return sum(len(encode(prompt)) + 2 > evaluator.context_length for prompt in prompts)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.clip import Evaluator
-from evaluation.distribution import (
-    distribution_metrics,
+from evaluation.clip_evaluator import Evaluator
+from evaluation.distances import (
+    check_prefix,
+    distance_metric,
     evaluator_extractor,
     folder_features,
     frechet_distance,
@@ -151,24 +152,24 @@ def test_spread_has_the_size_of_the_sampling_error() -> None:
     assert estimate != spread(distance, a, b, seed=1, paired=False, resamples=400)
 
 
-def test_names_and_spread_of_the_metrics() -> None:
+def test_spread_of_the_metric() -> None:
     a, b = features(40, 8, seed=0), features(40, 8, seed=1, shift=0.3)
-    metrics = distribution_metrics(
-        a, b, prefix="shapes", against="dataset", paired=False, seed=0, resamples=20
-    )
-    assert sorted(metrics) == ["fid_shapes_dataset", "kid_shapes_dataset"]
-    fid = metrics["fid_shapes_dataset"]
-    assert fid.value is not None
+    arguments = {"paired": False, "note": "as said", "seed": 0, "resamples": 20}
+    fid = distance_metric(frechet_distance, a, b, against="dataset", **arguments)
+    assert fid.value == frechet_distance(a, b)
     assert fid.standard_error is not None
     assert fid.interval == [fid.value - fid.standard_error, fid.value + fid.standard_error]
     assert fid.interval_kind == "sd"
     assert fid.n == 40
-    assert "biased" in fid.note
-    assert "n=40" in fid.note
+    assert fid.note == "as said"
+    once = distance_metric(
+        frechet_distance, a, b, against="dataset", **arguments | {"resamples": 0}
+    )
+    assert (once.value, once.standard_error, once.interval) == (fid.value, None, None)
     with pytest.raises(ValueError, match="bare FID"):
-        distribution_metrics(a, b, prefix="", against="dataset", paired=False, seed=0)
+        check_prefix("")
     with pytest.raises(ValueError, match="against='real'"):
-        distribution_metrics(a, b, prefix="shapes", against="real", paired=False, seed=0)
+        distance_metric(frechet_distance, a, b, against="real", **arguments)
 
 
 def test_fid_falls_with_n() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import paired
+from evaluation.metrics import lpips, psnr, ssim
 from evaluation.records import MetricUnavailable
 
 
@@ -21,13 +21,13 @@ def pair(noise: float = 0.1, *, count: int = 3, size: int = 48) -> tuple[torch.T
 @pytest.mark.parametrize("offset", [0.1, 0.5])
 def test_psnr_of_a_constant_offset(offset: float) -> None:
     reference = torch.full((2, 3, 8, 8), 0.25)
-    values = paired.psnr_per_image(reference + offset, reference)
+    values = psnr.psnr_per_image(reference + offset, reference)
     assert values.tolist() == pytest.approx([-20 * math.log10(offset)] * 2, abs=1e-5)
 
 
 def test_psnr_range_is_fixed_not_taken_from_the_image() -> None:
     dim = torch.full((1, 3, 8, 8), 0.1)  # an image's own range would give another number
-    value = paired.psnr_per_image(dim + 0.01, dim)
+    value = psnr.psnr_per_image(dim + 0.01, dim)
     assert value.item() == pytest.approx(40.0, abs=1e-3)
 
 
@@ -35,15 +35,15 @@ def test_psnr_agrees_with_torchmetrics() -> None:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     images, reference = pair()
-    for index, value in enumerate(paired.psnr_per_image(images, reference).tolist()):
+    for index, value in enumerate(psnr.psnr_per_image(images, reference).tolist()):
         other = peak_signal_noise_ratio(images[index], reference[index], data_range=1.0)
         assert value == pytest.approx(other.item(), abs=1e-4)
 
 
 def test_identical_images() -> None:
     _, reference = pair()
-    assert torch.isinf(paired.psnr_per_image(reference, reference)).all()
-    assert paired.ssim_per_image(reference, reference).tolist() == pytest.approx([1.0] * 3)
+    assert torch.isinf(psnr.psnr_per_image(reference, reference)).all()
+    assert ssim.ssim_per_image(reference, reference).tolist() == pytest.approx([1.0] * 3)
 
 
 def test_ssim_against_a_plain_implementation() -> None:
@@ -51,7 +51,7 @@ def test_ssim_against_a_plain_implementation() -> None:
     from scipy.ndimage import gaussian_filter
 
     images, reference = pair()
-    for index, value in enumerate(paired.ssim_per_image(images, reference).tolist()):
+    for index, value in enumerate(ssim.ssim_per_image(images, reference).tolist()):
         maps = []
         for channel in range(3):
             x = images[index, channel].double().numpy()
@@ -71,7 +71,7 @@ def test_ssim_against_a_plain_implementation() -> None:
 
 def test_psnr_aggregate_is_the_mean_of_decibels_with_its_tail() -> None:
     values = torch.tensor([10.0, 20.0, 30.0, 40.0])
-    metrics = paired.psnr_metrics(values, height=8, width=8, seed=0, resamples=500)
+    metrics = psnr.psnr_metrics(values, height=8, width=8, seed=0, resamples=500)
     assert metrics["psnr"].value == 25.0  # the PSNR of the mean MSE would be 15.6 dB
     assert metrics["psnr_median"].value == 20.0
     assert metrics["psnr_p10"].value == 10.0
@@ -80,11 +80,11 @@ def test_psnr_aggregate_is_the_mean_of_decibels_with_its_tail() -> None:
 
 
 def test_psnr_aggregate_with_identical_images() -> None:
-    everything = paired.psnr_metrics(torch.tensor([math.inf] * 3), height=8, width=8, seed=0)
+    everything = psnr.psnr_metrics(torch.tensor([math.inf] * 3), height=8, width=8, seed=0)
     assert everything["psnr"].value == math.inf
     assert everything["psnr"].interval == [math.inf, math.inf]
     values = torch.tensor([20.0, 20.0, math.inf])
-    some = paired.psnr_metrics(values, height=8, width=8, seed=0)
+    some = psnr.psnr_metrics(values, height=8, width=8, seed=0)
     ceiling = 10 * math.log10(255**2 * 3 * 64)
     assert some["psnr"].value == pytest.approx((40 + ceiling) / 3)
     assert "1 of 3 images are identical" in some["psnr"].note
@@ -95,18 +95,18 @@ def test_ceiling_is_the_psnr_of_the_smallest_difference() -> None:
     reference = torch.zeros((1, 3, 8, 8), dtype=torch.float64)
     images = reference.clone()
     images[0, 0, 0, 0] = 1 / 255
-    value = paired.psnr_per_image(images, reference).item()
-    assert value == pytest.approx(paired.largest_finite_psnr_db(height=8, width=8))
+    value = psnr.psnr_per_image(images, reference).item()
+    assert value == pytest.approx(psnr.largest_finite_psnr_db(height=8, width=8))
 
 
 def test_wrong_scale_size_and_dtype_are_refused() -> None:
     images, reference = pair()
     with pytest.raises(ValueError, match=r"scale to \[0, 1\]"):
-        paired.psnr_per_image(images * 255, reference)
+        psnr.psnr_per_image(images * 255, reference)
     with pytest.raises(ValueError, match="nothing is resized"):
-        paired.ssim_per_image(images[..., :-1], reference)
+        ssim.ssim_per_image(images[..., :-1], reference)
     with pytest.raises(ValueError, match="give float"):
-        paired.psnr_per_image((images * 255).to(torch.uint8), reference)
+        psnr.psnr_per_image((images * 255).to(torch.uint8), reference)
 
 
 def test_lpips_without_weights_is_unavailable_at_once(
@@ -119,8 +119,8 @@ def test_lpips_without_weights_is_unavailable_at_once(
         raise AssertionError("the network was tried")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(MetricUnavailable, match=paired.LPIPS_BACKBONE) as raised:
-        paired.load_lpips()
+    with pytest.raises(MetricUnavailable, match=lpips.LPIPS_BACKBONE) as raised:
+        lpips.load_lpips()
     assert str(tmp_path) in raised.value.reason
 
 
@@ -136,25 +136,25 @@ def alexnet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     network.classifier = torch.nn.Sequential()  # not used, and most of the bytes
     full = torchvision.models.alexnet(weights=None).state_dict()
     full.update(network.state_dict())
-    torch.save(full, checkpoints / paired.LPIPS_BACKBONE)
+    torch.save(full, checkpoints / lpips.LPIPS_BACKBONE)
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path
 
 
 def test_lpips_is_zero_for_identical_and_agrees_with_the_lpips_package(alexnet_home: Path) -> None:
-    network = paired.load_lpips()
+    network = lpips.load_lpips()
     images, reference = pair(size=64, count=2)
-    assert paired.lpips_per_image(network, reference, reference).tolist() == [0.0, 0.0]
-    values = paired.lpips_per_image(network, images, reference)
+    assert lpips.lpips_per_image(network, reference, reference).tolist() == [0.0, 0.0]
+    values = lpips.lpips_per_image(network, images, reference)
     assert (values > 0).all()
-    lpips = pytest.importorskip("lpips")
-    other = lpips.LPIPS(net="alex", verbose=False)(images, reference, normalize=True)
+    package = pytest.importorskip("lpips")
+    other = package.LPIPS(net="alex", verbose=False)(images, reference, normalize=True)
     assert values.tolist() == pytest.approx(other.detach().reshape(-1).tolist(), rel=1e-4)
     with pytest.raises(MetricUnavailable, match="not resized"):
-        paired.lpips_per_image(network, images[..., :16, :16], reference[..., :16, :16])
+        lpips.lpips_per_image(network, images[..., :16, :16], reference[..., :16, :16])
 
 
 def test_bad_case_rate_shows_what_a_mean_hides() -> None:
-    metric = paired.bad_case_rate(torch.tensor([0.01] * 9 + [0.9]), seed=0, resamples=100)
+    metric = lpips.bad_case_rate(torch.tensor([0.01] * 9 + [0.9]), seed=0, resamples=100)
     assert metric.value == pytest.approx(0.1)

@@ -9,12 +9,63 @@ Shapes: N prompts, T steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from evaluation.metrics.metric_inputs import Inputs
+from evaluation.metrics.metric_interface import MetricBase, Need, Shown, unavailable
 from evaluation.records import Metric
 from evaluation.statistics import RESAMPLES, metric_from_values
+
+SHOWN = (
+    Shown(
+        metric="step_error",
+        title="Step error %",
+        legend="100 ||q-r||^2/||r||^2 of the denoiser's output on the reference's trajectory, "
+        "mean over steps and prompts; lower is better; the noise floor's is of another thread "
+        "count alone, in the recorded batches; [95 % interval]",
+        scale=100,
+        place=80,
+    ),
+)
+
+ENTRIES_BEGIN = "step_"  # the names of all its entries do; they may be of fewer prompts than images
+
+
+@dataclass(kw_only=True)
+class StepError(MetricBase):
+    name = "step_error"
+    needs = frozenset({Need.step_errors})
+    higher_is_better = False
+    columns = ("step_error",)
+    place = 50
+
+    def prompt_scores(self, inputs: Inputs) -> Mapping[str, Mapping[str, float]]:
+        """The mean over steps of each prompt that was traced."""
+        if inputs.step_errors is None:
+            return {}
+        means_N = _errors(inputs.step_errors).mean(dim=1)
+        return {"step_error": dict(zip(inputs.step_errors, means_N.tolist(), strict=True))}
+
+    def measure(self, inputs: Inputs) -> dict[str, Metric]:
+        if inputs.step_errors is None:
+            reason = "metrics.teacher_forced_prompts=0"
+            return {self.name: unavailable(reason, against=self.against)}
+        return step_error_metrics(
+            _errors(inputs.step_errors),
+            seed=inputs.settings.seed,
+            resamples=inputs.settings.resamples,
+        )
+
+
+METRIC = StepError
+
+
+def _errors(by_prompt: Mapping[str, Any]) -> torch.Tensor:
+    return torch.tensor([list(errors) for errors in by_prompt.values()], dtype=torch.float64)
 
 
 def step_error(quantized: torch.Tensor, *, reference: torch.Tensor) -> torch.Tensor:
@@ -34,12 +85,7 @@ def step_errors(quantized: torch.Tensor, *, reference: torch.Tensor) -> torch.Te
     return _relative_error(quantized, reference=reference, leading=2)
 
 
-def signal_to_noise_db(relative_error: torch.Tensor) -> torch.Tensor:
-    """10 log10(||r||^2 / ||q - r||^2): infinite where the error is 0."""
-    return -10 * torch.log10(relative_error.to(torch.float64))
-
-
-def trajectory_metrics(
+def step_error_metrics(
     errors_NT: Any, *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Metric]:
     """Metrics of the per-step errors: mean over steps, then over prompts, with its interval.

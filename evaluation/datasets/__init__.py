@@ -1,0 +1,1 @@
+"""Prompts and true images: one file a data set."""

@@ -1,0 +1,54 @@
+"""Kernel distance of features, to the reference's images and to the data set's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.distances import kernel_distance
+from evaluation.metrics.feature_distances import distances_identity, measure_distances
+from evaluation.metrics.metric_inputs import Inputs, MetricSettings
+from evaluation.metrics.metric_interface import MetricBase, Need, Shown
+from evaluation.records import Metric
+
+SHOWN = (
+    Shown(
+        metric="kid_{features}_dataset",
+        title="KID {features} x1000, dataset",
+        legend="kernel distance of {features} features to the dataset's images, times 1000; "
+        "lower is better; unbiased (two images of one prompt are not compared), so it may be "
+        "negative; ± as before",
+        scale=1000,
+        place=30,
+    ),
+)
+
+
+@dataclass(kw_only=True)
+class Kid(MetricBase):
+    name = "kid"
+    needs = frozenset({Need.reference, Need.dataset, Need.evaluator})
+    higher_is_better = False
+    place = 70
+
+    def measure(self, inputs: Inputs) -> dict[str, Metric]:
+        seed = inputs.settings.seed
+        return measure_distances(
+            inputs,
+            name=self.name,
+            distance=lambda a_ND, b_MD, paired: kernel_distance(
+                a_ND, b_MD, seed=seed, paired=paired
+            ),
+            note=_note,
+        )
+
+    def identity(self, settings: MetricSettings) -> dict[str, Any]:
+        return distances_identity(settings)
+
+
+METRIC = Kid
+
+
+def _note(paired: bool) -> str:
+    pairs = ", without terms of two images of one prompt" if paired else ""
+    return f"unbiased: may be below 0{pairs}"
