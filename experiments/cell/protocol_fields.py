@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from baselines.noise_floor import NoiseFloor
-from experiments.config.run_config import RunConfig
-from experiments.sampling.data import prompts_hash
-from experiments.sampling.pipelines import check_folder
+from experiments.config.plain import method_fields
+from experiments.sampling.model_folder import check_folder
 from segquant.core.input_statistics import linear_layers
-from segquant.core.method_interface import QuantizationReport
 from segquant.core.quantize import BITS_OF_BYTE
 from segquant.core.schemes import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
-    from experiments.cell.bench import Bench
+    from evaluation.records import Record
+    from experiments.cell.cell import Cell
+    from experiments.cell.denoiser import KernelUse
+    from segquant.core.method_interface import QuantizationReport
+    from segquant.core.schemes import TensorScheme
 
 SEED_RULES = {
     "per_prompt": "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt",
@@ -32,34 +31,14 @@ IMAGE_FORMATS = {
 }
 
 
-def plain(value: Any) -> Any:
-    """JSON's types only: enums by member name, tuples as lists, paths as text."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def method_fields(method: Any) -> dict[str, Any]:
-    """A method's class and settings."""
-    kind = type(method)
-    fields = plain(asdict(method))
-    assert isinstance(fields, dict)
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", **fields}
-
-
-def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
+def describe(cell: Cell) -> dict[str, Any]:
     """Everything about the run that is known before it starts."""
-    model, dataset, bits = config.model, bench.dataset, config.bits
+    config, around = cell.config, cell.around
+    model, dataset, bits = config.model, around.dataset, config.bits
     folder = check_folder(model)
     index = json.loads((folder / "model_index.json").read_text())
     return {
-        "model_weights": bench.weights,
+        "model_weights": around.weights,
         "model_revision": model.revision,
         "pipeline": index.get("_class_name"),
         "scheduler": _scheduler(folder),
@@ -69,8 +48,8 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "batch_size": model.batch_size,
         "dtype": model.dtype,
         "attention": "native (scaled_dot_product_attention), not quantized",
-        "prompts_hash": prompts_hash(dataset.evaluation),
-        "calibration_prompts_hash": prompts_hash(dataset.calibration),
+        "prompts_hash": around.prompts_hash.evaluation,
+        "calibration_prompts_hash": around.prompts_hash.calibration,
         "n": len(dataset.evaluation),
         "calibration_prompts": len(dataset.calibration),
         "seed_rule": SEED_RULES[config.latents],
@@ -94,24 +73,23 @@ def describe(bench: Bench, config: RunConfig) -> dict[str, Any]:
         "mixed_bits": list(bits.mixed_bits),
         "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
-        "evaluator": bench.evaluator_key,
-        "device": bench.sampler()["device"],
-        "num_threads": bench.num_threads,
-        "noise_floor": _floor(bench, config),
-        "versions": bench.sampler()["versions"],
+        "evaluator": around.evaluator_key,
+        "device": around.device_name,
+        "num_threads": around.num_threads,
+        "noise_floor": _floor(cell),
+        "versions": around.versions,
         "text_encoder_quantized": False,
         "vae_quantized": False,
     }
 
 
-def _floor(bench: Bench, config: RunConfig) -> dict[str, int] | None:
-    if not isinstance(config.method, NoiseFloor):
+def _floor(cell: Cell) -> dict[str, int] | None:
+    if cell.floor is None:
         return None
-    count = bench.floor_threads(config.method)
-    return {"batch_size": config.method.batch_size, "num_threads": count}
+    return {"batch_size": cell.batch_size, "num_threads": cell.num_threads}
 
 
-def _granularity(scheme: Any) -> str:
+def _granularity(scheme: TensorScheme) -> str:
     if not scheme.quantized:
         return ""
     group = "" if scheme.group_size is None else f" {scheme.group_size}"
@@ -123,10 +101,30 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def fill_report(
+    record: Record, report: QuantizationReport, *, kernels: KernelUse, unquantized: nn.Module
+) -> None:
+    """What was done to the denoiser, and what runs as products of codes."""
+    record.layers_quantized = report.layers_quantized
+    record.layers_kept = [dict(layer) for layer in report.layers_kept]
+    record.execution_by_layer_class = {"Linear": record.execution}
+    record.effective_bits_per_weight = report.effective_bits_per_weight
+    record.extra_macs_fraction = report.extra_macs_fraction
+    record.weight_bytes = stored_bytes(unquantized, report)
+    record.search_candidates = report.search_candidates
+    record.method_elements = {"included": report.elements, "left_out": report.left_out}
+    record.protocol |= coverage(unquantized, report)
+    if kernels.by_layer_class:
+        record.execution_by_layer_class = kernels.by_layer_class
+        record.method_elements["left_out"] = kernels.left_out
+        record.protocol |= kernels.protocol
+
+
 def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
     """How much of the denoiser was quantized, by number of weights."""
     linear, other = _weights(unquantized)
-    quantized = sum(one["in_features"] * one["out_features"] for one in report.layers_quantized)
+    layers = report.layers_quantized
+    quantized = sum(layer["in_features"] * layer["out_features"] for layer in layers)
     return {
         "linear_weights_quantized_fraction": quantized / linear if linear else 0.0,
         "denoiser_weights_quantized_fraction": quantized / (linear + other) if linear else 0.0,
@@ -143,5 +141,5 @@ def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
 
 def _weights(unquantized: nn.Module) -> tuple[int, int]:
     """Numbers of Linear weights and of all other parameters (biases, norms, convolutions)."""
-    linear = sum(one.weight.numel() for one in linear_layers(unquantized).values())
-    return linear, sum(one.numel() for one in unquantized.parameters()) - linear
+    linear = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
+    return linear, sum(parameter.numel() for parameter in unquantized.parameters()) - linear

@@ -1,48 +1,31 @@
-"""From a command line to cells, and through them."""
+"""A sweep: its cells, what they share, and the way through them in this process."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.records import Record
-from experiments.cell.bench import Bench
+from experiments.cell.cell import Cell
 from experiments.cell.progress import Progress
-from experiments.cell.run_cell import find_record, run_cell
+from experiments.cell.run_cell import run_cell
+from experiments.cell.surroundings import Surroundings
 from experiments.config.catalogue import bits_of
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
-from experiments.sampling.pipelines import check_folder, check_weights
+from experiments.sampling.model_folder import check_folder, check_weights
 from experiments.store.folders import Store
 from segquant.core.method_interface import StatisticsNeeds
-
-log = logging.getLogger(__name__)
 
 _BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
 _SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
 
 
-def no_record(request: Request, store: Store) -> UserError:
-    """For a verb that reads records and finds none."""
-    return UserError(
-        f"{store.root} holds no finished cell of {request.name}; run the same words with segbench "
-        f"run first, or give out=FOLDER"
-    )
-
-
-def union_of_needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:
-    """What one calibration must record to serve every cell."""
-    needs = StatisticsNeeds(rows=1)
-    for cell in cells:
-        if cell.method.unsupported(cell.bits) is None:
-            needs = needs.union(cell.method.needs())
-    return needs
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is there and what is to do."""
 
@@ -50,96 +33,162 @@ class Plan:
     prompts: int  # still to be sampled, calibration included
 
 
-def make_benches(request: Request, store: Store, progress: Progress) -> dict[int, Bench]:
-    """One bench per distinct model, dataset and metrics; per cell by its index."""
-    benches: dict[str, Bench] = {}
-    by_cell: dict[int, Bench] = {}
-    for index, cell in enumerate(request.cells):
-        shared = repr(_surroundings(cell))
-        if shared not in benches:
-            alike = [c for c in request.cells if repr(_surroundings(c)) == shared]
-            jobs = cell.cluster.jobs
-            benches[shared] = Bench(
-                config=cell,
-                store=store,
-                progress=progress,
-                needs=union_of_needs(alike),
-                samples=jobs is None or jobs.executor == "local",
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What was asked for, as cells in their order; cells of one model share their surroundings."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    store: Store
+    progress: Progress
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the first cell: what all share (out, cluster, logger)."""
+        return self.cells[0].config
+
+    @property
+    def folder(self) -> Path:
+        """Where its reports lie."""
+        return self.store.root / "reports" / self.name
+
+    @property
+    def on_slurm(self) -> bool:
+        jobs = self.config.cluster.jobs
+        return jobs is not None and jobs.executor == "slurm"
+
+    def groups(self) -> list[list[Cell]]:
+        """The cells by what they share, in order."""
+        groups: dict[int, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(id(cell.around), []).append(cell)
+        return list(groups.values())
+
+    def records(self) -> list[Record]:
+        """Those that are there, of failures too; their metrics may be of other code."""
+        read = (cell.read_record() for cell in self.cells)
+        return [record for record in read if record is not None]
+
+    def check(self) -> None:
+        """Everything that can be known to be wrong before the first second is spent.
+
+        Raises:
+            UserError: a folder that is no pipeline or lacks weights, a device that is not there,
+                an output folder that cannot be written or lacks room.
+        """
+        if all(cell.unsupported is not None for cell in self.cells):
+            cell = self.cells[0]
+            allowed = bits_of(cell.config.method)
+            raise UserError(
+                f"method={cell.config.method_name} does not do bits={cell.config.bits.name}: "
+                f"{cell.unsupported} "
+                f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
             )
-        by_cell[index] = benches[shared]
-    return by_cell
+        pixels = 0
+        for group in self.groups():
+            around = group[0].around
+            _ = around.device, around.dataset
+            check_weights(check_folder(around.config.model))
+            _ = around.evaluator_key, around.metrics
+        for cell in self.cells:
+            side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)
+            pixels += cell.config.dataset.evaluation_prompts * side
+        self.store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
+
+    def plan(self) -> Plan:
+        """Looks into the store; runs nothing and loads no weights."""
+        states: list[str] = []
+        prompts: dict[Path, int] = {}
+        for cell in self.cells:
+            if cell.record() is not None:
+                states.append("done")
+            elif cell.unsupported is not None:
+                states.append("skip")
+            else:
+                states.append("run")
+                prompts |= {stage.folder: count for stage, count in cell.pending()}
+        return Plan(states=tuple(states), prompts=sum(prompts.values()))
+
+    def run(self, *, finished: Callable[[Cell, Record, bool], None]) -> list[Record]:
+        """Runs every cell in this process; a failed one does not stop the rest.
+
+        Args:
+            finished: told of every cell, its record and whether it was made now.
+        """
+        records = []
+        waiting = Counter(id(cell.around) for cell in self.cells)
+        for cell in self.cells:
+            self.progress.cell(cell.label)
+            known = cell.record()
+            record = known or run_cell(cell)
+            records.append(record)
+            finished(cell, record, known is None)
+            waiting[id(cell.around)] -= 1
+            if not waiting[id(cell.around)]:
+                cell.around.release()
+        return records
 
 
-def _surroundings(cell: RunConfig) -> tuple[object, ...]:
-    """What the cells of one bench have in common."""
-    sampling = (cell.seed, cell.device, cell.latents, cell.image)
-    return (cell.model, cell.dataset, cell.metrics, *sampling)
+def open_sweep(request: Request, *, progress: Progress | None = None) -> Sweep:
+    """The cells of a request; nothing is checked or looked at yet."""
+    store = Store(Path(request.cells[0].out))
+    shown = progress or Progress(cells=len(request.cells), prompts=0)
+    return Sweep(
+        name=request.name,
+        cells=gather_cells(request.cells, store=store, progress=shown),
+        store=store,
+        progress=shown,
+    )
 
 
-def make_plan(request: Request, benches: dict[int, Bench]) -> Plan:
-    """Looks into the store; runs nothing and loads no weights."""
-    states: list[str] = []
-    folders: set[Path] = set()
-    prompts = 0
-    for index, cell in enumerate(request.cells):
-        bench = benches[index]
-        if find_record(bench, cell) is not None:
-            states.append("done")
-            continue
-        if cell.method.unsupported(cell.bits) is not None:
-            states.append("skip")
-            continue
-        states.append("run")
-        for folder, count in bench.pending(cell):
-            if folder not in folders:
-                folders.add(folder)
-                prompts += count
-    return Plan(tuple(states), prompts)
-
-
-Finished = Callable[[RunConfig, Record, Bench, bool], None]
-
-
-def run_request(
-    request: Request, *, progress: Progress, benches: dict[int, Bench], finished: Finished
-) -> list[Record]:
-    """Runs every cell in this process; a failed one does not stop the rest.
+def gather_cells(
+    configs: Sequence[RunConfig],
+    *,
+    store: Store,
+    progress: Progress,
+    needs: StatisticsNeeds | None = None,
+    makes: bool | None = None,
+) -> tuple[Cell, ...]:
+    """Cells that share what they can.
 
     Args:
-        finished: told of every cell, its record, its bench and whether it was made now.
+        needs: of the calibration; None is the union of what these cells need.
+        makes: whether stages are made here; None: unless the cluster's jobs make them elsewhere.
     """
-    records = []
-    for index, cell in enumerate(request.cells):
-        bench = benches[index]
-        progress.cell(f"{cell.model.name} {cell.method_name} {cell.bits.name}")
-        known = find_record(bench, cell)
-        record = known or run_cell(bench, cell)
-        records.append(record)
-        finished(cell, record, bench, known is None)
-    return records
-
-
-def check_request(request: Request, benches: dict[int, Bench], store: Store) -> None:
-    """Everything that can be known to be wrong before the first second is spent.
-
-    Raises:
-        UserError: a folder that is no pipeline or lacks weights, a device that is not there, an
-            output folder that cannot be written or lacks room.
-    """
-    reasons = [cell.method.unsupported(cell.bits) for cell in request.cells]
-    if all(reason is not None for reason in reasons):
-        cell = request.cells[0]
-        allowed = bits_of(cell.method)
-        raise UserError(
-            f"method={cell.method_name} does not do bits={cell.bits.name}: {reasons[0]} "
-            f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
+    alike: dict[str, list[RunConfig]] = {}
+    keys = [repr(_shared(config)) for config in configs]
+    for key, config in zip(keys, configs, strict=True):
+        alike.setdefault(key, []).append(config)
+    around = {}
+    for key, group in alike.items():
+        jobs = group[0].cluster.jobs
+        here = jobs is None or jobs.executor == "local"
+        around[key] = Surroundings(
+            config=group[0],
+            store=store,
+            progress=progress,
+            needs=union_of_needs(group) if needs is None else needs,
+            makes=here if makes is None else makes,
         )
-    pixels = 0
-    for index, cell in enumerate(request.cells):
-        bench = benches[index]
-        _ = bench.device, bench.dataset
-        check_weights(check_folder(cell.model))
-        _ = bench.evaluator_key
-        side = (cell.model.height or 1024) * (cell.model.width or 1024)
-        pixels += cell.dataset.evaluation_prompts * side
-    store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
+    pairs = zip(keys, configs, strict=True)
+    return tuple(Cell(config=config, around=around[key]) for key, config in pairs)
+
+
+def _shared(config: RunConfig) -> tuple[object, ...]:
+    """What the cells of one model have in common."""
+    sampling = (config.seed, config.device, config.num_threads, config.latents, config.image)
+    return (config.model, config.dataset, config.metrics, *sampling)
+
+
+def union_of_needs(configs: Sequence[RunConfig]) -> StatisticsNeeds:
+    """What one calibration must record to serve every cell."""
+    needs = StatisticsNeeds(rows=1)
+    for config in configs:
+        if config.method.unsupported(config.bits) is None:
+            needs = needs.union(config.method.needs())
+    return needs
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """A job may start in another folder."""
+    return dataclasses.replace(config, out=str(Path(config.out).absolute()))

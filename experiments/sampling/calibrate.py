@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from experiments.config.run_config import RunConfig
-from experiments.sampling.data import Prompt
-from experiments.sampling.generate import batches, sample
+from experiments.sampling.sample import batches, sample
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import PARTS, StatisticsRecorder
 from segquant.core.memory import plan_statistics, record_in_passes
@@ -21,11 +19,9 @@ from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES, INDEX, CallRecor
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
 from segquant.graph import capture_example_inputs
 
-# What decides the statistics, for the stage's key.
-CODE = tuple(
-    f"segquant/core/{name}.py"
-    for name in ("input_statistics", "calibration", "stepwise", "recorded_calls")
-)
+if TYPE_CHECKING:
+    from evaluation.datasets.interface import Prompt
+    from experiments.config.run_config import RunConfig
 
 
 def capture_bytes(needs: StatisticsNeeds) -> int:
@@ -68,7 +64,7 @@ class CalibrationPass:
         inputs = capture_example_inputs(self.denoiser, lambda: self._sample(first))
         plan = plan_statistics(
             self.denoiser,
-            forward=lambda one: one(**inputs),
+            forward=lambda denoiser: denoiser(**inputs),
             gram=self.needs.gram,
             rows=self.rows,
             budget_bytes=self._budget_bytes(),

@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from baselines.ptqd import calibrated_variance
-from experiments.config.run_config import ModelConfig
-from experiments.sampling.data import Prompt
-from experiments.sampling.generate import batches, sample
 from experiments.sampling.pipelines import get_denoiser, set_denoiser
+from experiments.sampling.sample import batches, sample
 from segquant.core.correction import (
     Attached,
     Corrector,
@@ -27,6 +25,10 @@ from segquant.core.correction import (
     latents_argument,
 )
 from segquant.core.stepwise import timestep_of
+
+if TYPE_CHECKING:
+    from evaluation.datasets.interface import Prompt
+    from experiments.config.run_config import ModelConfig
 
 _TENSORS, _TIMESTEPS = "corrector.safetensors", "timesteps.json"
 
@@ -159,15 +161,15 @@ def corrected_noise(pipeline: Any, attached: Attached | None) -> Iterator[None]:
     original = scheduler._get_variance
 
     def variance(t: Any, *args: Any, **kwargs: Any) -> Any:
-        found = original(t, *args, **kwargs)
+        own = original(t, *args, **kwargs)
         step = int((known - float(t)).abs().argmin())
         learned = attached.corrector.noise_variance(step=step)
         assert learned is not None
         error, factor = learned
         value = calibrated_variance(
-            float(found), coefficient=_noise_factor(scheduler, t), error=error, factor=factor
+            float(own), coefficient=_noise_factor(scheduler, t), error=error, factor=factor
         )
-        return torch.as_tensor(found).new_tensor(value)
+        return torch.as_tensor(own).new_tensor(value)
 
     scheduler._get_variance = variance
     try:

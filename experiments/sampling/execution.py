@@ -6,16 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from experiments.config.choices import METHODS_OWN
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
 from segquant.kernels import Execution, PackedLinear, pack_linear, use_kernels
-from segquant.kernels.auto import INTEGER_CODES
-from segquant.kernels.recode import AUTO, pack_recoded, why_not_recoded
-
-EXECUTIONS = ("simulated", "kernel", "auto")
-METHODS_OWN = "method"
-ACTIVATION_CODES = (METHODS_OWN, AUTO, *(code.name for code in INTEGER_CODES))
+from segquant.kernels.recode import pack_recoded, why_not_recoded
 
 
 def prepare(
@@ -61,14 +57,6 @@ def extra_products(
 def runs_on_kernels(entries: Sequence[Execution]) -> bool:
     """Whether every quantized layer does: a row with a simulated layer in it prints no speed."""
     return bool(entries) and all(entry.execution == "kernel" for entry in entries)
-
-
-def execution_name(denoiser: str, execution: str, code: str, *, fused: bool = False) -> str:
-    """What a stage that runs a quantized denoiser knows it by."""
-    if execution == "simulated":
-        return denoiser
-    own = code == METHODS_OWN
-    return f"{denoiser}-{execution}" + f"-{code}" * (not own) + "-fused" * fused
 
 
 def kernel_left_out(left_out: Sequence[str], execution: str) -> list[str]:

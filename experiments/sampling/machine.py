@@ -1,15 +1,28 @@
-"""The machine that a result depends on: its GPU, its threads."""
+"""The machine that a result depends on: its GPU."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
-from experiments.sampling.pipelines import resolve_device
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        UserError: a device that this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={device!r}; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device!r}, but torch sees no CUDA device; use device=cpu")
+    return chosen
 
 
 def device_of(config: RunConfig) -> torch.device:
@@ -44,14 +57,3 @@ def planned_gpu(config: RunConfig) -> str:
         "cluster.gpu_name='...' (srun --gpus=1 python -c 'import torch; "
         "print(torch.cuda.get_device_name())' prints it), or give device=cpu"
     )
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """CPU threads of torch inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,7 +9,6 @@ file that names its owner and is taken over when the owner is dead.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,35 +21,32 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.records import write_text_atomically
+from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments.errors import UserError
+from experiments.store.digests import digest
 from experiments.store.lock import Lock, locked
+from experiments.store.manifest import (
+    MANIFEST,
+    Manifest,
+    describe_files,
+    differing_files,
+    read_manifest,
+)
 from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
 
-HASH_LENGTH = 16
-MANIFEST = "manifest.json"
 ATTEMPTS = ".attempts.jsonl"  # in a stage that is being made: who began, and when
 
 
-def digest(key: Any) -> str:
-    """The hash of a JSON-able key; independent of the order of its fields."""
-    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
-class Stage:
+class Finished:
     """A finished stage."""
 
     path: Path
     hash: str
     seconds: float  # what making it took, by whoever made it
+    peak_memory_bytes: int | None  # of the process that made it, meanwhile
     notes: dict[str, Any]  # what its maker said of it
 
 
@@ -84,23 +80,32 @@ class Store:
                 "needed; free some space or give another folder with out=/some/folder"
             )
 
-    def folder(self, kind: str, key: Any) -> Path:
-        return self.root / "stages" / kind / digest(key)
+    def folder(self, kind: str, name: str) -> Path:
+        """Where a stage lies: `name` is the digest of its key."""
+        return self.root / "stages" / kind / name
 
-    def find(self, kind: str, key: Any) -> Stage | None:
+    def find(self, kind: str, name: str) -> Finished | None:
         """The finished stage by its manifest, or None; looks at sizes and changes nothing."""
-        return _read_stage(self.folder(kind, key))
+        return _read_stage(self.folder(kind, name))
 
-    def build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Stage:
+    def finished(self) -> list[Path]:
+        """Folders of all stages that were finished once, damaged or not."""
+        return [
+            folder
+            for folder in sorted((self.root / "stages").glob("*/*"))
+            if folder.is_dir() and "." not in folder.name and (folder / MANIFEST).exists()
+        ]
+
+    def build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Finished:
         """The finished stage, made by `make(folder)` if it is not there or damaged.
 
         `make` may find in the folder what an earlier, killed call left and go on from it. What it
         returns is kept as notes.
         """
-        folder = self.folder(kind, key)
-        found = _read_stage(folder)
-        if found is not None and _is_whole(found):
-            return found
+        folder = self.folder(kind, digest(key))
+        finished = _read_stage(folder)
+        if finished is not None and _is_whole(finished):
+            return finished
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_suffix(".lock")) as lock:
@@ -120,25 +125,28 @@ class Store:
         return self.build(kind, key, make)
 
 
-def _read_stage(folder: Path) -> Stage | None:
-    try:
-        content = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+def _read_stage(folder: Path) -> Finished | None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         return None
-    for name, entry in content["files"].items():
-        path = folder / name
-        if not path.exists() or path.stat().st_size != entry["bytes"]:
+    for name, entry in manifest.files.items():
+        try:
+            if (folder / name).stat().st_size != entry["bytes"]:
+                return None
+        except OSError:
             return None
-    return Stage(folder, folder.name, content["seconds"], content["notes"])
+    return Finished(
+        folder, folder.name, manifest.seconds, manifest.peak_memory_bytes, manifest.notes
+    )
 
 
-def _is_whole(stage: Stage) -> bool:
+def _is_whole(stage: Finished) -> bool:
     """Whether every file is what was written; read once a process."""
     key = (stage.path, (stage.path / MANIFEST).stat().st_mtime_ns)
     if key not in _whole:
         try:
-            verify(stage)
-        except (UserError, OSError) as error:
+            verify(stage.path)
+        except UserError as error:
             log.warning("%s", error)
             return False
         _whole.add(key)
@@ -155,11 +163,11 @@ def _make(
     kind: str,
     key: Any,
     lock: Lock,
-) -> Stage:
+) -> Finished:
     """Fills and publishes a stage while its lock is held."""
-    found = _read_stage(folder)
-    if found is not None and _is_whole(found):
-        return found
+    finished = _read_stage(folder)
+    if finished is not None and _is_whole(finished):
+        return finished
     if folder.exists():
         log.warning("%s is damaged: it is set aside and made again", folder)
         os.replace(folder, folder.with_suffix(f".damaged-{uuid.uuid4().hex[:8]}"))
@@ -168,25 +176,27 @@ def _make(
     attempt = {**describe_job(), "pid": os.getpid(), "began_unix": time.time()}
     with (partial / ATTEMPTS).open("a") as stream:
         stream.write(json.dumps(attempt) + "\n")
+    reset_peak_memory()
     started = time.perf_counter()
     notes = make(partial) or {}
-    seconds = time.perf_counter() - started
-    _write_manifest(partial, kind=kind, key=key, seconds=seconds, notes=notes)
+    seconds, peak = time.perf_counter() - started, peak_memory_bytes()
+    _write_manifest(partial, kind=kind, key=key, seconds=seconds, peak=peak, notes=notes)
     lock.check()
     os.replace(partial, folder)
-    return Stage(folder, folder.name, seconds, notes)
+    return Finished(folder, folder.name, seconds, peak, notes)
 
 
-def verify(stage: Stage) -> None:
+def verify(folder: Path) -> None:
     """Compares every file of a stage with the checksum in its manifest.
 
     Raises:
-        UserError: a file differs.
+        UserError: there is no whole manifest, or a file differs.
     """
-    content = json.loads((stage.path / MANIFEST).read_text())
-    for name, entry in content["files"].items():
-        if file_digest(stage.path / name) != entry["sha256"]:
-            raise UserError(f"{stage.path / name} is not what was written; remove {stage.path}")
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder / MANIFEST} is not what was written; remove {folder}")
+    for name in differing_files(folder, manifest):
+        raise UserError(f"{folder / name} is not what was written; remove {folder}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -196,23 +206,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_manifest(
-    folder: Path, *, kind: str, key: Any, seconds: float, notes: dict[str, Any]
+    folder: Path, *, kind: str, key: Any, seconds: float, peak: int, notes: dict[str, Any]
 ) -> None:
-    files = {}
     attempts = [json.loads(line) for line in (folder / ATTEMPTS).read_text().splitlines() if line]
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            if path.name.startswith("."):
-                path.unlink()  # a temporary file of a killed run
-                continue
-            entry = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            files[str(path.relative_to(folder))] = entry
-    content = {
-        "kind": kind,
-        "key": key,
-        "seconds": seconds,  # of the last attempt
-        "attempts": attempts,
-        "notes": notes,
-        "files": files,
-    }
-    write_text(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    manifest = Manifest(
+        kind=kind,
+        key=key,
+        seconds=seconds,
+        peak_memory_bytes=peak,
+        attempts=attempts,
+        notes=notes,
+        files=describe_files(folder, but=MANIFEST),
+    )
+    write_text(folder / MANIFEST, manifest.text())

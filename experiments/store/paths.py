@@ -8,3 +8,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 RESULTS = ROOT / "experiments" / "results"
 TINY_MODELS = ROOT / "experiments" / "tiny" / "models"
+
+
+def resolve_path(path: str) -> Path:
+    """A folder as given, else below the project's root."""
+    given = Path(path).expanduser()
+    return given if given.exists() or given.is_absolute() else ROOT / given

@@ -1,6 +1,15 @@
-"""What code a result depends on: named files, or a file of the project and all that it imports.
+"""What code a result depends on: modules and all that they import, read from their source.
 
-The second so that an edit of one method makes that method's rows again, and no other's.
+No list of files is kept by hand. Of a module everything counts that it imports, at any depth and in
+any function; not what only type checkers import. Names that a package's `__init__` passes on
+(`from segquant.core import Bits`) lead to the file that defines them: an `__init__` that only
+passes names on counts for nothing, which is sound as long as no import has a side effect. Data
+files beside the modules of a package (the kernels' table) count with every module of that folder.
+
+What only presents is in no key: of a module, the lines of a module-level assignment to `SHOWN`
+(titles and legends) are left out.
+
+Of code from outside the project, what lies in the named module's own package or folder counts.
 """
 
 from __future__ import annotations
@@ -9,79 +18,223 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.store.folders import HASH_LENGTH
+from experiments.store.digests import HASH_LENGTH
 from experiments.store.paths import ROOT
 
 PACKAGES = ("segquant", "baselines", "evaluation", "experiments", "slurm")
+PRESENTED = "SHOWN"
+_INIT = "__init__"
+_NO_DATA = (".py", ".pyc", ".md")
+_INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
 
 
-@functools.cache
-def source_digest(*packages: str) -> str:
-    """The hash of all Python source under folders (or files) of the project."""
-    state = hashlib.sha256()
-    for package in packages:
-        base = ROOT / package
-        for path in sorted(base.rglob("*.py")) if base.is_dir() else [base]:
-            state.update(_named(str(path.relative_to(ROOT)), path))
-    return state.hexdigest()[:HASH_LENGTH]
+@dataclass(frozen=True)
+class _Home:
+    """A folder below which imported modules are looked for."""
+
+    folder: Path
+    only: frozenset[str]  # top-level names that are followed; empty: whatever lies there
 
 
-@functools.cache
-def import_closure(module: str) -> tuple[str, ...]:
-    """Paths of a module and of what it imports, at any depth and in any function; sorted.
+def code_digest(*modules: str) -> str:
+    """The hash of the source of some modules and of all that they import.
 
     Args:
-        module: dotted name, such as `baselines.gptq`; one outside of the project has no paths here.
-    """
-    seen: set[Path] = set()
-    open_ = list(_files(module))
-    while open_:
-        path = open_.pop()
-        if path not in seen:
-            seen.add(path)
-            open_ += [file for name in _imports(path) for file in _files(name)]
-    return tuple(sorted(str(path.relative_to(ROOT)) for path in seen))
-
-
-@functools.cache
-def closure_digest(*modules: str) -> str:
-    """The hash of the source of several modules' closures.
-
-    Of a module outside of the project (a method of one's own) its own file counts.
+        modules: dotted names, such as `baselines.gptq`; of the project, or importable.
     """
     state = hashlib.sha256()
-    for module in sorted(modules):
-        spec = None if module.split(".")[0] in PACKAGES else importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            state.update(_named(module, Path(spec.origin)))
-    for name in sorted({path for module in modules for path in import_closure(module)}):
-        state.update(_named(name, ROOT / name))
+    for name, path in _closure(tuple(sorted(set(modules)))):
+        state.update(f"{name}\0{_file_digest(path)}\0".encode())
     return state.hexdigest()[:HASH_LENGTH]
 
 
-def _named(name: str, path: Path) -> bytes:
-    return name.encode() + b"\0" + path.read_bytes() + b"\0"
+def code_files(*modules: str) -> tuple[str, ...]:
+    """The files that `code_digest` of these modules reads, relative to the project's root."""
+    return tuple(name for name, _ in _closure(tuple(sorted(set(modules)))))
 
 
-def _files(module: str) -> Iterator[Path]:
-    """The module's file and the `__init__` of each package around it; nothing for a name in one."""
-    parts = module.split(".")
-    if parts[0] not in PACKAGES:
+@functools.cache
+def project_digest() -> str:
+    """The hash of all source of the project."""
+    state = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            state.update(f"{path.relative_to(ROOT)}\0{_file_digest(path)}\0".encode())
+    return state.hexdigest()[:HASH_LENGTH]
+
+
+def forget() -> None:
+    """Reads every file again when it is next asked for."""
+    for cached in (project_digest, _closure, _file_digest, _parsed, _beside):
+        cached.cache_clear()
+
+
+@functools.cache
+def _closure(modules: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """Name and path of every file, sorted by name."""
+    homes = (_Home(ROOT, frozenset(PACKAGES)), *dict.fromkeys(_outside(modules)))
+    seen: dict[Path, str] = {}
+    waiting = [path for module in modules for path in _resolve(module, None, homes)]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen[path] = _name(path, homes)
+        if path.suffix != ".py":
+            continue
+        waiting += _beside(path.parent)
+        for module, name in _parsed(path).imports:
+            waiting += _resolve(_absolute(module, path, homes), name, homes)
+    return tuple(sorted((name, path) for path, name in seen.items()))
+
+
+def _outside(modules: tuple[str, ...]) -> Iterator[_Home]:
+    """Where modules that are not of the project lie."""
+    for module in modules:
+        top = module.partition(".")[0]
+        if top in PACKAGES:
+            continue
+        spec = importlib.util.find_spec(top)
+        if spec is None:
+            continue
+        places = list(spec.submodule_search_locations or [])
+        origin = Path(places[0]) if places else Path(spec.origin or "")
+        folder = origin.parent
+        installed = any(folder.is_relative_to(place) for place in _INSTALLED)
+        if origin.is_absolute():
+            yield _Home(folder, frozenset({top}) if installed else frozenset())
+
+
+def _name(path: Path, homes: tuple[_Home, ...]) -> str:
+    home = next(home for home in homes if path.is_relative_to(home.folder))
+    return str(path.relative_to(home.folder))
+
+
+def _absolute(module: str, path: Path, homes: tuple[_Home, ...]) -> str:
+    """The dotted name that a relative import (`..module`) in a file stands for."""
+    level = len(module) - len(module.lstrip("."))
+    if not level:
+        return module
+    package = Path(_name(path, homes)).parents[level - 1]
+    return ".".join([*package.parts, *filter(None, [module[level:]])])
+
+
+def _resolve(
+    module: str,
+    name: str | None,
+    homes: tuple[_Home, ...],
+    on_the_way: frozenset[tuple[str, str | None]] = frozenset(),
+) -> Iterator[Path]:
+    """The files that `import module`, or `from module import name`, stands for."""
+    path = _find(module, homes)
+    if path is None:
         return
-    for depth in range(1, len(parts) + 1):
-        base = ROOT.joinpath(*parts[:depth])
-        for path in (base / "__init__.py", base.with_suffix(".py")):
+    if name is None or path.stem != _INIT:
+        yield path
+        return
+    if _find(f"{module}.{name}", homes) is not None:
+        yield from _resolve(f"{module}.{name}", None, homes)
+        return
+    passed_on = _parsed(path).passed_on.get(name)
+    seen = on_the_way | {(module, name)}
+    if passed_on is None or passed_on in seen:  # defined in the `__init__` itself, or `*`
+        yield path
+    else:
+        module, name = passed_on
+        yield from _resolve(_absolute(module, path, homes), name, homes, seen)
+
+
+def _find(module: str, homes: tuple[_Home, ...]) -> Path | None:
+    """The module's file: `a/b.py` or `a/b/__init__.py`."""
+    parts = module.split(".")
+    for home in homes:
+        if home.only and parts[0] not in home.only:
+            continue
+        base = home.folder.joinpath(*parts)
+        for path in (base / f"{_INIT}.py", base.with_suffix(".py")):
             if path.is_file():
-                yield path
+                return path
+    return None
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            # A name may be a module of its own: `from segquant.kernels import operators`.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@functools.cache
+def _beside(folder: Path) -> tuple[Path, ...]:
+    """Data files of a folder, where it is a package's."""
+    if not (folder / f"{_INIT}.py").is_file():
+        return ()
+    return tuple(
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix not in _NO_DATA and not path.name.startswith(".")
+    )
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """What a file imports, what of it another may import through it, and the bytes that count."""
+
+    imports: tuple[tuple[str, str | None], ...]
+    passed_on: dict[str, tuple[str, str | None]]
+    counted: bytes
+
+
+@functools.cache
+def _file_digest(path: Path) -> str:
+    content = _parsed(path).counted if path.suffix == ".py" else path.read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+@functools.cache
+def _parsed(path: Path) -> _Parsed:
+    content = path.read_bytes()
+    tree = ast.parse(content)
+    passed_on: dict[str, tuple[str, str | None]] = {}
+    lines = content.splitlines(keepends=True)
+    for node in tree.body:
+        for target, source in _imported(node):
+            passed_on[target] = source
+        if _presents(node):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [b""] * (node.end_lineno - node.lineno + 1)
+    imports = tuple(dict.fromkeys(source for node in _walk(tree) for _, source in _imported(node)))
+    return _Parsed(imports, passed_on, b"".join(lines))
+
+
+def _presents(node: ast.AST) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    return any(isinstance(target, ast.Name) and target.id == PRESENTED for target in targets)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only type checkers read, and those that only present."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and _for_type_checkers(child.test):
+            for other in child.orelse:
+                yield other
+                yield from _walk(other)
+        elif not (isinstance(node, ast.Module) and _presents(child)):
+            yield child
+            yield from _walk(child)
+
+
+def _for_type_checkers(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def _imported(node: ast.AST) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    """The name that an import binds, and the module (with a name in it) that it stands for."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield alias.asname or alias.name, (alias.name, None)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            yield alias.asname or alias.name, ("." * node.level + (node.module or ""), alias.name)

@@ -146,11 +146,11 @@ def test_the_disk_fills_up_in_the_middle(
             raise OSError(errno.ENOSPC, "No space left on device")
         genuine(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("experiments.sampling.generate.write_png", full)
+    monkeypatch.setattr("experiments.sampling.sample.write_png", full)
     arguments = small("tiny_mmdit", "method=rtn", f"out={tmp_path / 'out'}")
     _refused(segbench("run", *arguments), "no space left", "goes on where it stopped")
     assert not list(tmp_path.rglob("record.json"))
-    monkeypatch.setattr("experiments.sampling.generate.write_png", genuine)
+    monkeypatch.setattr("experiments.sampling.sample.write_png", genuine)
     assert segbench("run", *arguments).status == 0
 
 

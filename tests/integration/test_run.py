@@ -65,9 +65,9 @@ def test_a_second_run_samples_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished sweep sampled again")
 
-    monkeypatch.setattr("experiments.sampling.generate.sample", refuse)
+    monkeypatch.setattr("experiments.sampling.sample.sample", refuse)
     monkeypatch.setattr("experiments.sampling.calibrate.sample", refuse)
-    monkeypatch.setattr("experiments.cell.bench.load_pipeline", refuse)
+    monkeypatch.setattr("experiments.sampling.loaded.load_pipeline", refuse)
     again = segbench("run", "-m", *arguments)
     assert again.status == 0
     assert again.records == first.records
@@ -115,9 +115,9 @@ def test_a_librarys_row_gets_to_its_record(
             linear.weight.data.mul_(64).round_().div_(64)
             linear.__class__ = Rounded
 
-    module = row[0].removeprefix("method=peer_")
     monkeypatch.setattr("baselines.peers.library.find_spec", lambda name: name)
-    monkeypatch.setattr(f"baselines.peers.{module}._replace", replace)
+    monkeypatch.setattr("baselines.peers.quanto.Quanto.replace_layers", staticmethod(replace))
+    monkeypatch.setattr("baselines.peers.modelopt._replace", replace)
     arguments = small("tiny_mmdit", *row, f"out={tmp_path}", "--json")
     first = segbench("run", *arguments)
     assert first.status == 0
@@ -125,7 +125,7 @@ def test_a_librarys_row_gets_to_its_record(
     assert (record.status, record.execution) == ("ok", execution)
     assert record.metrics["step_error"].value > 0
     assert record.layers_quantized
-    monkeypatch.setattr("experiments.sampling.generate.sample", None)
+    monkeypatch.setattr("experiments.sampling.sample.sample", None)
     assert segbench("run", *arguments).records == first.records
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.studies import code_study
-from experiments.studies.code_study import Unit, kind_of, main
+from experiments.studies.code_errors import CODINGS, Unit, kind_of
+from experiments.studies.code_study import main
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,16 @@ def test_the_kind_of_an_input(producer: str, kind: str) -> None:
 
 
 def test_sums_over_calls_are_one_error_a_prompt() -> None:
-    one = torch.tensor(1.0)
-    unit = Unit(layer="a", kind="GELU", start=1, stop=3, low=-one, high=one)
+    end = torch.tensor(1.0)
+    unit = Unit(layer="a", kind="GELU", start=1, stop=3, low=-end, high=end)
     x, w = torch.rand(8, 4), torch.rand(5, 4)
     for rows in (x[:3], x):
         unit.begin()
         unit.see(rows, w)
     unit.see(x, w)
     errors = unit.errors()
-    assert errors.shape == (2, len(code_study.CODINGS))
-    apart = Unit(layer="a", kind="GELU", start=1, stop=3, low=-one, high=one)
+    assert errors.shape == (2, len(CODINGS))
+    apart = Unit(layer="a", kind="GELU", start=1, stop=3, low=-end, high=end)
     apart.begin()
     apart.see(x, w)
     # the same rows twice: the sums double, the ratio stays
@@ -50,8 +50,8 @@ def test_any_model_is_studied_by_the_same_command(zoo: Path, tmp_path: Path) -> 
     main(["--models", "folder", path, *small, *more, "--out", str(out)])
     text = out.read_text()
     assert "python -m experiments.studies.code_study --models folder" in text
-    assert "| tiny_flux | SiLU |" in text
-    assert "| tiny_flux | GELU |" in text
+    assert "| tiny_flux | SiLU  |" in text
+    assert "| tiny_flux | GELU  |" in text
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert {row["code"] for row in rows} >= {"symmetric", "dual", "high_low", "fp8"}
     mixed = [row for row in rows if row["layer"].endswith("proj_out") and "single" in row["layer"]]

@@ -11,19 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.catalogue import describe_methods
 from experiments.config.compose import (
-    CONF,
-    GROUPS,
     _built,
-    _check_method,
     _composed,
-    _locate,
     build,
     build_cell,
     compose_config,
-    options,
 )
+from experiments.config.parts import check_method, locate
+from experiments.config.places import GROUPS, options
 from experiments.config.request import read_request
 from experiments.errors import UserError
+from experiments.store.paths import CONF
 from experiments.tiny.assemble import CALLS
 
 FILES = [(group, name) for group in GROUPS for name in options(group)]
@@ -61,30 +59,46 @@ def test_a_cell_built_by_parts_is_the_one_built_whole(line: list[str]) -> None:
 
 
 def test_cells_share_nothing_that_can_change() -> None:
-    one, other = (build_cell(["method=gptq"], method_name="gptq") for _ in range(2))
-    assert one == other
-    one.method.damping = 0.5
-    one.model.call["x"] = 1
+    cell, other = (build_cell(["method=gptq"], method_name="gptq") for _ in range(2))
+    assert cell == other
+    cell.method.damping = 0.5
+    cell.model.call["x"] = 1
     assert other.method.damping != 0.5
     assert "x" not in other.model.call
 
 
-def test_a_sweep_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_composed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[tuple[str, ...]] = []
     original = _composed.__wrapped__
 
-    def counted(overrides: tuple[str, ...]) -> DictConfig:
+    def counted(overrides: tuple[str, ...], places: tuple[Path, ...]) -> DictConfig:
         made.append(overrides)
-        return original(overrides)
+        return original(overrides, places)
 
     monkeypatch.setattr("experiments.config.compose._composed", functools.cache(counted))
     _built.cache_clear()
     request = read_request(["+experiment=baselines"], multirun=True)
     _built.cache_clear()
     assert len(request.cells) > 800
-    choices = [{getattr(cell, key) for cell in request.cells} for key in ("method_name",)]
-    names = [{getattr(cell, key).name for cell in request.cells} for key in ("model", "bits")]
-    assert len(made) <= 1 + sum(len(found) for found in (*choices, *names))
+    assert made == [("+experiment=baselines",)]
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_a_choice_read_from_its_file_is_the_one_composed(group: str, name: str) -> None:
+    given = {"folder": ["model.path=/x"], "prompts": ["dataset.path=/x"]}.get(name, [])
+    line = ["+experiment=demo", f"{group}={name}", *given]
+    assert build_cell(line, method_name="x") == build(compose_config(line), method_name="x")
+
+
+def test_a_metrics_settings_and_a_calls_arguments_need_no_plus() -> None:
+    line = ["metrics.settings.kid.subsets=7", "metrics.settings.kid.size=3", "model.call.n=2"]
+    (cell,) = read_request(line, multirun=False).cells
+    assert cell.metrics.settings == {"kid": {"subsets": 7, "size": 3}}
+    assert cell.model.call["n"] == 2
+    with pytest.raises(UserError, match="metrics"):
+        read_request(["metrics.settings.kid=7"], multirun=False)
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -157,17 +171,15 @@ class Stub:
 
     def unsupported(self, bits: object) -> None: ...
 
-    def quantize(self, denoiser: object, *, calibration: object, bits: object) -> None: ...
-
 
 def test_a_method_half_written_is_refused_with_what_it_lacks() -> None:
     with pytest.raises(UserError, match="NoDataclass' is no dataclass; put @dataclass"):
-        _locate(f"{__name__}.NoDataclass")
-    with pytest.raises(UserError, match="method Stub has no corrector"):
-        _check_method(Stub())
-    Stub.corrector = lambda self, *, calibration: None
+        locate(f"{__name__}.NoDataclass")
+    with pytest.raises(UserError, match="method Stub has no quantize"):
+        check_method(Stub())
+    Stub.quantize = lambda self, denoiser, *, calibration, bits: None
     with pytest.raises(UserError, match=r"Stub.needs\(\) returned None; it must return Statistics"):
-        _check_method(Stub())
+        check_method(Stub())
 
 
 def test_a_broken_method_does_not_hide_the_others(
@@ -179,9 +191,9 @@ def test_a_broken_method_does_not_hide_the_others(
         return {"method": name}
 
     monkeypatch.setattr("experiments.config.catalogue._described", described)
-    found = [row["method"] for row in describe_methods()]
-    assert "gptq" in found
-    assert "rtn" not in found
+    listed = [row["method"] for row in describe_methods()]
+    assert "gptq" in listed
+    assert "rtn" not in listed
     assert "rtn cannot be read and is left out: cannot be imported" in caplog.text
     with pytest.raises(UserError, match="cannot be imported"):
         describe_methods(["rtn"])

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from evaluation.datasets.interface import Prompt
 from experiments.config.compose import build, compose_config
-from experiments.sampling.data import Prompt
-from experiments.sampling.generate import sample
 from experiments.sampling.pipelines import get_denoiser, load_pipeline
+from experiments.sampling.sample import sample
 
 
 def first_latents(zoo: Path, *, shared_noise: bool) -> torch.Tensor:

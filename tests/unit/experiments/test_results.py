@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from omegaconf import OmegaConf
 
 from evaluation.records import Record
 from evaluation.report.comparison import Verdict
-from experiments.config.compose import options
-from experiments.studies.publish import RESULTS
+from experiments.config.places import options
+from experiments.store.paths import RESULTS
+from experiments.studies import alpha_check
+from experiments.tiny import quality
 from experiments.verbs.compare import read_reasons
 
 BASELINES = RESULTS / "baselines"
@@ -69,9 +72,9 @@ def _covers(reason, row) -> bool:
     return reason.covers(record)
 
 
-def test_the_readmes_figures_of_mx_scales_are_the_results() -> None:
-    readme = " ".join(Path("README.md").read_text().split())
-    said = readme.split("rtn's step error at", 1)[1].split(": level", 1)[0]
+def test_the_pages_figures_of_mx_scales_are_the_results() -> None:
+    page = " ".join(Path("docs/methods.md").read_text().split())
+    said = page.split("rtn's step error at", 1)[1].split(": level", 1)[0]
     found = {
         (r["model"], r["bits"]): float(r["step_error"])
         for r in rows(RESULTS / "mx_scales" / "table.csv")
@@ -86,11 +89,20 @@ def test_the_readmes_figures_of_mx_scales_are_the_results() -> None:
     assert re.findall(r"\d+\.\d+", said) == ratios
 
 
-def test_the_readmes_figures_of_codes_are_the_results() -> None:
-    readme = Path("README.md").read_text()
-    paragraph = readme.split("**What DualScale buys", 1)[1].split("\n\n", 1)[0]
+def test_the_pages_figures_of_codes_are_the_results() -> None:
+    page = Path("docs/kernels.md").read_text()
+    paragraph = page.split("**What DualScale buys", 1)[1].split("\n\n", 1)[0]
     found = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", " ".join(paragraph.split()))
     assert len(found) >= 2
     result = (RESULTS / "activation_codes.md").read_text()
     for text in found:
         assert text in result, text
+
+
+def test_the_tables_of_committed_numbers_are_what_the_code_writes() -> None:
+    search = json.loads((RESULTS / "alpha_search.json").read_text())
+    rows = [alpha_check.Excess(**row) for row in search["rows"]]
+    text = alpha_check.render(rows, command=search["command"])
+    assert text == (RESULTS / "alpha_search.md").read_text()
+    results = json.loads((RESULTS / "tiny_quality.json").read_text())
+    assert quality.table(results) == (RESULTS / "tiny_quality.md").read_text()

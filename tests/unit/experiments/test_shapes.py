@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from experiments.config.run_config import DatasetConfig
-from experiments.sampling.data import load_dataset, noise_seed
-from experiments.tiny import shapes, text
+from evaluation.datasets import shapes
+from evaluation.datasets.loading import load_dataset, prompts_hash
+from experiments.sampling.sample import noise_seed
+from experiments.tiny import text
 
 
 def test_splits_share_no_prompt_in_whatever_order_objects_are_named() -> None:
@@ -25,6 +29,31 @@ def test_splits_share_no_prompt_in_whatever_order_objects_are_named() -> None:
     }
     for one, other in itertools.combinations(shapes.SPLITS, 2):
         assert not seen[one] & seen[other]
+
+
+@pytest.mark.parametrize(
+    ("calibration_seed", "calibration"), [(None, "0fd0b546fd7955b6"), (3, "9113e9102523276a")]
+)
+def test_prompts_and_images_are_those_of_every_published_row(
+    calibration_seed: int | None, calibration: str, tmp_path: Path
+) -> None:
+    config = shapes.Shapes(
+        name="shapes",
+        evaluation_prompts=40,
+        calibration_prompts=20,
+        seed=1,
+        calibration_seed=calibration_seed,
+    )
+    dataset = load_dataset(config)
+    assert prompts_hash(dataset.evaluation) == "5c16bd0873374e9d"
+    assert prompts_hash(dataset.calibration) == calibration
+    config.write_true_images(tmp_path, dataset.evaluation)
+    state = hashlib.sha256()
+    for prompt in dataset.evaluation:
+        with Image.open(tmp_path / f"{prompt.id}.png") as image:
+            state.update(np.asarray(image).tobytes())
+    assert state.hexdigest()[:16] == "57cf79672d36d269"
+    assert len(list(tmp_path.iterdir())) == 40
 
 
 def test_the_same_arguments_give_the_same_samples_and_images() -> None:
@@ -69,11 +98,8 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 def test_calibration_and_evaluation_prompts_are_apart_and_noise_is_by_id() -> None:
-    config = DatasetConfig(
+    config = shapes.Shapes(
         name="shapes",
-        kind="shapes",
-        path=None,
-        images=None,
         evaluation_prompts=300,
         calibration_prompts=300,
         calibration_seed=None,

@@ -15,8 +15,8 @@ from experiments.speed import arguments, candidates, command, timing
 from experiments.speed import libraries as peers
 from experiments.speed import time_products as kernels
 from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, acceptance
-from experiments.speed.candidates import Candidate
 from experiments.speed.full_sizes import MODELS, Shape, post_activation, shapes
+from experiments.speed.setting import Candidate, Setting
 from segquant.kernels.choice import TABLE
 from tests.conftest import Answer
 
@@ -195,9 +195,10 @@ import json, torch
 from experiments.speed import candidates
 from experiments.speed import time_products as kernels
 from experiments.speed.full_sizes import Shape
+from experiments.speed.setting import Setting
 from segquant.kernels import ActivationCode
 shape = Shape(model="m", rows=20, in_features=32, out_features=48, after="x", count=1, example="l")
-setting = candidates.Setting(shape=shape, device=torch.device("cpu"), compiled=False)
+setting = Setting(shape=shape, device=torch.device("cpu"), compiled=False)
 found = candidates.extras(setting)
 found += [one for code in (ActivationCode.symmetric, ActivationCode.dual)
           for one in candidates.tiles(setting, code)]
@@ -227,9 +228,7 @@ def test_a_models_figures_are_held_against_the_minimum() -> None:
 
 
 def test_candidates_of_few_rows_have_no_library_product() -> None:
-    setting = candidates.Setting(
-        shape=shape(2, (32, 64)), device=torch.device("cpu"), compiled=False
-    )
+    setting = Setting(shape=shape(2, (32, 64)), device=torch.device("cpu"), compiled=False)
     names = [one.name for one in candidates.candidates(setting) + peers.peers(setting)]
     assert "_int_mm" not in names
     assert "dual" in names

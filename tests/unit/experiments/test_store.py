@@ -13,7 +13,8 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.store import folders as module
-from experiments.store.folders import Store, digest, verify
+from experiments.store.digests import digest
+from experiments.store.folders import Store, verify
 
 
 def test_the_hash_ignores_the_order_of_fields_and_sees_values() -> None:
@@ -39,7 +40,7 @@ def test_a_stage_is_made_once(tmp_path: Path) -> None:
     assert second.notes == {"answer": 42}
     assert second.seconds == first.seconds
     assert store.build("kind", {"k": 2}, make).path != first.path
-    verify(second)
+    verify(second.path)
 
 
 def test_a_stage_that_fails_leaves_no_result_and_its_parts_are_found_again(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_stage_that_fails_leaves_no_result_and_its_parts_are_found_again(tmp_p
 
     with pytest.raises(RuntimeError, match="cut"):
         store.build("kind", {}, fail)
-    assert store.find("kind", {}) is None
+    assert store.find("kind", digest({})) is None
 
     def go_on(folder: Path) -> None:
         assert (folder / "half.txt").read_text() == "half"
@@ -95,15 +96,36 @@ def test_a_torn_manifest_is_a_damaged_stage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     stage = store.build("kind", {}, _text("abc"))
     (stage.path / module.MANIFEST).write_text('{"files": ')
-    assert store.find("kind", {}) is None
+    assert store.find("kind", digest({})) is None
     assert store.build("kind", {}, _text("abc")).notes == {}
+
+
+TEXTS = ("", "[]", "null", '{"files": 3}', "[" * 50_000, "\x00\xff")
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_what_is_no_manifest_is_a_damaged_stage(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, _text("abc"))
+    (stage.path / module.MANIFEST).write_bytes(text.encode("latin-1"))
+    assert store.find("kind", digest({})) is None
+    assert store.build("kind", {}, _text("abc")).notes == {}
+
+
+def test_a_manifest_is_in_its_own_checksum(tmp_path: Path) -> None:
+    """A changed note is a changed result."""
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, lambda folder: {"answer": 42})
+    path = stage.path / module.MANIFEST
+    path.write_text(path.read_text().replace("42", "43"))
+    assert store.find("kind", digest({})) is None
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     stage = store.build("kind", {}, _text("abc"))
     (stage.path / "x").write_text("abcd")
-    assert store.find("kind", {}) is None
+    assert store.find("kind", digest({})) is None
     assert stage.path.is_dir()
 
 
@@ -111,7 +133,7 @@ def test_verify_compares_contents_not_only_sizes(tmp_path: Path) -> None:
     stage = Store(tmp_path).build("kind", {}, _text("abc"))
     (stage.path / "x").write_text("abd")
     with pytest.raises(UserError, match="not what was written"):
-        verify(stage)
+        verify(stage.path)
 
 
 def test_a_manifest_names_every_attempt(tmp_path: Path) -> None:
@@ -131,7 +153,7 @@ def test_a_manifest_names_every_attempt(tmp_path: Path) -> None:
 
 def test_who_lost_the_lock_publishes_nothing_and_takes_what_the_other_made(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    folder = store.folder("kind", {})
+    folder = store.folder("kind", digest({}))
     calls = 0
 
     def make(partial: Path) -> None:

@@ -1,0 +1,46 @@
+"""Stage: the unquantized denoiser's inputs over the calibration prompts, to be replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cell.stage import Stage
+from experiments.sampling.loaded import LoadedModel
+from experiments.sampling.trajectory import count_calls, record_trajectory, replay_of
+
+if TYPE_CHECKING:
+    from segquant.core.calibration import Replay
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationInputs(Stage):
+    """A pass of its own over the calibration prompts; what it keeps is bounded on disk."""
+
+    kind = "calibration_inputs"
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "sampler": self.around.sampler(),
+            "prompts": self.around.prompts_hash.calibration,
+        }
+
+    def make(self, folder: Path) -> dict[str, Any]:
+        around, config = self.around, self.around.config
+        model: LoadedModel = around.model
+        with model.running(None, num_threads=around.num_threads) as pipeline:
+            notes = record_trajectory(
+                pipeline,
+                around.dataset.calibration,
+                folder,
+                config=config.model,
+                seed=config.seed,
+                limit_bytes=int(config.replay_gigabytes * 1e9),
+            )
+        return {**notes, "forwards": count_calls(notes)}
+
+    def replay(self) -> Replay:
+        """Runs a denoiser on these inputs."""
+        finished = self.build()
+        return replay_of(finished.path, finished.notes)

@@ -1,0 +1,77 @@
+"""Stage: what one pass of the unquantized model over the calibration prompts left behind."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cell.stage import Stage
+from experiments.sampling.calibrate import (
+    CalibrationPass,
+    calibration_batch_size,
+    capture_bytes,
+    load_calibration,
+)
+from experiments.sampling.loaded import LoadedModel
+from segquant.core.calibration import Calibration
+from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES
+
+if TYPE_CHECKING:
+    from experiments.cell.surroundings import Surroundings
+    from segquant.core.method_interface import StatisticsNeeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationStatistics(Stage):
+    """Statistics of every Linear's input; one pass serves every method of a sweep."""
+
+    kind = "calibration"
+    needs: StatisticsNeeds
+
+    def fields(self) -> dict[str, Any]:
+        dataset = self.around.dataset
+        size = calibration_batch_size(self.around.config, prompts=len(dataset.calibration))
+        return {
+            "sampler": self.around.sampler(batch_size=size),
+            "prompts": self.around.prompts_hash.calibration,
+            "rows": self.around.sample_rows,
+            "gram": self.needs.gram,
+            "steps": self.needs.steps,
+            "capture_bytes": capture_bytes(self.needs),
+        }
+
+    def make(self, folder: Path) -> dict[str, Any]:
+        around = self.around
+        model: LoadedModel = around.model
+        with model.running(None, num_threads=around.num_threads) as pipeline:
+            return CalibrationPass(
+                pipeline=pipeline,
+                denoiser=model.denoiser,
+                prompts=around.dataset.calibration,
+                config=around.config,
+                needs=self.needs,
+                rows=around.sample_rows,
+                progress=around.progress.part("calibration"),
+                note=around.progress.note,
+            ).run(folder)
+
+    def read(self) -> Calibration:
+        """The statistics, made if they are not there."""
+        return load_calibration(self.build().path)
+
+
+def calibration_of(around: Surroundings) -> CalibrationStatistics:
+    """What serves the sweep: what it needs, or a calibration with more if such a one is there."""
+    needs = around.needs
+    wanted = capture_bytes(needs)
+    grams = dict.fromkeys((needs.gram, True))
+    steps = dict.fromkeys((needs.steps, True))
+    captures = [size for size in dict.fromkeys((wanted, DEFAULT_CAPTURE_BYTES)) if size >= wanted]
+    for gram, step, capture in itertools.product(grams, steps, captures):
+        more = replace(needs, gram=gram, steps=step, capture_bytes=capture)
+        stage = CalibrationStatistics(around=around, needs=more)
+        if stage.find() is not None:
+            return stage
+    return CalibrationStatistics(around=around, needs=needs)

@@ -1,0 +1,301 @@
+"""One cell of a sweep: a model under a method at some bits, its stages, its record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from baselines.fp import FullPrecision
+from baselines.noise_floor import NoiseFloor
+from evaluation.per_image import read_per_image
+from evaluation.records import Record, read_record, write_record
+from experiments.cell.calibration_inputs import CalibrationInputs
+from experiments.cell.calibration_pass import calibration_of
+from experiments.cell.corrected_denoiser import CorrectedDenoiser
+from experiments.cell.denoiser import Denoiser
+from experiments.cell.float_denoiser import FloatDenoiser
+from experiments.cell.kernel_denoiser import KernelDenoiser
+from experiments.cell.learned_corrector import LearnedCorrector
+from experiments.cell.metric_stage import Measurement, MetricStage
+from experiments.cell.quantized_denoiser import QuantizedDenoiser
+from experiments.cell.reference_trajectory import ReferenceTrajectory
+from experiments.cell.sampled_images import SampledImages
+from experiments.cell.simulated_denoiser import SimulatedDenoiser
+from experiments.cell.stage import Stage
+from experiments.cell.surroundings import Surroundings
+from experiments.cell.teacher_forced import StepErrors
+from experiments.cell.true_images import TrueImages
+from experiments.config.naming import names
+from experiments.config.plain import plain
+from experiments.config.run_config import RunConfig
+from experiments.errors import UserError
+from experiments.store.digests import digest, file_digest
+from experiments.store.sources import code_digest
+from segquant.core.calibration import Calibration
+from segquant.core.correction import Corrector
+from segquant.core.method_interface import corrector_of
+
+log = logging.getLogger(__name__)
+
+RECORD = "record.json"
+SCORES = "per_image.csv"
+_SCHEMA = 2
+_DESCRIBED_BY = "experiments.cell.protocol_fields"  # what a record says is part of it
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """A config and what it shares with others; nothing is loaded or made until it is asked for."""
+
+    config: RunConfig
+    around: Surroundings
+
+    @cached_property
+    def names(self) -> tuple[str, str, str]:
+        """Model, method and bits as a table prints them."""
+        return names(self.config)
+
+    @property
+    def label(self) -> str:
+        return f"{self.config.model.name} {self.config.method_name} {self.config.bits.name}"
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        """Why the method does not do these bits."""
+        return self.config.method.unsupported(self.config.bits)
+
+    @property
+    def floor(self) -> NoiseFloor | None:
+        return self.config.method if isinstance(self.config.method, NoiseFloor) else None
+
+    @property
+    def quantizes(self) -> bool:
+        return not isinstance(self.config.method, NoiseFloor | FullPrecision)
+
+    @property
+    def num_threads(self) -> int:
+        """The floor's thread count; one more where that is what every other row has."""
+        if self.floor is None:
+            return self.around.num_threads
+        same = self.floor.num_threads == self.around.num_threads
+        return self.floor.num_threads + 1 if same else self.floor.num_threads
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.model.batch_size if self.floor is None else self.floor.batch_size
+
+    # stages ---------------------------------------------------------------------------------
+
+    @cached_property
+    def reference(self) -> SampledImages:
+        """Images of the unquantized model."""
+        return SampledImages(
+            around=self.around,
+            denoiser=FloatDenoiser(),
+            batch_size=self.config.model.batch_size,
+            num_threads=self.around.num_threads,
+        )
+
+    @cached_property
+    def trajectory(self) -> ReferenceTrajectory | None:
+        prompts = self.around.traced
+        return ReferenceTrajectory(around=self.around, prompts=prompts) if prompts else None
+
+    @cached_property
+    def true_images(self) -> TrueImages | None:
+        return TrueImages(around=self.around) if self.around.config.dataset.has_images() else None
+
+    @cached_property
+    def quantized(self) -> QuantizedDenoiser | None:
+        """None where nothing is quantized."""
+        if not self.quantizes:
+            return None
+        method, bits = self.config.method, self.config.bits
+        return QuantizedDenoiser(around=self.around, method=method, bits=bits)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """What samples the cell's images."""
+        if self.quantized is None:
+            return FloatDenoiser()
+        config = self.config
+        plain_one: Denoiser = SimulatedDenoiser(quantized=self.quantized)
+        if config.execution != "simulated":
+            plain_one = KernelDenoiser(
+                quantized=self.quantized,
+                execution=config.execution,
+                activation_code=config.activation_code,
+                fuse_activations=config.fuse_activations,
+            )
+        if self._fresh_corrector() is None:
+            return plain_one
+        corrector = LearnedCorrector(
+            around=self.around, denoiser=plain_one, fresh=self._needed_corrector
+        )
+        return CorrectedDenoiser(base=plain_one, corrector=corrector)
+
+    @cached_property
+    def images(self) -> SampledImages:
+        return SampledImages(
+            around=self.around,
+            denoiser=self.denoiser,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+        )
+
+    @cached_property
+    def step_errors(self) -> StepErrors | None:
+        if self.trajectory is None:
+            return None
+        return StepErrors(
+            around=self.around,
+            trajectory=self.trajectory,
+            denoiser=self.denoiser,
+            num_threads=self.num_threads,
+        )
+
+    @cached_property
+    def metrics(self) -> tuple[MetricStage, ...]:
+        """One stage a metric; what is missing of them is measured in one pass over the images."""
+        together = Measurement(
+            images=self.images,
+            reference=self.reference,
+            true_images=self.true_images,
+            step_errors=self.step_errors,
+        )
+        return tuple(
+            MetricStage(around=self.around, metric=metric, together=together)
+            for metric in self.around.metrics
+        )
+
+    def _fresh_corrector(self) -> Corrector | None:
+        nothing = Calibration(statistics={}, forwards=0)
+        return corrector_of(self.config.method, calibration=nothing)
+
+    def _needed_corrector(self) -> Corrector:
+        corrector = self._fresh_corrector()
+        assert corrector is not None
+        return corrector
+
+    def pending(self) -> list[tuple[Stage, int]]:
+        """Stages that sample prompts and are not there yet, with the number of prompts."""
+        dataset = self.around.dataset
+        wanted: list[tuple[Stage, int]] = [(self.reference, len(dataset.evaluation))]
+        if self.quantized is not None:
+            wanted.append((calibration_of(self.around), len(dataset.calibration)))
+            if self.config.method.needs().replay:
+                inputs = CalibrationInputs(around=self.around)
+                wanted.append((inputs, len(dataset.calibration)))
+        if self.images.hash != self.reference.hash:
+            wanted.append((self.images, len(dataset.evaluation)))
+        return [(stage, count) for stage, count in wanted if stage.find() is None]
+
+    # the record -----------------------------------------------------------------------------
+
+    @cached_property
+    def run_id(self) -> str:
+        """The hash of what was run: what a metric's code or a legend says is not in it."""
+        config, dataset = self.config, self.config.dataset
+        metrics = plain(asdict(config.metrics))
+        metrics = {k: v for k, v in metrics.items() if k not in ("also", "settings")}
+        return digest(
+            {
+                "schema": _SCHEMA,
+                "names": [config.model.name, config.method_name, config.bits.name, dataset.name],
+                "stages": {name: stage.hash for name, stage in self._sampled().items()},
+                "metrics": {**metrics, "evaluator": self.around.evaluator_key},
+                "code": code_digest(_DESCRIBED_BY),
+            }
+        )
+
+    def _sampled(self) -> dict[str, Stage]:
+        stages = {
+            "reference": self.reference,
+            "true_images": self.true_images,
+            "quantized": self.quantized,
+            "images": self.images,
+            "step_errors": self.step_errors,
+        }
+        return {name: stage for name, stage in stages.items() if stage is not None}
+
+    def stage_hashes(self) -> dict[str, str]:
+        """Which stages make the cell, metrics among them."""
+        hashes = {name: stage.hash for name, stage in self._sampled().items()}
+        return hashes | {f"metric {stage.metric.name}": stage.hash for stage in self.metrics}
+
+    @property
+    def folder(self) -> Path:
+        return self.around.store.root / "cells" / self.run_id
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / RECORD
+
+    @property
+    def scores_path(self) -> Path:
+        return self.folder / SCORES
+
+    def read_record(self) -> Record | None:
+        """Whatever record there is, also of a failure or with metrics of other code.
+
+        A damaged one is said, and counts as not there: the same command makes it again.
+        """
+        try:
+            return read_record(self.record_path)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            log.warning("%s; it counts as not there", error)
+            return None
+
+    def write_record(self, record: Record) -> None:
+        """Whole or not at all; what lies in its place and is no file is set aside."""
+        path = self.record_path
+        if path.is_dir():
+            os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+        write_record(path, record)
+
+    def read_scores(self, record: Record) -> dict[str, dict[str, float]]:
+        """Column -> prompt id -> score of a finished cell.
+
+        Raises:
+            UserError: the file is not what was written.
+        """
+        if not self._scores_are_whole(record):
+            raise UserError(
+                f"{self.scores_path} is not what was written; segbench evaluate makes it again"
+            )
+        return read_per_image(self.scores_path)
+
+    def _scores_are_whole(self, record: Record) -> bool:
+        try:
+            return file_digest(self.scores_path) == record.files.get(SCORES)
+        except OSError:
+            return False
+
+    def record(self) -> Record | None:
+        """The cell's record, if it is no failure's and its metrics are those that are asked for."""
+        record = self.read_record()
+        if record is None or record.status == "failed" or not self.is_current(record):
+            return None
+        return record
+
+    def is_current(self, record: Record) -> bool:
+        """Whether its metrics are all there, of today's code, and its scores what was written."""
+        if record.status != "ok":
+            return True
+        hashes = self.stage_hashes()
+        made = all(record.stages.get(name) == hash_ for name, hash_ in hashes.items())
+        return made and self._scores_are_whole(record)
+
+
+def describe_config(config: RunConfig) -> dict[str, Any]:
+    """The whole config in JSON's types."""
+    described = plain(asdict(config))
+    assert isinstance(described, dict)
+    return described

@@ -1,0 +1,76 @@
+"""Stage: the quantized denoiser as a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cell.calibration_inputs import CalibrationInputs
+from experiments.cell.calibration_pass import CalibrationStatistics, calibration_of
+from experiments.cell.quantized_files import write_quantized
+from experiments.cell.stage import Stage
+from experiments.config.plain import method_fields, plain
+from experiments.sampling.threads import threads
+from segquant.core.method_interface import QuantizationReport
+
+if TYPE_CHECKING:
+    from segquant.core.method_interface import Method
+    from segquant.core.schemes import Bits
+
+_GRAPH = "experiments.sampling.static_graph"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedDenoiser(Stage):
+    """What a method makes of a denoiser, given a calibration and bits."""
+
+    kind = "quantized"
+    method: Method
+    bits: Bits
+
+    def fields(self) -> dict[str, Any]:
+        needs = self.method.needs()
+        # of what this method needs: what a sweep's calibration holds beyond it changes nothing
+        own = CalibrationStatistics(around=self.around, needs=needs)
+        return {
+            "calibration": own.hash,
+            "inputs": self.inputs().hash if needs.replay else None,
+            "method": method_fields(self.method),
+            "bits": plain(asdict(self.bits)),
+        }
+
+    def code(self) -> tuple[str, ...]:
+        graph = (_GRAPH,) if self.method.needs().graph else ()
+        return (type(self.method).__module__, *graph)
+
+    def calibration(self) -> CalibrationStatistics:
+        """Of what the sweep needs."""
+        return calibration_of(self.around)
+
+    def inputs(self) -> CalibrationInputs:
+        return CalibrationInputs(around=self.around)
+
+    def make(self, folder: Path) -> dict[str, Any]:
+        around, needs = self.around, self.method.needs()
+        statistics = self.calibration()
+        cost = statistics.build()
+        calibration = statistics.read()
+        forwards, seconds = cost.notes["forwards"], cost.seconds
+        if needs.graph:
+            calibration.graph = around.graph
+        if needs.replay:
+            calibration.replay = self.inputs().replay()
+            cost = self.inputs().build()
+            forwards, seconds = forwards + cost.notes["forwards"], seconds + cost.seconds
+        denoiser = copy.deepcopy(around.model.denoiser)
+        with threads(around.num_threads):
+            report = self.method.quantize(denoiser, calibration=calibration, bits=self.bits)
+        if not isinstance(report, QuantizationReport):
+            raise TypeError(
+                f"{type(self.method).__name__}.quantize returned {type(report).__name__}; it must "
+                "return a QuantizationReport, as segquant.core.quantize.quantize_layers does"
+            )
+        write_quantized(denoiser, folder, report)
+        return {"forwards": forwards + report.replay_forwards, "calibration_seconds": seconds}

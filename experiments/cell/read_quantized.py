@@ -1,0 +1,29 @@
+"""A quantized denoiser from its stage's folder."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from experiments.cell.quantized_files import CHECKPOINT, REPORT
+from experiments.sampling.threads import threads
+from segquant.core.checkpoint import load_quantized
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from experiments.cell.quantized_denoiser import QuantizedDenoiser
+    from segquant.core.method_interface import QuantizationReport
+
+
+def read_quantized(quantized: QuantizedDenoiser) -> tuple[nn.Module, QuantizationReport]:
+    """The denoiser of the stage; a library's is made again, since it cannot be saved."""
+    folder = quantized.build().path
+    around = quantized.around
+    denoiser = copy.deepcopy(around.model.denoiser)
+    if not (folder / REPORT).exists():
+        return load_quantized(denoiser, folder / CHECKPOINT)
+    calibration = quantized.calibration().read()
+    with threads(around.num_threads):
+        report = quantized.method.quantize(denoiser, calibration=calibration, bits=quantized.bits)
+    return denoiser, report

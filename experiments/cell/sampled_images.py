@@ -1,0 +1,58 @@
+"""Stage: images of the evaluation prompts under a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cell.stage import Stage
+from experiments.sampling.loaded import LoadedModel
+from experiments.sampling.sample import generate_images
+
+if TYPE_CHECKING:
+    from experiments.cell.denoiser import Denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledImages(Stage):
+    """One `<id>.png` a prompt. The reference is this stage under the unquantized denoiser."""
+
+    kind = "images"
+    denoiser: Denoiser
+    batch_size: int  # prompts in one call of the pipeline
+    num_threads: int
+
+    def fields(self) -> dict[str, Any]:
+        config = self.around.config
+        return {
+            "sampler": self.around.sampler(
+                batch_size=self.batch_size, num_threads=self.num_threads
+            ),
+            "prompts": self.around.prompts_hash.evaluation,
+            "latents": config.latents,
+            "image": config.image,
+            "denoiser": self.denoiser.name,
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return self.denoiser.code()
+
+    def make(self, folder: Path) -> dict[str, Any]:
+        config = self.around.config
+        denoiser = self.around.loaded(self.denoiser)
+        model: LoadedModel = self.around.model
+        with (
+            model.running(denoiser.module, num_threads=self.num_threads) as pipeline,
+            denoiser.sampling(pipeline),
+        ):
+            return generate_images(
+                pipeline,
+                self.around.dataset.evaluation,
+                folder,
+                config=replace(config.model, batch_size=self.batch_size),
+                seed=config.seed,
+                progress=self.around.progress.part("images"),
+                shared_noise=config.latents == "shared",
+                jpeg=config.image == "jpeg",
+            )

@@ -1,0 +1,28 @@
+"""What torch.export says of a pipeline's denoiser, from one call as the pipeline makes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from experiments.sampling.pipelines import get_denoiser
+from experiments.sampling.sample import sample
+from segquant.graph import LayerGraph, analyze, capture_example_inputs
+
+if TYPE_CHECKING:
+    from evaluation.datasets.interface import Prompt
+    from experiments.config.run_config import ModelConfig
+
+
+def example_inputs(pipeline: Any, prompt: Prompt, *, config: ModelConfig) -> dict[str, Any]:
+    """The arguments of the denoiser's first call, as the pipeline gives them."""
+
+    def call() -> Any:
+        return sample(pipeline, [prompt], config=config, seed=0, output_type="latent")
+
+    return capture_example_inputs(get_denoiser(pipeline), call)
+
+
+def graph_of(pipeline: Any, prompt: Prompt, *, config: ModelConfig) -> LayerGraph:
+    """The static graph's word on every layer of the denoiser."""
+    inputs = example_inputs(pipeline, prompt, config=config)
+    return analyze(get_denoiser(pipeline), inputs)

@@ -1,0 +1,190 @@
+"""The denoiser's own calls on disk: what the unquantized one was given and said, step by step.
+
+Another denoiser is run on them again (teacher forcing): its error has no chaos of a free trajectory
+in it, and a method may run a half-quantized denoiser on what the calibration saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from experiments.sampling.pipelines import get_denoiser
+from experiments.sampling.sample import batches, sample
+from segquant.core.argument_trees import Tree, flatten_tree, unflatten_tree
+
+if TYPE_CHECKING:
+    from evaluation.datasets.interface import Prompt
+    from experiments.config.run_config import ModelConfig
+    from segquant.core.calibration import Replay
+
+
+@contextmanager
+def observed(
+    denoiser: nn.Module, see: Callable[[dict[str, Any], torch.Tensor], None]
+) -> Iterator[None]:
+    """Calls `see(arguments, output)` at every call of the denoiser; arguments are named."""
+    names = list(inspect.signature(denoiser.forward).parameters)
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        see({**dict(zip(names, args, strict=False)), **kwargs}, out[0])
+
+    handle = denoiser.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class _Calls:
+    """The calls of one batch: argument trees, and their tensors under names, equal ones once."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    trees: list[Tree] = field(default_factory=list)
+    _known: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def add(self, arguments: dict[str, Any], output: torch.Tensor) -> None:
+        self.trees.append(flatten_tree(arguments, self._keep, tuples=False))
+        self.tensors[_output(len(self.trees) - 1)] = output.detach().cpu().contiguous()
+
+    def _keep(self, tensor: torch.Tensor, path: str) -> str:
+        """The tensor's name; what comes again under a path is kept once."""
+        kept = tensor.detach().cpu().clone().contiguous()
+        content = hashlib.sha256(kept.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
+        key = (path, kept.shape, kept.dtype, content)
+        name = self._known.setdefault(key, f"in{len(self.trees):04d}.{path}")
+        self.tensors.setdefault(name, kept)
+        return name
+
+
+def _output(call: int) -> str:
+    return f"out{call:04d}"
+
+
+def record_trajectory(
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    config: ModelConfig,
+    seed: int,
+    shared_noise: bool = False,
+    limit_bytes: int | None = None,
+) -> dict[str, Any]:
+    """What the unquantized denoiser was given and said at every step, batch by batch.
+
+    Returns:
+        Per batch the prompts' number and the calls' argument trees, for `recorded_calls`.
+
+    Raises:
+        ValueError: it takes more than `limit_bytes`, looked at after every batch; what was written
+            is removed.
+    """
+    described = []
+    written = 0
+    for index, batch in enumerate(batches(prompts, config.batch_size)):
+        calls = _Calls()
+        with observed(get_denoiser(pipeline), calls.add):
+            sample(
+                pipeline,
+                batch,
+                config=config,
+                seed=seed,
+                shared_noise=shared_noise,
+                output_type="latent",
+            )
+        path = folder / f"batch{index:04d}.safetensors"
+        save_file(calls.tensors, path)
+        written += path.stat().st_size
+        if limit_bytes is not None and written > limit_bytes:
+            for stale in folder.glob("batch*.safetensors"):
+                stale.unlink()
+            done = (index + 1) * config.batch_size
+            raise ValueError(
+                f"the denoiser's inputs of {done} of {len(prompts)} prompts take "
+                f"{written / 1e9:.3g} GB on disk, above replay_gigabytes={limit_bytes / 1e9:g}; "
+                "raise replay_gigabytes, lower dataset.calibration_prompts, or choose a method "
+                "that keeps no inputs (method.sequential=none)"
+            )
+        described.append({"prompts": len(batch), "calls": calls.trees})
+    return {"batches": described}
+
+
+def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> torch.Tensor:
+    """Relative squared error of the denoiser on the reference's own trajectory.
+
+    Returns:
+        float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2; where a call holds a prompt
+        twice (guidance), both are summed.
+    """
+    device = device_of(denoiser)
+    rows = []
+    for described, calls in recorded_calls(folder, notes, device=device):
+        steps = []
+        for arguments, said in calls:
+            with torch.no_grad():
+                output = denoiser(**arguments)[0].detach().cpu().double()
+            steps.append(_per_prompt(output, said.double(), described["prompts"]))
+        rows.append(torch.stack(steps, dim=1))
+    return torch.cat(rows)
+
+
+def device_of(denoiser: nn.Module) -> torch.device:
+    return next(iter(denoiser.state_dict().values())).device
+
+
+Call = tuple[dict[str, Any], torch.Tensor]
+
+
+def recorded_calls(
+    folder: Path, notes: dict[str, Any], *, device: torch.device
+) -> Iterator[tuple[dict[str, Any], Iterator[Call]]]:
+    """Batch by batch of a recorded trajectory: its description, and what each call got and said."""
+
+    def calls(trees: list[Any], tensors: dict[str, torch.Tensor]) -> Iterator[Call]:
+        for number, tree in enumerate(trees):
+            arguments = unflatten_tree(tree, lambda name: tensors[name].to(device))
+            yield arguments, tensors[_output(number)]
+
+    for index, described in enumerate(notes["batches"]):
+        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+        yield described, calls(described["calls"], tensors)
+
+
+def _per_prompt(output: torch.Tensor, reference: torch.Tensor, prompts: int) -> torch.Tensor:
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1).square().sum(dim=1)
+
+    return energy(output - reference) / energy(reference)
+
+
+def replay_of(folder: Path, notes: dict[str, Any]) -> Replay:
+    """Runs a denoiser on what `record_trajectory` kept of the unquantized one (teacher forcing)."""
+
+    def replay(denoiser: nn.Module, *, calls: int | None = None) -> None:
+        device = device_of(denoiser)
+        every = (
+            arguments
+            for _, recorded in recorded_calls(folder, notes, device=device)
+            for arguments, _ in recorded
+        )
+        with torch.no_grad():
+            for arguments in islice(every, calls):
+                denoiser(**arguments)
+
+    return replay
+
+
+def count_calls(notes: dict[str, Any]) -> int:
+    return sum(len(described["calls"]) for described in notes["batches"])

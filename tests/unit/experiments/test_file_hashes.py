@@ -1,0 +1,61 @@
+"""Checksums of large files: read once, and never taken from a damaged cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.store import file_hashes
+from experiments.store.digests import file_digest
+from experiments.store.file_hashes import FileHashes
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_a_file_is_read_once(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FileHashes(tmp_path / "cache.json")
+    assert files.of(weights) == file_digest(weights)
+    files.keep()
+    monkeypatch.setattr(file_hashes, "file_digest", None)
+    assert FileHashes(tmp_path / "cache.json").of(weights) == file_digest(weights)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"files": {}}', "[" * 50_000, "\x00\xff"], ids=range(7)
+)
+def test_a_damaged_cache_is_thrown_away(weights: Path, tmp_path: Path, text: str) -> None:
+    cache = tmp_path / "cache.json"
+    cache.write_bytes(text.encode("latin-1"))
+    files = FileHashes(cache)
+    assert files.of(weights) == file_digest(weights)
+    files.keep()
+    assert FileHashes(cache).of(weights) == file_digest(weights)
+
+
+def test_a_changed_digit_is_seen(weights: Path, tmp_path: Path) -> None:
+    """It would make every stage another: all would be computed again without a word."""
+    cache = tmp_path / "cache.json"
+    files = FileHashes(cache)
+    files.of(weights)
+    files.keep()
+    content = json.loads(cache.read_text())
+    (label,) = content["files"]
+    content["files"][label] = "0" * 64
+    cache.write_text(json.dumps(content))
+    assert FileHashes(cache).of(weights) == file_digest(weights)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache.json").mkdir()
+    files = FileHashes(tmp_path / "cache.json")
+    assert files.of(weights) == file_digest(weights)
+    files.keep()
