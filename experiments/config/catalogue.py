@@ -8,15 +8,16 @@ import json
 import logging
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from experiments.config.compose import build, compose_config, options
+from experiments.config.compose import build_cell
+from experiments.config.parts import settings_of
+from experiments.config.places import config_dirs, find_yaml, options, read_yaml
 from experiments.errors import UserError
-from experiments.store.paths import CONF
+from experiments.store.paths import resolve_path
+from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 
 log = logging.getLogger("segbench")
@@ -28,25 +29,29 @@ _WIDTH = 100
 _HEADINGS = ("Source:", "Left out:", "Cost:")
 
 
-def bits_of(method: Any) -> list[str]:
+def bits_of(method: Method) -> list[str]:
     """The names in conf/bits that a method does."""
-    return [name for name, reason in _reasons(method).items() if reason is None]
+    return _done(_reasons(method))
 
 
-def bits_once_installed(method: Any) -> list[str]:
+def _done(reasons: dict[str, str | None]) -> list[str]:
+    return [name for name, reason in reasons.items() if reason is None]
+
+
+def _done_once_installed(reasons: dict[str, str | None]) -> list[str]:
     """Those that only its library is missing for."""
-    return [name for name, reason in _reasons(method).items() if reason and _NOT_HERE in reason]
+    return [name for name, reason in reasons.items() if reason and _NOT_HERE in reason]
 
 
-def _reasons(method: Any) -> dict[str, str | None]:
-    return {name: method.unsupported(bits) for name, bits in _all_bits().items()}
+def _reasons(method: Method) -> dict[str, str | None]:
+    return {name: method.unsupported(bits) for name, bits in _all_bits(config_dirs()).items()}
 
 
 @functools.cache
-def _all_bits() -> dict[str, Bits]:
-    """Every yaml of conf/bits."""
+def _all_bits(places: tuple[Path, ...]) -> dict[str, Bits]:
+    """Every option of `bits=`; `places` is here for the cache's sake."""
     return {
-        name: build(compose_config([f"bits={name}", "method=fp"]), method_name="fp").bits
+        name: build_cell([f"bits={name}", "method=fp"], method_name="fp").bits
         for name in options("bits")
     }
 
@@ -76,19 +81,22 @@ def describe_methods(names: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def _described(name: str) -> dict[str, Any]:
-    method = build(compose_config([f"method={name}"]), method_name=name).method
+    method = build_cell([f"method={name}"], method_name=name).method
+    path = find_yaml("method", name)
+    assert path is not None
+    reasons = _reasons(method)
     return {
         "method": name,
         "class": f"{type(method).__module__}.{type(method).__qualname__}",
-        "yaml": _first_comment(CONF / "method" / f"{name}.yaml"),
+        "yaml": _first_comment(path),
         "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
         "source": _told(method, "Source:"),
         "left_out": _told(method, "Left out:"),
         "cost": _told(method, "Cost:"),
-        "settings": {f.name: _plain(getattr(method, f.name)) for f in fields(method)},
+        "settings": {key: _plain(value) for key, value in settings_of(method).items()},
         "needs": asdict(method.needs()),
-        "bits": bits_of(method),
-        "bits_once_installed": bits_once_installed(method),
+        "bits": _done(reasons),
+        "bits_once_installed": _done_once_installed(reasons),
     }
 
 
@@ -97,7 +105,7 @@ def _first_comment(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _told(method: Any, heading: str) -> str:
+def _told(method: Method, heading: str) -> str:
     """What a method's docstring says after a heading, up to the next one or an empty line."""
     text = inspect.getdoc(type(method)) or ""
     if heading not in text:
@@ -153,7 +161,7 @@ def _whole(row: dict[str, Any]) -> str:
 
 def _bits_matrix(rows: list[dict[str, Any]]) -> str:
     """One column a bit-width, numbered as in the table of bits."""
-    names = list(_all_bits())
+    names = list(_all_bits(config_dirs()))
     body = []
     for row in rows:
         marks = [
@@ -168,7 +176,7 @@ def _bits_matrix(rows: list[dict[str, Any]]) -> str:
 def _bits_table() -> str:
     body = [
         [str(number), name, bits.weight.describe(), bits.activation.describe()]
-        for number, (name, bits) in enumerate(_all_bits().items(), 1)
+        for number, (name, bits) in enumerate(_all_bits(config_dirs()).items(), 1)
     ]
     return _pipe_table(["", "bits", "weights", "inputs"], body)
 
@@ -197,12 +205,9 @@ def _needs(needs: dict[str, Any]) -> list[str]:
 
 def describe_models() -> list[dict[str, Any]]:
     """Per model: its folder, whether it is there, its pipeline class and how it is sampled."""
-    from experiments.sampling.pipelines import resolve_path
-
     rows = []
     for name in options("model"):
-        node = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
-        assert isinstance(node, dict)
+        node = read_yaml("model", name)
         folder = resolve_path(str(node["path"]))
         index = folder / "model_index.json"
         present = index.is_file()

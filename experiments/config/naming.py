@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import asdict
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from evaluation.records import label
-from experiments.cell.protocol_fields import plain
+from experiments.config.parts import settings_of
+from experiments.config.places import read_yaml
+from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
-from experiments.store.paths import CONF
 
 _DEFAULT_REPLAY = {
     "latents": "per_prompt",
@@ -24,20 +22,20 @@ _DEFAULT_REPLAY = {
 
 def changed_settings(config: RunConfig) -> dict[str, Any]:
     """Settings of the method, the bits and the sampling that differ from conf/, by dotted key."""
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     groups = {
-        "method": (config.method_name, plain(asdict(config.method))),
+        "method": (config.method_name, plain(settings_of(config.method))),
         "bits": (config.bits.name, plain(asdict(config.bits))),
     }
     for group, (option, values) in groups.items():
-        default = _flat(_yaml(group, option))
+        default = _flat(read_yaml(group, option))
         for key, value in _flat(values).items():
             if key in default and default[key] != value:
-                found[f"{group}.{key}"] = value
+                changed[f"{group}.{key}"] = value
     for key, usual in _DEFAULT_REPLAY.items():
         if getattr(config, key) != usual:
-            found[key] = getattr(config, key)
-    return found
+            changed[key] = getattr(config, key)
+    return changed
 
 
 def names(config: RunConfig) -> tuple[str, str, str]:
@@ -48,16 +46,6 @@ def names(config: RunConfig) -> tuple[str, str, str]:
         label(config.method_name, settings, group="method"),
         label(config.bits.name, settings, group="bits"),
     )
-
-
-@functools.cache
-def _yaml(group: str, option: str) -> dict[str, Any]:
-    path = CONF / group / f"{option}.yaml"
-    content = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
-    assert isinstance(content, DictConfig)
-    values = OmegaConf.to_container(content)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -12,19 +11,20 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from experiments.config.compose import (
-    GROUPS,
-    build_cell,
+from experiments.config.compose import build_cell
+from experiments.config.overrides import (
     check_fields,
     check_override,
     key_of,
     parse_overrides,
 )
+from experiments.config.places import GROUPS, find_yaml, read_yaml, shown
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
-from experiments.store.folders import digest
+from experiments.store.digests import digest
 from experiments.store.paths import CONF
 
+_OPEN = ("model.call.", "metrics.settings.")  # whose keys are not known here
 _SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
 _WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
 
@@ -43,20 +43,22 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
     Raises:
         UserError: an unknown key, option or value, or a sweep without `-m`.
     """
-    overrides = parse_overrides([_open_call(item) for item in _folder_by_path(list(arguments))])
+    overrides = parse_overrides([_opened(item) for item in _folder_by_path(list(arguments))])
     for override in overrides:
         check_override(override)
     experiment = _experiment(overrides)
     swept = [o for o in overrides if o.is_sweep_override()]
     if swept and not multirun and experiment is None:
         raise UserError(f"{swept[0].input_line!r} names several values; add -m to run them all")
+    defaults = _defaults(experiment)
     lines = _cell_lines(overrides, experiment)
     cells = []
     for line in {tuple(sorted(line)): line for line in lines}.values():
+        chosen = defaults | {key_of(item): item.partition("=")[2] for item in line}
         for item in line:
             key = key_of(item)
-            check_fields(key, option=_chosen(line, key.partition(".")[0]))
-        cells.append(build_cell(line, method_name=_chosen(line, "method")))
+            check_fields(key, option=chosen.get(key.partition(".")[0], ""))
+        cells.append(build_cell(line, method_name=chosen["method"]))
     return Request(name=experiment or _name_of(lines), cells=tuple(cells))
 
 
@@ -87,9 +89,9 @@ def _folder_by_path(arguments: list[str]) -> list[str]:
     return ["model=folder", *arguments] if own_folder else arguments
 
 
-def _open_call(argument: str) -> str:
-    """`model.call` takes whatever the pipeline's call takes: its keys need no `+`."""
-    return f"++{argument}" if argument.startswith("model.call.") else argument
+def _opened(argument: str) -> str:
+    """What a pipeline's call and a metric take, only they know: their keys need no `+`."""
+    return f"++{argument}" if argument.startswith(_OPEN) else argument
 
 
 def _experiment(overrides: Sequence[Override]) -> str | None:
@@ -99,41 +101,34 @@ def _experiment(overrides: Sequence[Override]) -> str | None:
     return None
 
 
-def _chosen(line: Sequence[str], group: str) -> str:
-    """The option of a group in a cell's overrides, else the default."""
-    for item in reversed(line):
-        if key_of(item) == group:
-            return item.partition("=")[2]
-    return _defaults().get(group, "")
-
-
-@functools.cache
-def _defaults() -> dict[str, str]:
-    listed = OmegaConf.load(CONF / "config.yaml").defaults
+def _defaults(experiment: str | None) -> dict[str, str]:
+    """The option of each group that no override chooses: config.yaml's, else the experiment's."""
+    base = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    assert isinstance(base, dict)
+    changes = {} if experiment is None else read_yaml("experiment", experiment)
     return {
-        str(k): str(v) for entry in listed if not isinstance(entry, str) for k, v in entry.items()
+        str(group).removeprefix("override ").lstrip("/"): str(option)
+        for entry in [*base["defaults"], *changes.get("defaults", [])]
+        if isinstance(entry, dict)
+        for group, option in entry.items()
     }
 
 
 def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[list[str]]:
+    """The overrides of each cell: its own choice on every axis, then what all cells share."""
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     fixed = [line for line in fixed if key_of(line) not in _SWEPT]
-    values = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
-    groups = {
+    several = {o.key_or_group: _values(o) for o in overrides if o.is_sweep_override()}
+    single = {
         o.key_or_group: [str(o.value())]
         for o in overrides
         if o.key_or_group in _SWEPT and not o.is_sweep_override()
     }
-    given = {**groups, **values}
-    blocks: list[dict[str, list[str]]] = [{}]
-    if experiment is not None:
-        blocks = _blocks(experiment)
     lines = []
-    for block in blocks:
-        axes = {**block, **given}
-        keys = list(axes)
-        for combination in itertools.product(*(axes[key] for key in keys)):
-            chosen = [f"{key}={value}" for key, value in zip(keys, combination, strict=True)]
+    for block in [{}] if experiment is None else _blocks(experiment):
+        axes = {**block, **single, **several}  # the command line replaces what the block sweeps
+        for combination in itertools.product(*axes.values()):
+            chosen = [f"{key}={value}" for key, value in zip(axes, combination, strict=True)]
             lines.append([*chosen, *fixed])
     return lines
 
@@ -144,14 +139,14 @@ def _values(override: Override) -> list[str]:
 
 def _blocks(experiment: str) -> list[dict[str, list[str]]]:
     """An experiment's `sweep`: blocks, each a product of the groups and settings that it names."""
-    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
-    assert isinstance(content, dict)
-    blocks = content.get("sweep") or [{}]
+    path = find_yaml("experiment", experiment)
+    assert path is not None  # its name was checked
+    blocks = read_yaml("experiment", experiment).get("sweep") or [{}]
     for block in blocks:
         for key in block:
             if key.partition(".")[0] not in GROUPS:
                 raise UserError(
-                    f"conf/experiment/{experiment}.yaml: sweep names {key!r}; "
+                    f"{shown(path)}: sweep names {key!r}; "
                     f"use {', '.join(_SWEPT)}, or a setting of one such as method.alpha"
                 )
     return [

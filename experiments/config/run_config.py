@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from evaluation.datasets.interface import Dataset
+from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
@@ -32,20 +34,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class DatasetConfig:
-    """Prompts to calibrate with and to evaluate on, and the true images if there are any."""
-
-    name: str
-    kind: str  # shapes (procedural) or prompts (a JSON-lines file of id and prompt)
-    path: str | None  # the file, for kind=prompts
-    images: str | None  # folder of true images named by prompt id, for kind=prompts
-    evaluation_prompts: int
-    calibration_prompts: int
-    seed: int
-    calibration_seed: int | None  # draws the calibration prompts; null is `seed`
-
-
-@dataclass(kw_only=True)
 class MetricsConfig:
     """What is measured on the images."""
 
@@ -54,6 +42,10 @@ class MetricsConfig:
     lpips: bool
     teacher_forced_prompts: int
     bootstrap_resamples: int
+    inception: str | None  # folder with inception-2015-12-05.pt: FID and KID of its features too
+    inception_sha256: str | None  # of that file, where it must be a certain one
+    also: list[str]  # modules with metrics of one's own
+    settings: dict[str, dict[str, Any]]  # of metrics, by their name
 
 
 @dataclass(kw_only=True)
@@ -105,10 +97,10 @@ class RunConfig:
     """One cell."""
 
     model: ModelConfig
-    method: Any
+    method: Method
     method_name: str
     bits: Bits
-    dataset: DatasetConfig
+    dataset: Dataset
     metrics: MetricsConfig
     cluster: ClusterConfig
     logger: LoggerConfig

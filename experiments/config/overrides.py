@@ -1,0 +1,119 @@
+"""The `key=value` of a command line: read, and refused with a hint where it names nothing."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from evaluation.datasets.interface import Dataset
+from experiments.config.places import GROUPS, options, read_yaml
+from experiments.config.run_config import (
+    ClusterConfig,
+    LoggerConfig,
+    MetricsConfig,
+    ModelConfig,
+)
+from experiments.errors import UserError
+from segquant.core.schemes import Bits
+
+TARGET = "_target_"
+_SETTINGS = {
+    "model": [item.name for item in fields(ModelConfig)],
+    "dataset": [name for name in Dataset.__annotations__ if not name.startswith("_")],
+    "metrics": [item.name for item in fields(MetricsConfig)],
+    "cluster": [item.name for item in fields(ClusterConfig)],
+    "logger": [item.name for item in fields(LoggerConfig)],
+    "bits": [item.name for item in fields(Bits)],
+}
+_TOP_LEVEL = (
+    "seed",
+    "device",
+    "execution",
+    "activation_code",
+    "fuse_activations",
+    "num_threads",
+    "latents",
+    "image",
+    "statistics_gigabytes",
+    "replay_gigabytes",
+    "out",
+    "group",
+    "sweep",
+)
+
+
+def parse_overrides(arguments: list[str]) -> list[Override]:
+    """Hydra's grammar, with an error that says what was wrong with which argument."""
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in arguments:
+        try:
+            parsed.append(parser.parse_override(argument))
+        except HydraException as error:
+            raise UserError(f"cannot read {argument!r}; {_how_to_write(argument)}") from error
+    return parsed
+
+
+def key_of(override: str) -> str:
+    """The key of an override as it was written: `model.path` of `++model.path=/x`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def check_override(override: Override) -> None:
+    """Names the nearest valid key, or the group's options, when an override names nothing."""
+    key = override.key_or_group
+    if key in GROUPS or key == "experiment":
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        chosen = list(values) if values is not None else [override.value()]
+        for value in chosen:
+            _check_option(key, f"{value!s}")
+        return
+    head = key.split(".")[0]
+    if key in _TOP_LEVEL or (head in (*GROUPS, "hydra") and "." in key) or "@" in key:
+        return
+    within = [f"{group}.{key}" for group, names in _SETTINGS.items() if key in names]
+    known = [*GROUPS, "experiment", *_TOP_LEVEL]
+    near = within or difflib.get_close_matches(head, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    allowed = ", ".join([*GROUPS, "+experiment", *(k for k in _TOP_LEVEL if k != "sweep")])
+    raise UserError(f"unknown key {key!r}; {hint}keys are {allowed}, and group.field=value")
+
+
+def check_fields(key: str, *, option: str) -> None:
+    """Refuses `group.field` when the group's chosen yaml has no such field."""
+    group, _, rest = key.partition(".")
+    if group not in GROUPS or not rest:
+        return
+    field = rest.split(".")[0]
+    allowed = [name for name in read_yaml(group, option) if name != TARGET]
+    if field not in allowed:
+        raise unknown_field(f"{group}.{field}", allowed)
+
+
+def unknown_field(key: str, allowed: list[str]) -> UserError:
+    where, _, name = key.partition(".")
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {where}.{near[0]}? " if near else ""
+    return UserError(f"unknown key {key}; {hint}fields are {', '.join(allowed)}")
+
+
+def _check_option(group: str, value: str) -> None:
+    allowed = options(group)
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(value, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown {group} {value!r}; {hint}choose one of {', '.join(allowed)}")
+
+
+def _how_to_write(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if equals:
+        return f"write key=value, and a value with signs in quotes of its own: '{key}=\"{value}\"'"
+    if argument in options("experiment"):
+        return f"did you mean +experiment={argument}?"
+    return "write key=value"
