@@ -26,6 +26,7 @@ from slurm.settings import JobSettings
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_CARRIED = ("SEGBENCH_CONFIG_DIRS",)  # variables that a job needs as this process has them
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -186,6 +187,7 @@ def _variables(settings: JobSettings) -> dict[str, str]:
     return {
         "PYTHONPATH": str(_PROJECT) + (f":{given}" if given else ""),
         "SUBMITIT_PREEMPT_SIGNAL": settings.signal,
+        **{name: os.environ[name] for name in _CARRIED if name in os.environ},
         **settings.environment,
     }
 

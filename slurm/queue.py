@@ -114,12 +114,12 @@ def final_states(jobs: Iterable[str]) -> dict[str, JobState]:
 def find_by_name(name: str) -> str | None:
     """The job (or array) of that name, if it was submitted a short time ago."""
     text = call(["squeue", "-h", "--states=all", "-o", "%F", "--name", name])
-    found = text.split()
-    return found[0] if found else None
+    jobs = text.split()
+    return jobs[0] if jobs else None
 
 
 def max_array_size() -> int:
     """How many jobs an array may have here."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]), re.M)
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]), re.M)
     # the number caps the highest index, which begins at 0
-    return max(1, int(found.group(1)) - 1) if found else _DEFAULT_ARRAY_SIZE - 1
+    return max(1, int(limit.group(1)) - 1) if limit else _DEFAULT_ARRAY_SIZE - 1

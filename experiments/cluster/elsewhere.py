@@ -1,24 +1,17 @@
-"""A sweep that runs in other processes: submitted, watched, and gathered from its records."""
+"""A sweep that runs in other processes: what is pending, processes of this machine, a watch."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from evaluation.records import Record
-from experiments.cell.bench import Bench
-from experiments.cell.progress import Progress
-from experiments.cell.run_cell import find_record, record_failure, run_cell
-from experiments.cluster.states import FAILED, CellState, cell_states, read_any_record, summary
-from experiments.cluster.submission import Submission, jobs_folder, plan_jobs, run_id, submit
-from experiments.config.request import Request
+from experiments.cell.cell import Cell
+from experiments.cell.run_cell import record_failure, run_cell
+from experiments.cell.sweep import Sweep
+from experiments.cluster.states import CellState, cell_states, summary
+from experiments.cluster.submission import jobs_folder, plan_jobs
 from slurm.launch import run_local
 from slurm.queue import SlurmError
-
-log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 3.0
 _IDLE_SHARE = 5.0  # of the time that a look takes
@@ -27,78 +20,38 @@ _LOST_LOOKS = 3  # a record may show late on a shared file system
 Note = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What is known when a call ends."""
-
-    records: list[Record]
-    states: list[CellState]
-
-    @property
-    def waiting(self) -> bool:
-        """Whether cells are still in the queue."""
-        return any(not state.over for state in self.states)
-
-
-def pending_cells(
-    request: Request, benches: dict[int, Bench], *, only: set[str] | None = None
-) -> list[int]:
+def pending_cells(sweep: Sweep, *, only: set[str] | None = None) -> list[Cell]:
     """Cells without a final record; `only` keeps those with these run ids.
 
     Cells that their method does not do get their record here: that needs no job.
     """
     pending = []
-    for index, cell in enumerate(request.cells):
-        bench = benches[index]
-        if find_record(bench, cell) is not None:
+    for cell in sweep.cells:
+        if cell.record() is not None or (only is not None and cell.run_id not in only):
             continue
-        if only is not None and run_id(bench, cell) not in only:
-            continue
-        if cell.method.unsupported(cell.bits) is not None:
-            run_cell(bench, cell)
+        if cell.unsupported is not None:
+            run_cell(cell)
         else:
-            pending.append(index)
+            pending.append(cell)
     return pending
 
 
-def run_processes(
-    request: Request,
-    benches: dict[int, Bench],
-    pending: Sequence[int],
-    *,
-    root: Path,
-    progress: Progress,
-) -> list[CellState]:
+def run_processes(sweep: Sweep, pending: Sequence[Cell]) -> list[CellState]:
     """Runs the pending cells in processes of this machine; a line for each job that ends."""
-    jobs = plan_jobs(request, benches, pending, running=set())
+    jobs = plan_jobs(pending, running=set())
     failed: dict[str, str] = {}
-    for outcome in run_local(jobs, folder=jobs_folder(root)):
+    for outcome in run_local(jobs, folder=jobs_folder(sweep.store.root)):
         job = jobs[outcome.index]
         failed |= dict.fromkeys(job.items, outcome.error) if outcome.error else {}
-        progress.note(f"{job.label}: {outcome.error or 'done'}")
-    for index in pending:
-        bench, cell = benches[index], request.cells[index]
-        reason = failed.get(run_id(bench, cell)) or failed.get(f"{run_id(bench, cell)}:images")
-        if reason is not None and read_any_record(bench, cell) is None:
-            record_failure(bench, cell, f"its job ended without a record: {reason}")
-    return cell_states(request, benches, root=root, ask=False)
+        sweep.progress.note(f"{job.label}: {outcome.error or 'done'}")
+    for cell in pending:
+        reason = failed.get(cell.run_id) or failed.get(f"{cell.run_id}:images")
+        if reason is not None and cell.read_record() is None:
+            record_failure(cell, f"its job ended without a record: {reason}")
+    return cell_states(sweep, ask=False)
 
 
-def send(
-    request: Request, benches: dict[int, Bench], pending: Sequence[int], *, root: Path
-) -> Submission:
-    """Submits the pending cells to Slurm, but for those in flight."""
-    return submit(request, benches, pending, root=root)
-
-
-def follow(
-    request: Request,
-    benches: dict[int, Bench],
-    *,
-    root: Path,
-    note: Note,
-    poll_seconds: float = _POLL_SECONDS,
-) -> list[CellState]:
+def follow(sweep: Sweep, *, note: Note, poll_seconds: float = _POLL_SECONDS) -> list[CellState]:
     """Waits until no cell is in the queue; one line for each that ends.
 
     Stopping it stops no job: the same command, or `status`, takes up the watch again.
@@ -109,7 +62,7 @@ def follow(
     while True:
         begun = time.monotonic()
         try:
-            states = cell_states(request, benches, root=root)
+            states = cell_states(sweep)
             answered = True
         except SlurmError as error:
             if answered:
@@ -139,21 +92,8 @@ def follow(
     return states
 
 
-def record_lost(
-    request: Request, benches: dict[int, Bench], states: Sequence[CellState]
-) -> list[CellState]:
+def record_lost(states: Sequence[CellState]) -> None:
     """Cells whose job ended without a word get a record that says so; they are failed then."""
-    for index, state in enumerate(states):
+    for state in states:
         if state.state == "lost":
-            record_failure(benches[index], request.cells[index], state.detail)
-    return list(states)
-
-
-def gather(request: Request, benches: dict[int, Bench], states: Sequence[CellState]) -> Gathered:
-    """The records that are there."""
-    found = [read_any_record(benches[i], cell) for i, cell in enumerate(request.cells)]
-    return Gathered([record for record in found if record is not None], list(states))
-
-
-def any_failed(states: Sequence[CellState]) -> bool:
-    return any(state.state in FAILED for state in states)
+            record_failure(state.cell, state.detail)

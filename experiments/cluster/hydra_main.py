@@ -14,13 +14,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cell.bench import Bench
+from experiments.cell.mirror import log_cell
 from experiments.cell.progress import Progress
-from experiments.cell.run_cell import find_record, run_cell
+from experiments.cell.run_cell import run_cell
+from experiments.cell.sweep import gather_cells
 from experiments.config.compose import build
 from experiments.store.folders import Store
 from experiments.store.paths import CONF
-from experiments.verbs.report_files import log_cell
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")  # type: ignore[untyped-decorator]
@@ -30,24 +30,18 @@ def main(node: DictConfig) -> str:
     config = build(node, method_name=HydraConfig.get().runtime.choices["method"])
     store = Store(Path(config.out))
     store.prepare()
-    bench = Bench(
-        config=config,
-        store=store,
-        progress=Progress(cells=1, prompts=0),
-        needs=config.method.needs(),
-    )
-    fresh = find_record(bench, config) is None
-    record = run_cell(bench, config)
+    progress = Progress(cells=1, prompts=0)
+    (cell,) = gather_cells([config], store=store, progress=progress, makes=True)
+    fresh = cell.record() is None
+    record = run_cell(cell)
     if fresh:
-        log_cell(config, record, bench)
+        log_cell(cell, record)
     if record.status == "failed":
         raise RuntimeError(f"{config.method_name} {config.bits.name}: {record.reason}")
-    return str(store.root / "cells" / record.run_id)
+    return str(cell.folder)
 
 
 if __name__ == "__main__":
-    from experiments.cluster import (
-        hydra_main,  # jobs find the function by this name, not as __main__
-    )
+    from experiments.cluster import hydra_main  # jobs find it by this name, not as __main__
 
     hydra_main.main()

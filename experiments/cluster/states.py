@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluation.records import Record, read_record
-from experiments.cell.bench import Bench
-from experiments.cell.run_cell import record_path
-from experiments.cluster.submission import calibration_item, entries_of, reference_item, run_id
-from experiments.config.request import Request
-from experiments.config.run_config import RunConfig
+from evaluation.records import Record
+from experiments.cell.cell import Cell
+from experiments.cell.sweep import Sweep
+from experiments.cluster.submission import (
+    calibration_item,
+    entries_of,
+    has_calibration,
+    has_reference,
+    reference_item,
+)
+from experiments.errors import UserError
 from slurm.ledger import Entry
-from slurm.queue import JobState, final_states, queue_states
+from slurm.queue import JobState, SlurmError, final_states, queue_states
 
-STATES = ("done", "skipped", "running", "queued", "failed", "lost", "missing")
+STATES = ("done", "skipped", "outdated", "running", "queued", "failed", "lost", "missing")
 FAILED = ("failed", "lost")
 _NOISE = ("srun:", "slurmstepd:", "submitit")  # lines of a log that are not the job's own
 
@@ -25,30 +30,38 @@ _NOISE = ("srun:", "slurmstepd:", "submitit")  # lines of a log that are not the
 class CellState:
     """One cell: `lost` is a cell whose job ended without a record, `missing` was never begun."""
 
-    cell: RunConfig
-    run_id: str
+    cell: Cell
     state: str
     detail: str = ""
     job: str = ""
     log: str = ""
 
     @property
+    def run_id(self) -> str:
+        return self.cell.run_id
+
+    @property
     def label(self) -> str:
-        return f"{self.cell.model.name} {self.cell.method_name} {self.cell.bits.name}"
+        return self.cell.label
 
     @property
     def over(self) -> bool:
-        return self.state in ("done", "skipped", *FAILED)
+        return self.state in ("done", "skipped", "outdated", *FAILED)
 
 
-def read_any_record(bench: Bench, cell: RunConfig) -> Record | None:
-    path = record_path(bench, cell)
-    return read_record(path) if path.exists() else None
+def states_of(sweep: Sweep) -> list[CellState]:
+    """Where every cell stands; the queue is asked wherever there is one.
+
+    Raises:
+        UserError: the scheduler does not answer.
+    """
+    try:
+        return cell_states(sweep, ask=sweep.on_slurm)
+    except SlurmError as error:
+        raise UserError(str(error)) from error
 
 
-def cell_states(
-    request: Request, benches: dict[int, Bench], *, root: Path, ask: bool = True
-) -> list[CellState]:
+def cell_states(sweep: Sweep, *, ask: bool = True) -> list[CellState]:
     """The state of every cell, in the order of the request.
 
     Args:
@@ -57,35 +70,32 @@ def cell_states(
     Raises:
         SlurmError: the scheduler does not answer.
     """
-    records = [read_any_record(benches[i], cell) for i, cell in enumerate(request.cells)]
-    ids = [run_id(benches[i], cell) for i, cell in enumerate(request.cells)]
-    entries = entries_of(root)
+    records = [cell.read_record() for cell in sweep.cells]
+    entries = entries_of(sweep.store.root)
     open_items = {
         entries[item].job
-        for name, record in zip(ids, records, strict=True)
-        if record is None or record.status == "failed"
-        for item in (name, f"{name}:images")
+        for cell, record in zip(sweep.cells, records, strict=True)
+        if record is None or record.status == "failed" or not cell.is_current(record)
+        for item in (cell.run_id, f"{cell.run_id}:images")
         if item in entries
     }
     queue = queue_states(open_items) if ask else {}
-    states = []
-    for cell, name, record in zip(request.cells, ids, records, strict=True):
-        states.append(_state(cell, name, record, entries=entries, queue=queue))
-    return [
-        _blocked(state, benches[index], entries)
-        for index, state in enumerate(_with_endings(states))
+    states = [
+        _state(cell, record, entries=entries, queue=queue)
+        for cell, record in zip(sweep.cells, records, strict=True)
     ]
+    return [_blocked(state, entries) for state in _with_endings(states)]
 
 
-def _blocked(state: CellState, bench: Bench, entries: dict[str, Entry]) -> CellState:
+def _blocked(state: CellState, entries: dict[str, Entry]) -> CellState:
     """Of a cell that never began, because what it waited for failed: says what that was."""
     if state.state != "lost" or Path(state.log).exists():
         return state
     waited = []
-    if not bench.has_reference():
-        waited.append(("reference", reference_item(bench)))
-    if not bench.has_calibration():
-        waited.append(("calibration", calibration_item(bench)))
+    if not has_reference(state.cell):
+        waited.append(("reference", reference_item(state.cell)))
+    if not has_calibration(state.cell):
+        waited.append(("calibration", calibration_item(state.cell)))
     parts = [state.detail]
     for stage, item in waited:
         if item in entries:
@@ -95,16 +105,16 @@ def _blocked(state: CellState, bench: Bench, entries: dict[str, Entry]) -> CellS
 
 
 def _state(
-    cell: RunConfig,
-    name: str,
+    cell: Cell,
     record: Record | None,
     *,
     entries: dict[str, Entry],
     queue: dict[str, JobState],
 ) -> CellState:
-    if record is not None and record.status != "failed":
+    if record is not None and record.status != "failed" and cell.is_current(record):
         state = "done" if record.status == "ok" else "skipped"
-        return CellState(cell, name, state, record.reason)
+        return CellState(cell, state, record.reason)
+    name = cell.run_id
     known = [entries[item] for item in (f"{name}:images", name) if item in entries]
     for entry in known:
         job = queue.get(entry.job)
@@ -112,17 +122,19 @@ def _state(
             continue
         waits = job.state == "PENDING"
         detail = f"job {entry.job} " + (f"waits ({job.reason})" if waits else f"on {job.node}")
-        return CellState(cell, name, "queued" if waits else "running", detail, entry.job)
+        return CellState(cell, "queued" if waits else "running", detail, entry.job)
+    if record is not None and record.status == "ok":
+        return CellState(cell, "outdated", "metrics of other code; segbench evaluate renews them")
     unfinished = [e for e in known if e.job not in queue or queue[e.job].state != "COMPLETED"]
     last = next(iter(unfinished or known), None)
     log_path = "" if last is None else str(_log_path(last))
     if record is not None:
         job_id = str(record.environment.get("job") or "")
-        return CellState(cell, name, "failed", record.reason, job_id, log_path if job_id else "")
+        return CellState(cell, "failed", record.reason, job_id, log_path if job_id else "")
     if last is None:
-        return CellState(cell, name, "missing")
+        return CellState(cell, "missing")
     ended = queue.get(last.job)
-    return CellState(cell, name, "lost", ended.state if ended else "", last.job, log_path)
+    return CellState(cell, "lost", ended.state if ended else "", last.job, log_path)
 
 
 def _with_endings(states: list[CellState]) -> list[CellState]:
@@ -171,14 +183,18 @@ def render(states: Sequence[CellState]) -> str:
     return "\n".join([*lines, summary(states)])
 
 
-def tracebacks(states: Sequence[CellState], benches: dict[int, Bench]) -> str:
+def tracebacks(states: Sequence[CellState]) -> str:
     """Of every failed cell its traceback, or where its log lies."""
     parts = []
-    for index, state in enumerate(states):
+    for state in states:
         if state.state not in FAILED:
             continue
-        record = read_any_record(benches[index], state.cell)
+        record = state.cell.read_record()
         text = record.traceback.rstrip() if record is not None else ""
         where = f"log: {state.log}" if state.log else ""
         parts.append("\n".join(filter(None, [f"-- {state.label}: {state.detail}", text, where])))
     return "\n".join(parts)
+
+
+def any_failed(states: Sequence[CellState]) -> bool:
+    return any(state.state in FAILED for state in states)

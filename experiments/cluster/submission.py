@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import getpass
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cell.bench import Bench
-from experiments.cell.run_cell import record_path
+from experiments.cell.calibration_inputs import CalibrationInputs
+from experiments.cell.calibration_pass import CalibrationStatistics, calibration_of
+from experiments.cell.cell import Cell
+from experiments.cell.sweep import Sweep, absolute
 from experiments.cluster.estimate import minutes, seconds_per_prompt
 from experiments.cluster.work import CellWork, SharedWork
-from experiments.config.request import Request
-from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.store.lock import locked
 from slurm.arrays import Job
 from slurm.launch import submit_arrays
 from slurm.ledger import Entry, Ledger
 from slurm.queue import SlurmError, find_by_name, queue_states
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,144 +39,143 @@ def open_ledger(root: Path) -> Ledger:
     return Ledger(jobs_folder(root) / "ledger.jsonl")
 
 
-def run_id(bench: Bench, cell: RunConfig) -> str:
-    return record_path(bench, cell).parent.name
+def reference_item(cell: Cell) -> str:
+    """What the ledger calls the job that makes the reference's stages."""
+    stages = [cell.reference, cell.trajectory]
+    return "reference:" + "+".join(stage.hash for stage in stages if stage is not None)
 
 
-def reference_item(bench: Bench) -> str:
-    parts = [bench.store.folder("images", bench.images_key("float")).name]
-    trajectory = bench.trajectory_key()
-    if trajectory is not None:
-        parts.append(bench.store.folder("trajectory", trajectory).name)
-    return "reference:" + "+".join(parts)
+def calibration_item(cell: Cell) -> str:
+    around = cell.around
+    name = CalibrationStatistics(around=around, needs=around.needs).hash
+    return f"calibration:{name}{'+inputs' if around.needs.replay else ''}"
 
 
-def calibration_item(bench: Bench) -> str:
-    key = bench.calibration_key(bench.needs)
-    inputs = "+inputs" if bench.needs.replay else ""
-    return f"calibration:{bench.store.folder('calibration', key).name}{inputs}"
+def has_reference(cell: Cell) -> bool:
+    """Whether the reference's images and trajectory are there."""
+    stages = [cell.reference, cell.trajectory]
+    return all(stage.find() is not None for stage in stages if stage is not None)
 
 
-def plan_jobs(
-    request: Request, benches: dict[int, Bench], pending: Sequence[int], *, running: set[str]
-) -> list[Job]:
-    """The jobs that make the pending cells.
+def has_calibration(cell: Cell) -> bool:
+    """Whether the statistics are there, and the inputs where a method of the sweep replays them."""
+    around = cell.around
+    return calibration_of(around).find() is not None and (
+        not around.needs.replay or CalibrationInputs(around=around).find() is not None
+    )
+
+
+def plan_jobs(cells: Sequence[Cell], *, running: set[str]) -> list[Job]:
+    """The jobs that make cells that are not there.
 
     Args:
         running: items that jobs submitted earlier are making: waited for, not made again.
     """
-    by_bench: dict[int, list[int]] = {}
-    for index in pending:
-        by_bench.setdefault(id(benches[index]), []).append(index)
+    groups: dict[int, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(id(cell.around), []).append(cell)
     shared: list[Job] = []
-    cells: list[Job] = []
-    for indices in by_bench.values():
-        bench = benches[indices[0]]
-        group = [_absolute(request.cells[index]) for index in indices]
-        each = seconds_per_prompt(bench)
+    jobs: list[Job] = []
+    for group in groups.values():
+        first = group[0]
+        each = seconds_per_prompt(first.around)
         after = []
-        if not bench.has_reference():
-            after.append(reference_item(bench))
+        if not has_reference(first):
+            after.append(reference_item(first))
             if after[-1] not in running:
-                shared.append(_shared_job(bench, group[0], "reference", after[-1], each))
-        quantized = [cell for cell in group if _needs_calibration(bench, cell)]
-        if quantized and not bench.has_calibration():
-            item = calibration_item(bench)
+                shared.append(_shared_job(first, "reference", after[-1], each))
+        quantized = [cell for cell in group if _needs_calibration(cell)]
+        if quantized and not has_calibration(first):
+            item = calibration_item(first)
             if item not in running:
-                shared.append(_shared_job(bench, group[0], "calibration", item, each))
-            plain = [cell for cell in group if cell not in quantized]
-            cells += _cell_jobs(bench, plain, after=tuple(after), each=each)
-            cells += _cell_jobs(bench, quantized, after=(*after, item), each=each)
+                shared.append(_shared_job(first, "calibration", item, each))
+            others = [cell for cell in group if cell not in quantized]
+            jobs += _cell_jobs(others, after=tuple(after), each=each)
+            jobs += _cell_jobs(quantized, after=(*after, item), each=each)
         else:
-            cells += _cell_jobs(bench, group, after=tuple(after), each=each)
-    return [*shared, *cells]
+            jobs += _cell_jobs(group, after=tuple(after), each=each)
+    return [*shared, *jobs]
 
 
-def _absolute(cell: RunConfig) -> RunConfig:
-    """A job may start in another folder."""
-    return dataclasses.replace(cell, out=str(Path(cell.out).absolute()))
+def _needs_calibration(cell: Cell) -> bool:
+    calibrating = (CalibrationStatistics, CalibrationInputs)
+    return any(isinstance(stage, calibrating) for stage, _ in cell.pending())
 
 
-def _needs_calibration(bench: Bench, cell: RunConfig) -> bool:
-    kinds = ("calibration", "calibration_inputs")
-    return any(folder.parent.name in kinds for folder, _ in bench.pending(cell))
-
-
-def _shared_job(bench: Bench, cell: RunConfig, stage: str, item: str, each: float | None) -> Job:
-    settings = cell.cluster.settings(stage)
+def _shared_job(cell: Cell, stage: str, item: str, each: float | None) -> Job:
+    settings = cell.config.cluster.settings(stage)
     assert settings is not None
-    dataset = bench.dataset
+    dataset = cell.around.dataset
     prompts = dataset.calibration if stage == "calibration" else dataset.evaluation
     return Job(
         items=(item,),
-        work=SharedWork(config=cell, needs=bench.needs, stage=stage),
+        work=SharedWork(config=absolute(cell.config), needs=cell.around.needs, stage=stage),
         settings=settings,
         stage=stage,
-        label=f"{stage} of {cell.model.name}",
+        label=f"{stage} of {cell.config.model.name}",
         minutes=minutes(len(prompts), each),
     )
 
 
-def _cell_jobs(
-    bench: Bench, cells: Sequence[RunConfig], *, after: tuple[str, ...], each: float | None
-) -> list[Job]:
+def _cell_jobs(cells: Sequence[Cell], *, after: tuple[str, ...], each: float | None) -> list[Job]:
     """Packs of cells; where metrics have resources of their own, a second job for each pack."""
     split = [cell for cell in cells if _is_split(cell)]
-    jobs = []
-    for pack in _packs(bench, [cell for cell in cells if cell not in split], each):
-        jobs.append(_pack_job(bench, pack, "cell", after=after, each=each))
-    for pack in _packs(bench, split, each):
-        images = _pack_job(bench, pack, "images", after=after, each=each)
-        jobs += [images, _pack_job(bench, pack, "metrics", follows=images.items[0])]
+    whole = [cell for cell in cells if not _is_split(cell)]
+    jobs = [_pack_job(pack, "cell", after=after, each=each) for pack in _packs(whole, each)]
+    for pack in _packs(split, each):
+        images = _pack_job(pack, "images", after=after, each=each)
+        jobs += [images, _pack_job(pack, "metrics", follows=images.items[0])]
     return jobs
 
 
-def _is_split(cell: RunConfig) -> bool:
+def _is_split(cell: Cell) -> bool:
     """Whether a cell's metrics are a job of their own.
 
     Not where the device decides which layers run on kernels: the record says which, and only the
     device knows.
     """
-    simulated = cell.execution == "simulated" or cell.device == "cpu"
-    return "metrics" in cell.cluster.stages and simulated
+    simulated = cell.config.execution == "simulated" or cell.config.device == "cpu"
+    return "metrics" in cell.config.cluster.stages and simulated
 
 
 def _pack_job(
-    bench: Bench,
-    pack: Sequence[RunConfig],
+    pack: Sequence[Cell],
     stage: str,
     *,
     after: tuple[str, ...] = (),
     follows: str = "",
     each: float | None = None,
 ) -> Job:
-    ids = [run_id(bench, cell) for cell in pack]
-    part = "all" if stage == "cell" else stage
-    label = ", ".join(f"{c.model.name} {c.method_name} {c.bits.name}" for c in pack)
-    settings = pack[0].cluster.settings("metrics" if stage == "metrics" else "cell")
+    first = pack[0]
+    ids = [cell.run_id for cell in pack]
+    label = ", ".join(cell.label for cell in pack)
+    settings = first.config.cluster.settings("metrics" if stage == "metrics" else "cell")
     assert settings is not None
     return Job(
         items=tuple(f"{name}:images" if stage == "images" else name for name in ids),
-        work=CellWork(cells=list(pack), needs=bench.needs, part=part, run_ids=ids),
+        work=CellWork(
+            cells=[absolute(cell.config) for cell in pack],
+            needs=first.around.needs,
+            part="all" if stage == "cell" else stage,
+            run_ids=ids,
+        ),
         settings=settings,
         stage=stage,
         label=label if stage == "cell" else f"{stage} of {label}",
         after=after,
         follows=follows,
-        minutes=minutes(len(bench.dataset.evaluation) * len(pack), each),
+        minutes=minutes(len(first.around.dataset.evaluation) * len(pack), each),
     )
 
 
-def _packs(
-    bench: Bench, cells: Sequence[RunConfig], each: float | None
-) -> list[Sequence[RunConfig]]:
+def _packs(cells: Sequence[Cell], each: float | None) -> list[Sequence[Cell]]:
     if not cells:
         return []
-    cluster = cells[0].cluster
+    cluster = cells[0].config.cluster
     size = cluster.cells_per_job
     if size is None:
-        one = minutes(len(bench.dataset.evaluation), each)
-        size = 1 if not one else max(1, int(cluster.pack_minutes / one))
+        one_cell = minutes(len(cells[0].around.dataset.evaluation), each)
+        size = 1 if not one_cell else max(1, int(cluster.pack_minutes / one_cell))
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
@@ -199,31 +194,25 @@ def alive_items(ledger: Ledger) -> dict[str, str]:
     }
 
 
-def submit(
-    request: Request,
-    benches: dict[int, Bench],
-    pending: Sequence[int],
-    *,
-    root: Path,
-) -> Submission:
+def submit(sweep: Sweep, pending: Sequence[Cell]) -> Submission:
     """Puts the pending cells into the queue, but for those that are there already.
 
     Raises:
         UserError: Slurm refuses or does not answer.
     """
-    folder = jobs_folder(root)
+    folder = jobs_folder(sweep.store.root)
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = open_ledger(root)
+    ledger = open_ledger(sweep.store.root)
     try:
         with locked(folder / "submit.lock"):
             ledger.settle(find_by_name, folder=folder)
             running = alive_items(ledger)
-            fresh = [i for i in pending if not _in_flight(benches[i], request.cells[i], running)]
-            jobs = plan_jobs(request, benches, fresh, running=set(running))
+            fresh = [cell for cell in pending if cell.run_id not in running]
+            jobs = plan_jobs(fresh, running=set(running))
             ids = [
                 array.job
                 for array in submit_arrays(
-                    jobs, folder=folder, name=job_name(request), ledger=ledger, running=running
+                    jobs, folder=folder, name=job_name(sweep), ledger=ledger, running=running
                 )
             ]
     except SlurmError as error:
@@ -231,13 +220,9 @@ def submit(
     return Submission(tuple(ids), len(fresh), len(pending) - len(fresh))
 
 
-def job_name(request: Request) -> str:
+def job_name(sweep: Sweep) -> str:
     """What squeue shows: who and which sweep."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"segbench-{getpass.getuser()}-{request.name}")
-
-
-def _in_flight(bench: Bench, cell: RunConfig, running: dict[str, str]) -> bool:
-    return run_id(bench, cell) in running
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"segbench-{getpass.getuser()}-{sweep.name}")
 
 
 def entries_of(root: Path) -> dict[str, Entry]:

@@ -5,30 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.cell.bench import Bench
+from experiments.cell.calibration_inputs import CalibrationInputs
+from experiments.cell.calibration_pass import calibration_of
+from experiments.cell.cell import Cell
+from experiments.cell.mirror import log_cell
 from experiments.cell.progress import Progress
-from experiments.cell.run_cell import (
-    find_record,
-    make_images,
-    record_failure,
-    record_path,
-    run_cell,
-)
+from experiments.cell.run_cell import make_images, record_failure, run_cell
+from experiments.cell.sweep import gather_cells
 from experiments.config.run_config import RunConfig
 from experiments.store.folders import Store
-from experiments.store.sources import PACKAGES, source_digest
-from experiments.verbs.report_files import log_cell
+from experiments.store.sources import project_digest
 from segquant.core.method_interface import StatisticsNeeds
 
 log = logging.getLogger(__name__)
-
-
-def code_version() -> str:
-    """The hash of the code that a job will run."""
-    return source_digest(*PACKAGES)
 
 
 class CellsFailed(RuntimeError):  # noqa: N818 - what happened; the job fails with it
@@ -42,18 +35,18 @@ class SharedWork:
     config: RunConfig
     needs: StatisticsNeeds
     stage: str  # reference or calibration
-    code: str = field(default_factory=code_version)
+    code: str = field(default_factory=project_digest)
 
     def __call__(self) -> str:
-        bench = _bench(self.config, self.needs, code=self.code)
+        (cell,) = _cells([self.config], self.needs, code=self.code)
         if self.stage == "calibration":
             if self.needs.replay:
-                bench.calibration_inputs()
-            return bench.calibration()[0].hash
-        bench.true_images()
-        reference = bench.reference()
-        bench.trajectory()
-        return reference.hash
+                CalibrationInputs(around=cell.around).build()
+            return calibration_of(cell.around).build().hash
+        for stage in (cell.true_images, cell.trajectory):
+            if stage is not None:
+                stage.build()
+        return cell.reference.build().hash
 
 
 @dataclass(kw_only=True)
@@ -64,25 +57,24 @@ class CellWork:
     needs: StatisticsNeeds
     part: str  # all, images or metrics
     run_ids: list[str]
-    code: str = field(default_factory=code_version)
+    code: str = field(default_factory=project_digest)
     failed: dict[str, str] = field(default_factory=dict)  # run id -> reason; kept by a checkpoint
 
     def __call__(self) -> list[str]:
-        bench = _bench(self.cells[0], self.needs, code=self.code, samples=self.part != "metrics")
-        for cell, run_id in zip(self.cells, self.run_ids, strict=True):
-            label = f"{cell.model.name} {cell.method_name} {cell.bits.name}"
+        cells = _cells(self.cells, self.needs, code=self.code, makes=self.part != "metrics")
+        for cell, run_id in zip(cells, self.run_ids, strict=True):
             if run_id in self.failed:
                 continue
-            found = record_path(bench, cell).parent.name
-            if found != run_id:
+            if cell.run_id != run_id:
                 raise RuntimeError(
-                    f"{label}: here its run id is {found}, it was submitted as {run_id}: the node "
-                    "differs in its models, packages or GPU from the machine that submitted"
+                    f"{cell.label}: here its run id is {cell.run_id}, it was submitted as "
+                    f"{run_id}: the node differs in its models, packages or GPU from the machine "
+                    "that submitted"
                 )
-            reason = self._run(bench, cell)
-            log.warning("%s: %s", label, reason or "done")
+            reason = self._run(cell)
+            log.warning("%s: %s", cell.label, reason or "done")
             if reason:
-                self.failed[run_id] = f"{label}: {reason}"
+                self.failed[run_id] = f"{cell.label}: {reason}"
         if self.failed:
             raise CellsFailed(
                 f"{len(self.failed)} of {len(self.cells)} cells failed: "
@@ -90,39 +82,41 @@ class CellWork:
             )
         return self.run_ids
 
-    def _run(self, bench: Bench, cell: RunConfig) -> str:
+    def _run(self, cell: Cell) -> str:
         """The reason why the cell failed, or an empty string."""
-        if find_record(bench, cell) is not None:
+        if cell.record() is not None:
             return ""
         try:
             if self.part == "images":
-                make_images(bench, cell)
+                make_images(cell)
                 return ""
-            record = run_cell(bench, cell)
+            record = run_cell(cell)
         except Exception as error:  # a full disk, a folder that went away: the next may do better
-            log.exception("%s %s", cell.method_name, cell.bits.name)
-            return _note_failure(bench, cell, error)
-        log_cell(cell, record, bench)
+            log.exception("%s", cell.label)
+            return _note_failure(cell, error)
+        log_cell(cell, record)
         return record.reason if record.status == "failed" else ""
 
 
-def _note_failure(bench: Bench, cell: RunConfig, error: Exception) -> str:
+def _note_failure(cell: Cell, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
     try:
-        record_failure(bench, cell, reason, trace=traceback.format_exc())
+        record_failure(cell, reason, trace=traceback.format_exc())
     except OSError as second:  # no room for it: the job's state tells
         log.warning("no record could be written: %s", second)
     return reason
 
 
-def _bench(config: RunConfig, needs: StatisticsNeeds, *, code: str, samples: bool = True) -> Bench:
+def _cells(
+    configs: Sequence[RunConfig], needs: StatisticsNeeds, *, code: str, makes: bool = True
+) -> tuple[Cell, ...]:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     logging.getLogger("submitit").propagate = False  # it prints by itself
-    if code != code_version():
+    if code != project_digest():
         raise RuntimeError(
             "the project's code changed after this job was submitted; give the same command again "
             "to submit what the code now asks for"
         )
+    store = Store(Path(configs[0].out))
     progress = Progress(cells=1, prompts=0)
-    store = Store(Path(config.out))
-    return Bench(config=config, store=store, progress=progress, needs=needs, samples=samples)
+    return gather_cells(configs, store=store, progress=progress, needs=needs, makes=makes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from evaluation.per_image import read_per_image
-from evaluation.records import Record
 from evaluation.report.comparison import (
-    STEP_ERROR,
     Compared,
     Reason,
     Scored,
@@ -27,60 +23,55 @@ from evaluation.report.comparison import (
 )
 from evaluation.report.figures import Tile, ratio_map
 from evaluation.report.render import FORMATS
-from experiments.cell.bench import Bench
-from experiments.cell.progress import Progress
-from experiments.cell.run_cell import find_record, find_step_errors, record_path
-from experiments.cell.sweep import make_benches, no_record
-from experiments.config.request import read_recorded
-from experiments.config.run_config import RunConfig
+from experiments.cell.cell import Cell
 from experiments.errors import UserError
-from experiments.store.folders import Store, write_text
+from experiments.store.folders import write_text
+from experiments.verbs.answer import Answer
+from experiments.verbs.report_files import tell_outdated
+from experiments.verbs.words import add_recorded, no_record, recorded_sweep
 
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The table in the format asked for, its numbers, and worse rows that no reason covers."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recorded(parser)
+    parser.add_argument("--against", default="rtn", metavar="METHOD", help="default: rtn")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="md")
+    parser.add_argument(
+        "--reasons", type=Path, metavar="FILE", help="YAML; a worse row without a reason is exit 1"
+    )
 
-    text: str
-    data: list[dict[str, Any]]
-    unexplained: list[Compared]
 
-
-def compare(options: argparse.Namespace) -> Answer:
+def run(options: argparse.Namespace) -> Answer:
     """Reads the sweep's records and writes `compare_METHOD.*` beside its table.
 
     Raises:
         UserError: nothing to compare, or a file of reasons that is none.
     """
     reasons = [] if options.reasons is None else read_reasons(options.reasons)
-    request = read_recorded([options.experiment, *options.overrides])
-    store = Store(Path(request.cells[0].out))
-    benches = make_benches(request, store, Progress(cells=0, prompts=0))
-    scored = []
-    for index, cell in enumerate(request.cells):
-        record = find_record(benches[index], cell)
-        if record is not None and record.status == "ok":
-            scored.append(_scored(benches[index], cell, record))
+    sweep, against = recorded_sweep(options), options.against
+    scored = [scores for cell in sweep.cells if (scores := _scored(cell)) is not None]
     if not scored:
-        raise no_record(request, store)
+        raise no_record(sweep)
+    metrics = sweep.cells[0].around.metrics
     try:
-        rows = compare_rows(scored, against=options.against, seed=request.cells[0].seed)
+        rows = compare_rows(scored, against=against, seed=sweep.config.seed, metrics=metrics)
     except ValueError as error:
-        raise UserError(f"--against {options.against}: {error}") from error
-    table = comparison_table(rows, against=options.against, reasons=reasons, title=request.name)
-    folder = store.root / "reports" / request.name
-    _draw(rows, against=options.against, folder=folder, title=request.name)
+        raise UserError(f"--against {against}: {error}") from error
+    table = comparison_table(
+        rows, against=against, reasons=reasons, title=sweep.name, metrics=metrics
+    )
+    _draw(rows, against=against, folder=sweep.folder, title=sweep.name)
+    tell_outdated(sweep)
     for suffix, render in FORMATS.items():
-        path = folder / f"compare_{options.against}.{suffix}"
+        path = sweep.folder / f"compare_{against}.{suffix}"
         write_text(path, render(table))
         sys.stderr.write(f"wrote {path}\n")
-    return Answer(
-        text=FORMATS[options.format](table),
-        data=[_plain(row) for row in rows],
-        unexplained=[] if options.reasons is None else unexplained(rows, reasons=reasons),
-    )
+    bare = [] if options.reasons is None else unexplained(rows, reasons=reasons)
+    for row in bare:
+        names = f"{row.record.model} {row.record.method_label} {row.record.bits_label}"
+        sys.stderr.write(f"worse than {against}, and no reason given: {names}\n")
+    return Answer(FORMATS[options.format](table), [_plain(row) for row in rows], failed=bool(bare))
 
 
 def _draw(rows: Sequence[Compared], *, against: str, folder: Path, title: str) -> None:
@@ -114,13 +105,13 @@ def read_reasons(path: Path) -> list[Reason]:
         UserError: the file is not there or is no such list.
     """
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path))
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"--reasons {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(found, list):
+    if not isinstance(content, list):
         raise UserError(f"--reasons {path}: not a list; see experiments/results/baselines")
     reasons = []
-    for number, item in enumerate(found, 1):
+    for number, item in enumerate(content, 1):
         given = set(item) if isinstance(item, dict) else set()
         if not {"reason", "methods"} <= given <= set(_REASON_FIELDS):
             raise UserError(
@@ -133,17 +124,14 @@ def read_reasons(path: Path) -> list[Reason]:
 
 
 def _names(value: Any) -> Sequence[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
-def _scored(bench: Bench, cell: RunConfig, record: Record) -> Scored:
-    ids, columns = read_per_image(record_path(bench, cell).parent / "per_image.csv")
-    scores = {name: dict(zip(ids, values, strict=True)) for name, values in columns.items()}
-    errors_NT = find_step_errors(bench, cell)
-    if errors_NT is not None:
-        means = errors_NT.double().mean(1).tolist()
-        scores[STEP_ERROR] = dict(zip(ids, means, strict=False))  # the first prompts
-    return Scored(record=record, scores=scores)
+def _scored(cell: Cell) -> Scored | None:
+    record = cell.read_record()
+    if record is None or record.status != "ok":
+        return None
+    return Scored(record=record, scores=cell.read_scores(record))
 
 
 def _plain(row: Compared) -> dict[str, Any]:
@@ -155,5 +143,5 @@ def _plain(row: Compared) -> dict[str, Any]:
         "p_adjusted": row.adjusted,
         "layer_error_ratio": row.layer_ratio,
         "step_error_ratio": None if row.ratio is None else vars(row.ratio),
-        "differences": {name: vars(one) for name, one in row.differences.items()},
+        "differences": {name: vars(difference) for name, difference in row.differences.items()},
     }

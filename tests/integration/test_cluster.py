@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.records import read_record, stable_view
+from experiments.cell.sweep import open_sweep
+from experiments.cluster.work import CellsFailed, CellWork
+from experiments.config.request import Request, read_request
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
@@ -251,3 +255,25 @@ def test_retry_without_failures_does_nothing(
 ) -> None:
     given = small("tiny_unet", "method=rtn", f"out={tmp_path}")
     assert segbench("retry", *given).out == "nothing failed\n"
+
+
+def test_metrics_as_a_job_of_their_own_end_in_the_same_record(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    """On a machine that makes no stage: it finds the images and measures them."""
+    words = small("tiny_mmdit", "method=segquant_a", "device=cpu")
+    assert segbench("run", *words, f"out={tmp_path / 'whole'}").status == 0
+    (config,) = read_request([*words, f"out={tmp_path / 'parts'}"], multirun=False).cells
+    (cell,) = open_sweep(Request(name="parts", cells=(config,))).cells
+    given = {"cells": [config], "needs": config.method.needs(), "run_ids": [cell.run_id]}
+    with pytest.raises(CellsFailed, match="this job only measures"):
+        CellWork(**given, part="metrics")()
+    CellWork(**given, part="images")()
+    assert cell.record() is None
+    CellWork(**given, part="metrics")()
+    records = [
+        read_record(path)
+        for out in ("whole", "parts")
+        for path in (tmp_path / out / "cells").glob("*/record.json")
+    ]
+    assert stable_view(records[0]) == stable_view(records[1])

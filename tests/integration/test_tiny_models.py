@@ -11,11 +11,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from evaluation.clip import clip_scores, load_evaluator
+from evaluation.clip_evaluator import load_evaluator
+from evaluation.datasets import shapes
+from evaluation.datasets.interface import Prompt
+from evaluation.metrics.clip_score import clip_scores
 from experiments.config.compose import build, compose_config
-from experiments.sampling.data import Prompt
-from experiments.sampling.generate import sample
-from experiments.tiny import shapes
+from experiments.sampling.sample import sample
 from experiments.tiny.evaluator import changed
 from experiments.tiny.quality import COUNT, NAMES, RESULTS
 from experiments.tiny.train import MODELS

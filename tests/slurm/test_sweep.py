@@ -100,12 +100,11 @@ def test_a_failed_cell_is_failed_to_slurm_and_touches_no_other(
 
 def _stage_of_rtn(sweep: Sweep) -> str:
     """Where the quantized denoiser of the first cell will lie."""
-    from experiments.store.folders import digest
-    from experiments.verbs.cluster_verbs import open_sweep
+    from experiments.verbs.words import named_sweep
 
-    opened = open_sweep([*sweep.arguments, f"out={sweep.out}"], multirun=True)
-    cell = opened.request.cells[0]
-    return digest(opened.benches[0].quantized_key(cell))
+    quantized = named_sweep([*sweep.arguments, f"out={sweep.out}"]).cells[0].quantized
+    assert quantized is not None
+    return quantized.hash
 
 
 def test_a_shared_stage_that_fails_is_named_and_the_same_command_ends_it(

@@ -1,0 +1,19 @@
+"""`segbench bench-kernels`: every Linear shape of three models, every way through it."""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments.speed.arguments import add_arguments as add_speed_arguments
+from experiments.verbs.answer import Answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_speed_arguments(parser, table=True)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    from experiments.speed.command import bench_kernels
+
+    data, text = bench_kernels(options)
+    return Answer(text, data)

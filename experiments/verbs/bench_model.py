@@ -1,0 +1,19 @@
+"""`segbench bench-model`: one denoiser step at full size, with random weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments.speed.arguments import add_arguments as add_speed_arguments
+from experiments.verbs.answer import Answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_speed_arguments(parser, table=False)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    from experiments.speed.command import bench_model
+
+    data, text = bench_model(options)
+    return Answer(text, data)

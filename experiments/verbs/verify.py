@@ -1,0 +1,55 @@
+"""`segbench verify`: reads a whole store against its checksums; changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evaluation.records import read_record
+from experiments.cell.cell import RECORD
+from experiments.errors import UserError
+from experiments.store.digests import file_digest
+from experiments.store.folders import Store
+from experiments.store.manifest import differing_files, read_manifest
+from experiments.verbs.answer import Answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None but the words."""
+
+
+def run(options: argparse.Namespace) -> Answer:
+    given = dict(item.partition("=")[::2] for item in options.overrides)
+    if set(given) - {"out"}:
+        raise UserError("verify takes out=FOLDER and nothing else; the default is out=runs")
+    root = Path(given.get("out", "runs"))
+    if not root.is_dir():
+        raise UserError(f"out={root}: no such folder")
+    stages, records = Store(root).finished(), sorted((root / "cells").glob(f"*/{RECORD}"))
+    damaged = [line for folder in stages for line in _stage(folder)]
+    damaged += [line for path in records for line in _record(path)]
+    counts = f"{len(stages)} stages and {len(records)} records read, {len(damaged)} files damaged"
+    hint = ["segbench run makes what is damaged again"] if damaged else []
+    text = "\n".join([*damaged, counts, *hint])
+    data = {"stages": len(stages), "records": len(records), "damaged": damaged}
+    return Answer(text, data, failed=bool(damaged))
+
+
+def _stage(folder: Path) -> list[str]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{folder}: its manifest is not what was written"]
+    return [f"{folder / name}: not what was written" for name in differing_files(folder, manifest)]
+
+
+def _record(path: Path) -> list[str]:
+    try:
+        record = read_record(path)
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    lines = []
+    for name, sha256 in record.files.items():
+        beside = path.with_name(name)
+        if not beside.is_file() or file_digest(beside) != sha256:
+            lines.append(f"{beside}: not what was written")
+    return lines
