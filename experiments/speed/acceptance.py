@@ -39,8 +39,8 @@ def _worst(
     where: Callable[[Result], bool],
     largest: bool = False,
 ) -> float | None:
-    found = [_ratio(entry, above, below) for entry in result["shapes"] if where(entry)]
-    known = [value for value in found if value is not None]
+    ratios = [_ratio(entry, above, below) for entry in result["shapes"] if where(entry)]
+    known = [value for value in ratios if value is not None]
     if not known:
         return None
     return max(known) if largest else min(known)
@@ -74,25 +74,25 @@ def _rate(result: Result) -> float | None:
 def _bandwidth(result: Result) -> float | None:
     """Of the weights of a layer with few rows, in parts of what a copy reaches."""
     ceiling = result["ceilings"]["copy_bytes_per_second"]
-    found = []
+    parts = []
     for entry in result["shapes"]:
         taken = seconds_of(entry, "symmetric") if _few(entry) else None
         if taken is not None:
-            found.append(entry["in_features"] * entry["out_features"] / taken / ceiling)
-    return min(found) if found else None
+            parts.append(entry["in_features"] * entry["out_features"] / taken / ceiling)
+    return min(parts) if parts else None
 
 
 def _encoding(result: Result) -> float | None:
     """Bytes read and written by the encoding of tensors above 64 MB, in parts of a copy's."""
     ceiling = result["ceilings"]["copy_bytes_per_second"]
-    found = []
+    parts = []
     for entry in result["shapes"]:
         elements = entry["rows"] * entry["in_features"]
         for name, planes in (("encode symmetric", 1), ("encode dual", 2)):
             taken = seconds_of(entry, name)
             if taken is not None and 2 * elements > 64e6:
-                found.append(elements * (2 + planes) / taken / ceiling)
-    return min(found) if found else None
+                parts.append(elements * (2 + planes) / taken / ceiling)
+    return min(parts) if parts else None
 
 
 BF16 = SIXTEEN_BIT
@@ -203,12 +203,12 @@ def _step(model: str) -> Callable[[Result], float | None]:
 
 def _of_step(result: Result, model: str, key: str, *, best: Callable[..., float]) -> float | None:
     """A figure of the int8 steps of a model (of any, for no name)."""
-    found = [
+    figures = [
         row[key]
         for row in result["rows"]
         if model in ("", row["model"]) and row["variant"] == "int8" and row["status"] == "ok"
     ]
-    return best(found) if found else None
+    return best(figures) if figures else None
 
 
 MODEL_ITEMS = (

@@ -15,22 +15,32 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from evaluation.datasets.loading import load_dataset
+from evaluation.report.markdown import pipe_table
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments.config.run_config import RunConfig
-from experiments.sampling.data import load_dataset
-from experiments.sampling.generate import device_of, record_trajectory, recorded_calls
-from experiments.sampling.machine import threads
-from experiments.sampling.pipelines import get_denoiser, load_pipeline, resolve_device
-from experiments.sampling.replay import count_calls, replay_of
+from experiments.errors import told_to_the_user
+from experiments.sampling.machine import resolve_device
+from experiments.sampling.pipelines import get_denoiser, load_pipeline
+from experiments.sampling.threads import threads
+from experiments.sampling.trajectory import (
+    count_calls,
+    device_of,
+    record_trajectory,
+    recorded_calls,
+    replay_of,
+)
 from experiments.speed.plain_loop import PlainLayer, plain_loop
 from segquant.core import Bits, Calibration, Rounding, StatisticsRecorder
 from segquant.method import SegQuant
 
+P = ParamSpec("P")
+R = TypeVar("R")
 STATISTICS, LOOP = "statistics", "loop of 22 passes"
 
 
@@ -64,14 +74,15 @@ def measure(config: RunConfig, *, roundings: Sequence[Rounding] = tuple(Rounding
         ]
 
 
-def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def _apart(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(function, *arguments, **named).result()
 
 
 def _record(config: RunConfig, folder: Path) -> dict[str, Any]:
     pipeline = load_pipeline(config.model, device=resolve_device(config.device))
-    prompts = load_dataset(config.dataset).calibration
+    with told_to_the_user():
+        prompts = load_dataset(config.dataset).calibration
     with threads(config.num_threads or torch.get_num_threads()):
         return record_trajectory(pipeline, prompts, folder, config=config.model, seed=config.seed)
 
@@ -121,8 +132,8 @@ class _Recorded:
         with torch.no_grad():
             for _, calls in recorded_calls(self.folder, self.notes, device=device):
                 for arguments, said in calls:
-                    found = denoiser(**arguments)[0].cpu().double()
-                    wrong += float((found - said.double()).square().sum())
+                    output = denoiser(**arguments)[0].cpu().double()
+                    wrong += float((output - said.double()).square().sum())
                     power += float(said.double().square().sum())
         return wrong / power
 
@@ -178,32 +189,31 @@ def _timed(run: Callable[[], Way]) -> tuple[nn.Module, int, tuple[float, float],
 
 def ratios(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
     """Per rounding how many times as much the loop takes of each kind of seconds."""
-    found = {(cost.rounding, cost.way): cost for cost in costs}
+    by_way = {(cost.rounding, cost.way): cost for cost in costs}
     return {
         rounding: {
-            "seconds": found[rounding, LOOP].seconds / cost.seconds,
-            "cpu_seconds": found[rounding, LOOP].cpu_seconds / cost.cpu_seconds,
+            "seconds": by_way[rounding, LOOP].seconds / cost.seconds,
+            "cpu_seconds": by_way[rounding, LOOP].cpu_seconds / cost.cpu_seconds,
         }
-        for (rounding, way), cost in found.items()
+        for (rounding, way), cost in by_way.items()
         if way == STATISTICS
     }
 
 
 def render(costs: Sequence[Cost]) -> str:
-    lines = [
-        "| model | bits | rounding | way | forwards | seconds | CPU seconds | peak memory MB "
-        "| output error |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|",
+    head = ["model", "bits", "rounding", "way", "forwards", "seconds", "CPU seconds"]
+    head += ["peak memory MB", "output error"]
+    body = [
+        [
+            *(cost.model, cost.bits, cost.rounding, cost.way, str(cost.forwards)),
+            *(f"{cost.seconds:.1f}", f"{cost.cpu_seconds:.1f}"),
+            *(f"{cost.peak_memory_bytes / 1e6:.0f}", f"{cost.output_error:.3g}"),
+        ]
+        for cost in costs
     ]
-    lines += [
-        f"| {one.model} | {one.bits} | {one.rounding} | {one.way} | {one.forwards} | "
-        f"{one.seconds:.1f} | {one.cpu_seconds:.1f} | "
-        f"{one.peak_memory_bytes / 1e6:.0f} | {one.output_error:.3g} |"
-        for one in costs
-    ]
+    table = pipe_table(head, body, numeric=[index >= 4 for index in range(len(head))])
     told = [
         f"{rounding} {ratio['seconds']:.1f} ({ratio['cpu_seconds']:.1f} of CPU seconds)"
         for rounding, ratio in ratios(costs).items()
     ]
-    lines += ["", f"Seconds of the loop over seconds from statistics: {', '.join(told)}."]
-    return "\n".join(lines) + "\n"
+    return f"{table}\n\nSeconds of the loop over seconds from statistics: {', '.join(told)}.\n"

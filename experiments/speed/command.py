@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from experiments.errors import UserError
-from experiments.sampling.pipelines import resolve_device
+from experiments.sampling.machine import resolve_device
 from experiments.speed import time_denoiser as model
 from experiments.speed import time_products as kernels
 from experiments.speed.full_sizes import find_models
+from experiments.speed.session import Session
 from experiments.speed.speed_tables import kernels_markdown, model_markdown
 from experiments.store.folders import write_text
-from experiments.store.paths import ROOT
 from segquant.kernels import choice
 
 
@@ -24,7 +24,7 @@ def bench_kernels(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     device = resolve_device(options.device)
     if options.write_table and device.type != "cuda":
         raise UserError("--write-table is for a GPU's measurements; this is a CPU")
-    result = kernels.bench(**_settings(options, device))
+    result = kernels.bench(_session(options, device))
     if options.write_table:
         write_table(result, choice.TABLE)
     text = kernels_markdown(result)
@@ -33,21 +33,20 @@ def bench_kernels(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def bench_model(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    result = model.bench(**_settings(options, resolve_device(options.device)))
+    result = model.bench(_session(options, resolve_device(options.device)))
     text = model_markdown(result)
     _save(options.out, "bench_model", result, text)
     return result, text
 
 
-def _settings(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    return {
-        "models": find_models(options.models),
-        "device": device,
-        "small": options.small,
-        "compiled": not options.no_compile,
-        "budget_seconds": options.budget_seconds,
-        "repository": ROOT,
-    }
+def _session(options: argparse.Namespace, device: torch.device) -> Session:
+    return Session(
+        models=find_models(options.models),
+        device=device,
+        small=options.small,
+        compiled=not options.no_compile,
+        budget_seconds=options.budget_seconds,
+    )
 
 
 def write_table(result: dict[str, Any], path: Path) -> None:
@@ -59,6 +58,5 @@ def write_table(result: dict[str, Any], path: Path) -> None:
 
 def _save(folder: Path | None, name: str, result: dict[str, Any], text: str) -> None:
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
         write_text(folder / f"{name}.md", text)

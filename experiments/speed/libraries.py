@@ -10,7 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from experiments.speed.candidates import CLOSE, CODE, FLOAT_CLOSE, SMALL_ROWS, Candidate, Setting
+from experiments.speed.setting import CLOSE, FLOAT_CLOSE, SMALL_ROWS, Candidate, Setting
+from segquant.kernels import ActivationCode
 from segquant.kernels.choice import Facts, int_mm_fits
 from segquant.kernels.encode import encode
 
@@ -21,7 +22,7 @@ def peers(setting: Setting) -> list[Candidate]:
 
 
 def libraries(setting: Setting) -> list[Candidate]:
-    packed = setting.packed(CODE.symmetric)
+    packed = setting.packed(ActivationCode.symmetric)
     if not int_mm_fits(Facts.of(packed), rows=setting.shape.rows) and setting.device.type == "cuda":
         return []
     if not setting.compiled and setting.shape.rows <= SMALL_ROWS:
@@ -36,7 +37,7 @@ def libraries(setting: Setting) -> list[Candidate]:
         return (torch._int_mm(x, w.T).float() * step + bias).to(torch.bfloat16)
 
     epilogue = torch.compile(whole, dynamic=False) if setting.compiled else whole
-    found = [
+    products = [
         Candidate(
             name="_int_mm",
             what="torch._int_mm alone: int32 output, nothing applied",
@@ -52,7 +53,7 @@ def libraries(setting: Setting) -> list[Candidate]:
             tolerance=CLOSE,
         ),
     ]
-    return found + _torchao(setting)
+    return products + _torchao(setting)
 
 
 def _torchao(setting: Setting) -> list[Candidate]:
@@ -82,7 +83,7 @@ def _torchao(setting: Setting) -> list[Candidate]:
 
 def naive_dual(setting: Setting) -> list[Candidate]:
     """DualScale as two products with float32 temporaries, in plain torch: what it costs unfused."""
-    packed = setting.packed(CODE.dual)
+    packed = setting.packed(ActivationCode.dual)
     if setting.shape.rows <= SMALL_ROWS:
         return []
     if not int_mm_fits(Facts.of(packed), rows=setting.shape.rows) and setting.device.type == "cuda":

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evaluation.report.markdown import escape, pipe_table
 from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, Item, acceptance
 from experiments.speed.time_products import SIXTEEN_BIT, mean_ratio, seconds_of
 
 # FLUX.1-dev's AdaLN, where the authors time their kernel: quantize and multiply.
 PAPER_TABLE_8 = (1, 3072, 18432)
 WAYS = ("symmetric", "zero_point", "dual", "w4a8", "fp8")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def heading(result: dict[str, Any], title: str) -> list[str]:
@@ -51,11 +47,11 @@ def kernels_markdown(result: dict[str, Any]) -> str:
         "",
         "## Acceptance",
         "",
-        *_acceptance_rows(result, ITEMS),
+        _acceptance_table(result, ITEMS),
         "",
         "## Whole models' Linears, bf16's time over ours (geometric mean by time and number)",
         "",
-        *_model_rows(result),
+        _model_table(result),
         "",
         "## Every shape",
         "",
@@ -67,21 +63,21 @@ def kernels_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _acceptance_rows(result: dict[str, Any], items: Sequence[Item]) -> list[str]:
+def _acceptance_table(result: dict[str, Any], items: Sequence[Item]) -> str:
     rows = acceptance(result, items)
-    return table(
+    return pipe_table(
         ["item (least favourable shape)", "minimum", "target", "measured", ""],
         [[row["item"], row["minimum"], row["target"], row["text"], row["state"]] for row in rows],
     )
 
 
-def _model_rows(result: dict[str, Any]) -> list[str]:
+def _model_table(result: dict[str, Any]) -> str:
     models = list(dict.fromkeys(entry["model"] for entry in result["shapes"]))
     rows = []
     for model in models:
         values = [mean_ratio(result, model, way) for way in WAYS]
         rows.append([model, *("-" if v is None else f"{v:.2f}" for v in values)])
-    return table(["model", *WAYS], rows)
+    return pipe_table(["model", *WAYS], rows, numeric=[False, *(True for _ in WAYS)])
 
 
 def _sizes(entry: dict[str, Any]) -> tuple[int, int, int]:
@@ -104,7 +100,7 @@ def _shape_rows(entry: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
     rows = []
     for row in entry["rows_measured"]:
         if row["status"] != "ok":
-            rows.append([row["name"], "-", "-", "-", "-", "-", f"{row['status']}: {row['reason']}"])
+            rows.append([row["name"], "-", "-", "-", "-", "-", _why(row)])
             continue
         ratio = "-" if base is None else f"{base / row['seconds']:.2f}"
         rows.append(
@@ -121,7 +117,12 @@ def _shape_rows(entry: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
     paper = ", the paper's table 8" if _sizes(entry) == PAPER_TABLE_8 else ""
     title = f"### {entry['name']} ({entry['model']}, {entry['count']} layers{after}{paper})"
     head = ["way", "us", "T/s of one product", "of ceiling", "bf16 / this", "spread", "what"]
-    return [title, "", *table(head, rows), ""]
+    numeric = [column not in ("way", "what") for column in head]
+    return [title, "", pipe_table(head, rows, numeric=numeric), ""]
+
+
+def _why(row: dict[str, Any]) -> str:
+    return escape(f"{row['status']}: {row['reason']}")
 
 
 def model_markdown(result: dict[str, Any]) -> str:
@@ -129,7 +130,7 @@ def model_markdown(result: dict[str, Any]) -> str:
     for entry in result["rows"]:
         start = [entry["model"], entry["variant"], entry["mode"]]
         if entry["status"] != "ok":
-            rows.append([*start, "-", "-", "-", "-", "-", f"{entry['status']}: {entry['reason']}"])
+            rows.append([*start, "-", "-", "-", "-", "-", _why(entry)])
             continue
         ratio = entry["ratio_to_bf16"]
         rows.append(
@@ -144,14 +145,16 @@ def model_markdown(result: dict[str, Any]) -> str:
             ]
         )
     head = ["model", "variant", "mode", "ms a step", "fastest bf16 / this", "spread"]
+    head += ["Linears' bytes", "error", "what"]
+    numeric = [*(False for _ in range(3)), *(True for _ in range(5)), False]
     lines = [
         *heading(result, "Speed of one denoiser step"),
         "Random weights at full size, 1024 x 1024. `Linears' bytes` is against bfloat16. The error",
         "is of the step's output against bfloat16 eager: it shows that the step computes, and says",
         "nothing of quality.",
         "",
-        *_acceptance_rows(result, MODEL_ITEMS),
+        _acceptance_table(result, MODEL_ITEMS),
         "",
-        *table([*head, "Linears' bytes", "error", "what"], rows),
+        pipe_table(head, rows, numeric=numeric),
     ]
     return "\n".join(lines) + "\n"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evaluation.resources import describe_environment, utc_now
 from experiments.speed.full_sizes import SpeedModel, build, inputs, post_activation
-from experiments.speed.time_products import PACKAGES
+from experiments.speed.session import Session, failed
 from experiments.speed.timing import Timer, clocks
 from segquant.core.input_statistics import linear_layers
 from segquant.core.quantize import replace_module
@@ -86,31 +85,16 @@ VARIANTS = (
 )
 
 
-def bench(
-    models: Sequence[SpeedModel],
-    *,
-    device: torch.device,
-    small: bool,
-    compiled: bool,
-    budget_seconds: float,
-    repository: Any,
-) -> dict[str, Any]:
+def bench(session: Session) -> dict[str, Any]:
     """All measurements as JSON."""
     begun = time.perf_counter()
-    result: dict[str, Any] = {
-        "command": "segbench bench-model",
-        "small": small,
-        "started_utc": utc_now(),
-        "environment": describe_environment(repository=repository, packages=PACKAGES),
-        "device_kind": device.type,
-        "clocks_before": clocks(),
-        "rows": [],
-    }
-    for number, model in enumerate(models):
-        left = budget_seconds - (time.perf_counter() - begun)
+    result = session.begin("segbench bench-model") | {"rows": []}
+    for number, model in enumerate(session.models):
+        left = session.budget_seconds - (time.perf_counter() - begun)
         # What one model leaves of its share goes to those that follow.
-        timer = Timer(device=device, budget_seconds=left / (len(models) - number))
-        result["rows"] += _bench_model(model, timer, small=small, compiled=compiled)
+        share = left / (len(session.models) - number)
+        timer = Timer(device=session.device, budget_seconds=share)
+        result["rows"] += _bench_model(model, timer, small=session.small, compiled=session.compiled)
     result["clocks_after"] = clocks()
     result["seconds"] = time.perf_counter() - begun
     return result
@@ -123,7 +107,7 @@ def _bench_model(
     denoiser = build(model, small=small, device=where)
     step = inputs(denoiser, model, small=small, device=where)
     ends, reference = _look(denoiser, step)
-    dense_bytes = sum(2 * one.weight.numel() for one in linear_layers(denoiser).values())
+    dense_bytes = _dense_bytes(denoiser)
     rows: list[dict[str, Any]] = []
     modes = ("compiled", "eager") if compiled else ("eager",)
     for mode in modes:
@@ -138,11 +122,11 @@ def _bench_model(
                 rows.append(row | {"status": "not measured", "reason": "out of time"})
                 continue
             try:
-                found = _measure(denoiser, step, variant, mode, ends, reference, timer)
+                measured = _measure(denoiser, step, variant, mode, ends, reference, timer)
             except Exception as raised:  # one variant's failure is a row of its own
-                rows.append(row | _failed(raised))
+                rows.append(row | failed(raised))
                 continue
-            for more in found:
+            for more in measured:
                 ratio = more.pop("linear_bytes") / dense_bytes
                 rows.append(row | more | {"linear_bytes_ratio": ratio})
     best = [r["seconds"] for r in rows if r["variant"] == "bf16" and r["status"] == "ok"]
@@ -152,9 +136,9 @@ def _bench_model(
     return rows
 
 
-def _failed(raised: Exception) -> dict[str, Any]:
-    reason = f"{type(raised).__name__}: {raised}"
-    return {"status": "failed", "reason": " ".join(reason.split())[:300]}
+def _dense_bytes(model: nn.Module) -> int:
+    """Of the weights of its Linears in 16 bit."""
+    return sum(2 * linear.weight.numel() for linear in linear_layers(model).values())
 
 
 def _look(denoiser: nn.Module, step: dict[str, Any]) -> tuple[Ends, Tensor]:
@@ -188,14 +172,13 @@ def _measure(
     """The variant as asked for and, on CUDA, the same replayed from a CUDA graph."""
     torch._dynamo.reset()
     model = _shell(denoiser)
-    dense = sum(2 * one.weight.numel() for one in linear_layers(model).values())
+    dense = _dense_bytes(model)
     reasons = quantize(model, variant, ends, timer.device) if variant.code is not None else set()
     if reasons:
         return [{"status": "simulated", "reason": "; ".join(sorted(reasons)), "linear_bytes": 0}]
     if variant.fused:
         fuse_activations(model)
-    left = sum(2 * one.weight.numel() for one in linear_layers(model).values())
-    held = dense if variant.code is None else weight_bytes(model) + left
+    held = dense if variant.code is None else weight_bytes(model) + _dense_bytes(model)
     if mode == "compiled":
         _compile(model)
 
@@ -228,7 +211,7 @@ def _graphed(call: Callable[[], Tensor], timer: Timer) -> dict[str, Any]:
             output = call()
         taken = timer.measure(graph.replay)
     except Exception as raised:  # capture is refused: a row that says why
-        return _failed(raised)
+        return failed(raised)
     if not torch.equal(output.float(), eager):
         off = float((output.float() - eager).norm() / eager.norm())
         if off > _GRAPH_TOLERANCE:

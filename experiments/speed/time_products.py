@@ -14,63 +14,49 @@ from typing import Any
 
 import torch
 
-from evaluation.resources import describe_environment, utc_now
 from experiments.speed import candidates as ways
-from experiments.speed.candidates import Candidate, Setting
-from experiments.speed.full_sizes import Shape, SpeedModel, shapes
+from experiments.speed.full_sizes import Shape, shapes
 from experiments.speed.libraries import peers
+from experiments.speed.session import Session, failed
+from experiments.speed.setting import SMALL_ROWS, Candidate, Setting
 from experiments.speed.timing import Timer, ceilings, clocks, poison
 from segquant.kernels import ActivationCode
 from segquant.kernels.choice import has_triton
 
-PACKAGES = ("torch", "triton", "diffusers", "torchao")
 TILED = (ActivationCode.symmetric, ActivationCode.dual)
 # Shapes that come first and get the extras and all tiles: most of the models' time is there.
 HEAVIEST = 6
 COMPILED = 20  # and these what torch.compile makes of 16 bit and of the library's product
 
 
-def bench(
-    models: Sequence[SpeedModel],
-    *,
-    device: torch.device,
-    small: bool,
-    compiled: bool,
-    budget_seconds: float,
-    repository: Any,
-) -> dict[str, Any]:
+def bench(session: Session) -> dict[str, Any]:
     """All measurements as JSON."""
-    timer = Timer(device=device, budget_seconds=budget_seconds)
-    found = merge([shape for model in models for shape in shapes(model, small=small)])
-    result: dict[str, Any] = {
-        "command": "segbench bench-kernels",
-        "small": small,
-        "started_utc": utc_now(),
-        "environment": describe_environment(repository=repository, packages=PACKAGES),
-        "device_kind": device.type,
+    device, small = session.device, session.small
+    timer = Timer(device=device, budget_seconds=session.budget_seconds)
+    merged = merge([shape for model in session.models for shape in shapes(model, small=small)])
+    result = session.begin("segbench bench-kernels") | {
         "capability": _capability(device),
         "triton": has_triton(),
-        "clocks_before": clocks(),
         "ceilings": ceilings(timer, small=small),
         "shapes": [],
         "not_measured": [],
     }
-    for number, shape in enumerate(found):
+    for number, shape in enumerate(merged):
         if timer.left <= 0:
             result["not_measured"].append(shape.name)
             continue
-        most = compiled and number < COMPILED
+        most = session.compiled and number < COMPILED
         entry = measure(shape, timer=timer, compiled=most, deep=number < HEAVIEST)
         result["shapes"].append(entry)
     result["clocks_after"] = clocks()
-    result["seconds"] = budget_seconds - timer.left
+    result["seconds"] = session.budget_seconds - timer.left
     return result
 
 
-def merge(found: Sequence[Shape]) -> list[Shape]:
+def merge(of_models: Sequence[Shape]) -> list[Shape]:
     """Equal shapes of several models once, heaviest (operations times number) first."""
     kept: dict[tuple[int, int, int, str], Shape] = {}
-    for shape in found:
+    for shape in of_models:
         key = (shape.rows, shape.in_features, shape.out_features, shape.after)
         kept.setdefault(key, shape)
     return sorted(kept.values(), key=lambda shape: -shape.flop * shape.count)
@@ -86,12 +72,12 @@ def _capability(device: torch.device) -> str:
 def measure(shape: Shape, *, timer: Timer, compiled: bool, deep: bool) -> dict[str, Any]:
     """One shape: every candidate checked, then timed."""
     setting = Setting(shape=shape, device=timer.device, compiled=compiled)
-    found = ways.candidates(setting) + peers(setting) + ways.encoders(setting)
+    checked = ways.candidates(setting) + peers(setting) + ways.encoders(setting)
     if deep:
-        found += ways.extras(setting)
+        checked += ways.extras(setting)
         for code in TILED:
-            found += ways.tiles(setting, code)
-    rows = [_row(candidate, shape, timer) for candidate in found]
+            checked += ways.tiles(setting, code)
+    rows = [_row(candidate, shape, timer) for candidate in checked]
     torch._dynamo.reset()
     return {**asdict(shape), "name": shape.name, "rows_measured": rows}
 
@@ -106,7 +92,7 @@ def _row(candidate: Candidate, shape: Shape, timer: Timer) -> dict[str, Any]:
     try:
         error = check(candidate, timer.device)
     except Exception as raised:  # a library that refuses a shape is a finding, not the end
-        return row | {"status": "failed", "reason": f"{type(raised).__name__}: {raised}"[:300]}
+        return row | failed(raised)
     row["error"] = error
     if not error <= candidate.tolerance:
         reason = f"off by {error:.2g} of the largest value, allowed {candidate.tolerance:.2g}"
@@ -125,9 +111,9 @@ def check(candidate: Candidate, device: torch.device) -> float:
     shape, dtype = tuple(first.shape), first.dtype
     del first
     poison(shape, dtype=dtype, device=device)
-    found = candidate.call().double()
+    output = candidate.call().double()
     expected = candidate.expected()
-    difference = float((found.reshape(expected.shape) - expected).abs().amax())
+    difference = float((output.reshape(expected.shape) - expected).abs().amax())
     return difference / max(float(expected.abs().amax()), 1e-30)
 
 
@@ -154,7 +140,7 @@ def speed_table(result: dict[str, Any]) -> dict[str, Any]:
         if own is None or float_seconds is None:
             continue
         chosen = min(own, library if library is not None else math.inf)
-        few = entry["rows"] <= ways.SMALL_ROWS
+        few = entry["rows"] <= SMALL_ROWS
         way = "int_mm" if library == chosen else "triton_small" if few else "triton"
         key = f"{entry['out_features']}x{entry['in_features']}"
         shapes.setdefault(key, []).append(

@@ -56,7 +56,7 @@ class Timer:
         repeats = max(LEAST_REPEATS, min(MOST_REPEATS, int(TARGET_SECONDS / once)))
         series = [self._series(call, repeats) for _ in range(2)]
         median = statistics.median([*series[0], *series[1]])
-        first, second = (statistics.median(one) for one in series)
+        first, second = (statistics.median(seconds) for seconds in series)
         return Timing(
             seconds=median, spread=abs(first - second) / max(median, 1e-12), repeats=2 * repeats
         )
@@ -112,28 +112,28 @@ def ceilings(timer: Timer, *, small: bool) -> dict[str, float]:
     """What the device reaches: bytes copied a second, and operations of three large products."""
     device = timer.device
     size, copied = (256, 2**20) if small else (8192, 2**31)
-    found: dict[str, float] = {}
+    reached: dict[str, float] = {}
     source = torch.zeros(copied // 2, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
     taken = timer.measure(partial(target.copy_, source))
-    found["copy_bytes_per_second"] = 2 * copied / taken.seconds
+    reached["copy_bytes_per_second"] = 2 * copied / taken.seconds
     del source, target
     work = 2.0 * size**3
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     b = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    found["bf16_per_second"] = work / timer.measure(lambda: a @ b.T).seconds
-    x, w = ((20 * one.float()).clamp(-127, 127).to(torch.int8) for one in (a, b))
-    found["int8_per_second"] = work / timer.measure(lambda: torch._int_mm(x, w.T)).seconds
+    reached["bf16_per_second"] = work / timer.measure(lambda: a @ b.T).seconds
+    x, w = ((20 * matrix.float()).clamp(-127, 127).to(torch.int8) for matrix in (a, b))
+    reached["int8_per_second"] = work / timer.measure(lambda: torch._int_mm(x, w.T)).seconds
     zero = torch.zeros_like(x)
     # Zeros switch no transistors: far faster than random codes means that power is the limit.
-    found["int8_of_zeros_per_second"] = (
+    reached["int8_of_zeros_per_second"] = (
         work / timer.measure(lambda: torch._int_mm(zero, zero.T)).seconds
     )
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        one = torch.ones((), device=device)
+        unit = torch.ones((), device=device)
         e, f = (t.to(torch.float8_e4m3fn) for t in (a, b))
         taken = timer.measure(
-            lambda: torch._scaled_mm(e, f.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+            lambda: torch._scaled_mm(e, f.T, scale_a=unit, scale_b=unit, out_dtype=torch.bfloat16)
         )
-        found["fp8_per_second"] = work / taken.seconds
-    return found
+        reached["fp8_per_second"] = work / taken.seconds
+    return reached

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluation.datasets.loading import load_dataset
+from evaluation.report.markdown import pipe_table
 from experiments.config.compose import build, compose_config
 from experiments.config.run_config import RunConfig
-from experiments.sampling.data import load_dataset
-from experiments.sampling.generate import record_trajectory
 from experiments.sampling.pipelines import get_denoiser, load_pipeline
-from experiments.sampling.replay import replay_of
+from experiments.sampling.trajectory import record_trajectory, replay_of
+from experiments.store.folders import write_text
 from segquant.core import Bits, LayerRecipe, SmoothingMode, SmoothingSettings, whole
 from segquant.core.calibration import Replay
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
@@ -42,7 +43,8 @@ MODELS = ("tiny_mmdit", "tiny_flux", "tiny_unet")
 BITS = ("w8a8_int8", "w4a8_int")
 ROWS = (256, 512, 1024)
 TOLERANCE = 0.02
-NAME = "alpha_search"
+NAME = "alpha_search"  # of the files
+COMMAND = "python -m experiments.studies.alpha_check"
 
 Statistics = dict[str, LayerStatistics]
 
@@ -143,25 +145,27 @@ def compare(
     )
 
 
-def check(config: RunConfig, others: Sequence[Bits], rows: Sequence[int]) -> list[Excess]:
+def check(config: RunConfig, others: Sequence[Bits], counts: Sequence[int]) -> list[Excess]:
     """All comparisons of one model; the denoiser runs once for the statistics, once per bits."""
     pipeline = load_pipeline(config.model, device=torch.device("cpu"))
     prompts = load_dataset(config.dataset).calibration
     denoiser = get_denoiser(pipeline)
-    found = []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         folder = Path(scratch)
         notes = record_trajectory(pipeline, prompts, folder, config=config.model, seed=config.seed)
         replay = replay_of(folder, notes)
-        recorder = StatisticsRecorder(denoiser, gram=True, sample_rows=max(rows), seed=config.seed)
+        recorder = StatisticsRecorder(
+            denoiser, gram=True, sample_rows=max(counts), seed=config.seed
+        )
         with recorder:
             replay(denoiser)
         statistics = recorder.statistics()
         for bits in others:
             errors = true_errors(denoiser, statistics, bits=bits, replay=replay)
-            for count in rows:
+            for count in counts:
                 for use_gram in (False, True):
-                    one = compare(
+                    excess = compare(
                         denoiser,
                         statistics,
                         errors,
@@ -170,12 +174,22 @@ def check(config: RunConfig, others: Sequence[Bits], rows: Sequence[int]) -> lis
                         sample_rows=count,
                         use_gram=use_gram,
                     )
-                    log.info("%s", one)
-                    found.append(one)
-    return found
+                    log.info("%s", excess)
+                    rows.append(excess)
+    return rows
 
 
-def render(found: Sequence[Excess], *, command: str) -> str:
+def render(rows: Sequence[Excess], *, command: str) -> str:
+    head = ["model", "bits", "sampled rows", "use_gram", "layers", "same alpha"]
+    head += ["mean excess", "max excess", f"above {TOLERANCE:.0%}"]
+    body = [
+        [
+            *(row.model, row.bits, str(row.sample_rows), str(row.use_gram).lower()),
+            *(str(row.layers), str(row.same_alpha)),
+            *(f"{row.mean_excess:.3%}", f"{row.max_excess:.2%}", str(row.above_tolerance)),
+        ]
+        for row in rows
+    ]
     lines = [
         "# Alphas picked from statistics against the exhaustive search",
         "",
@@ -184,21 +198,14 @@ def render(found: Sequence[Excess], *, command: str) -> str:
         "Excess: error of the picked alpha over the least of all candidates, both on all",
         "calibration rows of the layer. Layers are not cut; weights rounded to nearest.",
         "",
-        "| model | bits | sampled rows | use_gram | layers | same alpha | mean excess | max excess "
-        f"| above {TOLERANCE:.0%} |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {one.model} | {one.bits} | {one.sample_rows} | {str(one.use_gram).lower()} | "
-        f"{one.layers} | {one.same_alpha} | {one.mean_excess:.3%} | {one.max_excess:.2%} | "
-        f"{one.above_tolerance} |"
-        for one in found
+        pipe_table(head, body, numeric=[*(False, False, True, False), *(True for _ in head[4:])]),
     ]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog=COMMAND, description=description)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--bits", nargs="+", default=list(BITS))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
@@ -207,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    found: list[Excess] = []
+    rows: list[Excess] = []
     for model in options.models:
         given = [f"model={model}", "method=smooth_search", *options.overrides]
         given.append(f"dataset.calibration_prompts={options.prompts}")
@@ -215,14 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build(compose_config([*given, f"bits={name}"]), method_name="smooth_search")
             for name in options.bits
         ]
-        found += check(cells[0], [cell.bits for cell in cells], options.rows)
-    command = " ".join(["python -m experiments.studies.alpha_check", *(arguments or sys.argv[1:])])
-    text = render(found, command=command)
+        rows += check(cells[0], [cell.bits for cell in cells], options.rows)
+    command = " ".join([COMMAND, *(arguments or sys.argv[1:])])
+    text = render(rows, command=command)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{NAME}.md").write_text(text)
-        data = {"command": command, "rows": [asdict(one) for one in found]}
-        (options.out / f"{NAME}.json").write_text(json.dumps(data, indent=1) + "\n")
+        write_text(options.out / f"{NAME}.md", text)
+        data = {"command": command, "rows": [asdict(row) for row in rows]}
+        write_text(options.out / f"{NAME}.json", json.dumps(data, indent=1) + "\n")
     sys.stdout.write(text)
     return 0
 

@@ -9,12 +9,12 @@ is of the layers that the graph cuts. Results: `experiments/results/boundaries.{
 
 from __future__ import annotations
 
-from experiments.cell.bench import Bench
+from experiments.cell.surroundings import Surroundings
 from experiments.studies.study import Arm, Study, main
 
 
-def _cut(bench: Bench, name: str) -> bool:
-    layer = bench.graph[name]
+def _cut(around: Surroundings, name: str) -> bool:
+    layer = around.graph[name]
     return len(layer.output_segments) > 1 or len(layer.input_segments) > 1
 
 

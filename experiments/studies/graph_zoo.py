@@ -6,22 +6,27 @@ writes the table and, beside it, the same numbers as `graph_zoo.csv`.
 """
 
 import argparse
-import csv
 import logging
 import re
 import resource
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from evaluation.report.markdown import escape, pipe_table
+from experiments.store.folders import write_text
+from experiments.studies.csv_text import csv_text
 from experiments.zoo import build, example_inputs, names
-from experiments.zoo.inspection import has_heads, polarity, sizes, summarize
+from experiments.zoo.inspection import LayerWords, is_gated, summarize, words_of
 from segquant.graph import LayerGraph, LayerInfo, analyze
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+COMMAND = "python -m experiments.studies.graph_zoo"
 
 COLUMNS = {
     "linear": "Linears",
@@ -54,139 +59,165 @@ OURS = {
 }
 
 
-def measure(name: str) -> dict[str, Any]:
-    """One architecture in this process: counts, CPU seconds on one thread, peak memory."""
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Layers of one architecture that differ in block numbers alone."""
+
+    layer: str  # a star stands for the block number
+    kind: str
+    words: LayerWords
+    gated: bool
+    count: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One architecture: CPU seconds on one thread, peak memory, layers by `COLUMNS`."""
+
+    architecture: str
+    class_name: str
+    parameters: int
+    cpu_seconds: float
+    peak_memory_gib: float
+    counts: dict[str, int]
+    findings: list[Finding]
+
+
+def measure(name: str) -> Measured:
+    """One architecture, in this process."""
     denoiser = build(name)
     inputs = example_inputs(denoiser)
     start = time.process_time()
     graph = analyze(denoiser, inputs)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "architecture": name,
-        "class": type(denoiser).__name__,
-        "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
-        "cpu_seconds": round(seconds, 1),
-        "peak_memory_gib": round(peak / 2**30, 2),
-        **{key: summarize(graph).get(key, 0) for key in COLUMNS if key != "unknown_ops"},
-        "unknown_ops": sum(graph.unknown_ops.values()),
-        "findings": findings(graph),
-    }
+    counts = {**summarize(graph), "unknown_ops": sum(graph.unknown_ops.values())}
+    return Measured(
+        architecture=name,
+        class_name=type(denoiser).__name__,
+        parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
+        cpu_seconds=round(seconds, 1),
+        peak_memory_gib=round(peak / 2**30, 2),
+        counts={key: counts.get(key, 0) for key in COLUMNS},
+        findings=findings(graph),
+    )
 
 
-def findings(graph: LayerGraph) -> list[dict[str, Any]]:
+def findings(graph: LayerGraph) -> list[Finding]:
     """Layers with a finding, those that differ in block numbers alone as one."""
-    groups: dict[tuple[str, ...], list[LayerInfo]] = {}
+    groups: dict[tuple[str, str, LayerWords, bool], list[LayerInfo]] = {}
     for layer in graph.values():
-        cells = (
-            layer.kind,
-            re.sub(r"\.\d+\.", ".*.", layer.name),
-            sizes(layer.output_segments),
-            sizes(tuple(segment.size for segment in layer.input_segments)),
-            sizes(layer.head_segments) if has_heads(layer) else "",
-            " ".join(map(polarity, layer.input_segments)),
-        )
-        gated = any("(gated " in segment.producer for segment in layer.input_segments)
+        gated = is_gated(layer)
         if layer.paths or gated:
-            groups.setdefault((*cells, "gated" if gated else ""), []).append(layer)
-    keys = ("kind", "layer", "output", "input", "heads", "polarity", "gated")
+            name = re.sub(r"\.\d+\.", ".*.", layer.name)
+            groups.setdefault((layer.kind, name, words_of(layer), gated), []).append(layer)
     return [
-        {
-            **dict(zip(keys, cells, strict=True)),
-            "count": len(layers),
-            "why": "; ".join(layers[0].paths) or layers[0].input_segments[0].producer,
-        }
-        for cells, layers in groups.items()
+        Finding(
+            layer=name,
+            kind=kind,
+            words=words,
+            gated=gated,
+            count=len(layers),
+            why="; ".join(layers[0].paths) or layers[0].input_segments[0].producer,
+        )
+        for (kind, name, words, gated), layers in groups.items()
     ]
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Measured]) -> str:
     lines = [
         "# What the static graph says of each architecture",
         "",
         "Full published size on the meta device, no weights; made by",
-        "`python -m experiments.studies.graph_zoo --out experiments/results/graph_zoo.md`.",
+        f"`{COMMAND} --out experiments/results/graph_zoo.md`.",
         "CPU seconds are those of `analyze`, on one thread and cold; peak memory is the resident",
         "size of a forked process, which leaves out what it never touches of torch and diffusers.",
         "A process started afresh for FLUX.1 has 0.83 GiB. Counts are of layers.",
         "",
-        *_table(
-            ["architecture", "parameters", "CPU s", "peak GiB", *COLUMNS.values()],
-            [
-                [r["architecture"], f"{r['parameters']:,}", r["cpu_seconds"], r["peak_memory_gib"]]
-                + [r[key] for key in COLUMNS]
-                for r in rows
-            ],
-        ),
+        _counts_table(rows),
         "",
-        *_comparison(rows),
-    ]
-    for row in rows:
-        lines += ["", f"## {row['architecture']}", "", *_findings_table(row["findings"])]
-    return "\n".join(lines) + "\n"
-
-
-def _comparison(rows: list[dict[str, Any]]) -> list[str]:
-    cells = []
-    for row in rows:
-        for pattern, theirs in AUTHORS.get(row["architecture"], {}).items():
-            ours = sum(row[key] for key in OURS[pattern])
-            beyond = _reasons(row["findings"], pattern) if ours > theirs else ""
-            cells.append([row["architecture"], pattern, theirs, ours, ours - theirs, beyond])
-    header = ["architecture", "pattern", "authors' detector", "here", "beyond", "which, and why"]
-    return [
         "## Beside the detector of the SegQuant authors' code",
         "",
         "All that it finds is found. Its 70 GEGLU products of SDXL are counted as gated, since a",
         "product with an activation is bounded on neither side.",
         "",
-        *_table(header, cells),
+        _comparison(rows),
     ]
+    for row in rows:
+        lines += ["", f"## {row.architecture}", "", _findings_table(row.findings)]
+    return "\n".join(lines) + "\n"
 
 
-def _reasons(found: list[dict[str, Any]], pattern: str) -> str:
+def _counts_table(rows: Sequence[Measured]) -> str:
+    head = ["architecture", "parameters", "CPU s", "peak GiB", *COLUMNS.values()]
+    body = [
+        [
+            *(row.architecture, f"{row.parameters:,}"),
+            *(str(row.cpu_seconds), str(row.peak_memory_gib)),
+            *(str(row.counts[key]) for key in COLUMNS),
+        ]
+        for row in rows
+    ]
+    return pipe_table(head, body, numeric=[False, *(True for _ in head[1:])])
+
+
+def _comparison(rows: Sequence[Measured]) -> str:
+    head = ["architecture", "pattern", "authors' detector", "here", "beyond", "which, and why"]
+    body = []
+    for row in rows:
+        for pattern, theirs in AUTHORS.get(row.architecture, {}).items():
+            ours = sum(row.counts[key] for key in OURS[pattern])
+            beyond = _reasons(row.findings, pattern) if ours > theirs else ""
+            numbers = [str(theirs), str(ours), str(ours - theirs)]
+            body.append([row.architecture, pattern, *numbers, escape(beyond)])
+    return pipe_table(head, body, numeric=[False, False, True, True, True, False])
+
+
+def _reasons(findings: Sequence[Finding], pattern: str) -> str:
     """The groups of layers that the authors' pattern cannot see."""
-    joined = [entry for entry in found if entry["kind"] == "linear" and entry["input"]]
+    unseen = [group for group in findings if group.kind == "linear" and group.words.input]
     if pattern == "reshape":
-        joined = [entry for entry in joined if entry["heads"]] or [
-            entry for entry in found if entry["heads"]
+        unseen = [group for group in unseen if group.words.heads] or [
+            group for group in findings if group.words.heads
         ]
     elif pattern == "activation":
-        joined = [entry for entry in joined if "+" in entry["polarity"]]
-    return "; ".join(f"{e['count']} x `{e['layer']}`: {e['why']}" for e in joined)
+        unseen = [group for group in unseen if "+" in group.words.polarity]
+    return "; ".join(f"{group.count} x `{group.layer}`: {group.why}" for group in unseen)
 
 
-def _findings_table(found: list[dict[str, Any]]) -> list[str]:
-    header = ["layers", "count", "kind", "output", "input", "heads", "polarity", "why"]
-    cells = [
+def _findings_table(findings: Sequence[Finding]) -> str:
+    head = ["layers", "count", "kind", "output", "input", "heads", "polarity", "why"]
+    body = [
         [
-            f"`{e['layer']}`",
-            *(e[key] for key in ("count", "kind", "output", "input", "heads")),
-            f"{e['polarity']} {e['gated']}".strip(),
-            e["why"],
+            *(f"`{group.layer}`", str(group.count), group.kind),
+            *(group.words.output, group.words.input, group.words.heads),
+            f"{group.words.polarity} {'gated' if group.gated else ''}".strip(),
+            escape(group.why),
         ]
-        for e in found
+        for group in findings
     ]
-    return _table(header, cells)
+    return pipe_table(head, body, numeric=[column == "count" for column in head])
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
-
-
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(markdown(rows))
-    fields = [key for key in rows[0] if key != "findings"]
-    with out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def write(rows: Sequence[Measured], out: Path) -> None:
+    """The table, and the numbers beside it as csv."""
+    write_text(out, markdown(rows))
+    head = ["architecture", "class", "parameters", "cpu_seconds", "peak_memory_gib", *COLUMNS]
+    body: list[list[str | float]] = [
+        [
+            *(row.architecture, row.class_name, row.parameters),
+            *(row.cpu_seconds, row.peak_memory_gib),
+            *(row.counts[key] for key in COLUMNS),
+        ]
+        for row in rows
+    ]
+    write_text(out.with_suffix(".csv"), csv_text(head, body))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog=COMMAND, description=description)
     parser.add_argument("--out", type=Path, required=True, help="the markdown table to write")
     out = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -196,7 +227,7 @@ def main() -> None:
     with get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(measure, names()):
             rows.append(row)
-            logger.info("%s: %s s", row["architecture"], row["cpu_seconds"])
+            log.info("%s: %s s", row.architecture, row.cpu_seconds)
     write(rows, out)
 
 

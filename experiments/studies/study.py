@@ -14,36 +14,34 @@ interval.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation.report.markdown import pipe_table
 from evaluation.statistics import mean_over_runs
-from experiments.cell.bench import Bench
+from experiments.cell.cell import Cell
 from experiments.cell.progress import Progress
-from experiments.cell.sweep import union_of_needs
+from experiments.cell.surroundings import Surroundings
+from experiments.cell.sweep import gather_cells
 from experiments.config.compose import build, compose_config
 from experiments.config.run_config import RunConfig
-from experiments.sampling.generate import replay_errors
-from experiments.sampling.machine import threads
+from experiments.sampling.threads import threads
+from experiments.sampling.trajectory import replay_errors
 from experiments.store.folders import Store, write_text
 from experiments.store.paths import RESULTS
-from segquant.core.checkpoint import load_quantized
+from experiments.studies.csv_text import csv_text
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
 
 log = logging.getLogger(__name__)
 
-ERRORS = ("layer_error", "step_error")
-Ratio = dict[str, str | float | int]
 _HELD_OUT_ROWS = 512
 _SEED = "{seed}"  # in an override: the calibration seed
 
@@ -60,14 +58,14 @@ class Arm:
 class Study:
     """What is compared: arms by name, under each recipe (settings that all arms of it share)."""
 
-    name: str  # of its files and of its module in experiments/
+    name: str  # of its files and of its module in experiments/studies/
     title: str
     recipes: Mapping[str, tuple[str, ...]]
     arms: Mapping[str, Arm]
     pairs: tuple[tuple[str, str], ...]  # an arm, and the one that it is divided by
     bits: tuple[str, ...]
     model: str = "tiny_mmdit"
-    concerned: Callable[[Bench, str], bool] = lambda bench, name: True  # which layers
+    concerned: Callable[[Surroundings, str], bool] = lambda around, name: True  # which layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +80,37 @@ class Outcome:
     step_error: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A geometric mean over seeds with its 95 % interval; bold where that lies below 1."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        text = f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"**{text}**" if self.high < 1 else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One arm's errors over another's, under one recipe."""
+
+    bits: str
+    recipe: str
+    arm: str
+    against: str
+    seeds: int
+    layer_error: Ratio
+    step_error: Ratio
+
+
 def run_seed(
     study: Study, seed: int, *, bits: Sequence[str], overrides: Sequence[str], store: Store
 ) -> list[Outcome]:
     """All arms of one calibration seed."""
-    found = []
+    outcomes = []
     for recipe, settings in study.recipes.items():
 
         def cell(
@@ -99,20 +123,17 @@ def run_seed(
             node = compose_config([item.replace(_SEED, str(seed)) for item in line])
             return build(node, method_name=arm.method)
 
-        cells = {
+        configs = {
             (width, name): cell(arm, width) for width in bits for name, arm in study.arms.items()
         }
-        bench = Bench(
-            config=next(iter(cells.values())),
-            store=store,
-            progress=Progress(cells=1, prompts=0),
-            needs=union_of_needs(list(cells.values())),
-        )
-        held_out = _held_out(bench)
-        layers = {name: seen for name, seen in held_out.items() if study.concerned(bench, name)}
-        for (width, arm), config in cells.items():
-            layer_error, step_error = _errors(bench, config, layers)
-            found.append(
+        progress = Progress(cells=1, prompts=0)
+        cells = gather_cells(list(configs.values()), store=store, progress=progress)
+        around = cells[0].around
+        held_out = _held_out(cells[0])
+        layers = {name: seen for name, seen in held_out.items() if study.concerned(around, name)}
+        for (width, arm), measured in zip(configs, cells, strict=True):
+            layer_error, step_error = _errors(measured, layers)
+            outcomes.append(
                 Outcome(
                     bits=width,
                     recipe=recipe,
@@ -122,28 +143,28 @@ def run_seed(
                     step_error=step_error,
                 )
             )
-            log.info("%s", found[-1])
-    return found
+            log.info("%s", outcomes[-1])
+    return outcomes
 
 
-def _errors(
-    bench: Bench, config: RunConfig, layers: Mapping[str, LayerStatistics]
-) -> tuple[float, float]:
-    stage = bench.quantized(config)
-    denoiser, _ = load_quantized(copy.deepcopy(bench.float_denoiser), stage.path / "denoiser")
-    steps = bench.step_errors(denoiser, stage.hash, floor=None)
-    assert steps is not None
-    return _layer_error(bench.float_denoiser, denoiser, layers), float(steps.mean())
+def _errors(cell: Cell, layers: Mapping[str, LayerStatistics]) -> tuple[float, float]:
+    around, errors = cell.around, cell.step_errors
+    assert errors is not None
+    by_prompt = errors.by_prompt(errors.build())
+    quantized = around.loaded(cell.denoiser).module
+    assert quantized is not None
+    step_error = torch.tensor(list(by_prompt.values()), dtype=torch.float64).mean()
+    return _layer_error(around.model.denoiser, quantized, layers), float(step_error)
 
 
-def _held_out(bench: Bench) -> dict[str, LayerStatistics]:
+def _held_out(cell: Cell) -> dict[str, LayerStatistics]:
     """Inputs of every Linear on the unquantized model's way through evaluation prompts."""
-    trajectory = bench.trajectory()
-    if trajectory is None:
+    if cell.trajectory is None:
         raise ValueError("metrics.teacher_forced_prompts=0; a study needs at least one")
-    recorder = StatisticsRecorder(bench.float_denoiser, gram=False, sample_rows=_HELD_OUT_ROWS)
-    with threads(bench.num_threads), recorder:
-        replay_errors(bench.float_denoiser, trajectory.path, trajectory.notes)
+    trajectory, denoiser = cell.trajectory.build(), cell.around.model.denoiser
+    recorder = StatisticsRecorder(denoiser, gram=False, sample_rows=_HELD_OUT_ROWS)
+    with threads(cell.around.num_threads), recorder:
+        replay_errors(denoiser, trajectory.path, trajectory.notes)
     return recorder.statistics()
 
 
@@ -165,57 +186,56 @@ def _layer_error(
     return math.exp(sum(logs) / len(logs))
 
 
-def ratios(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> list[Ratio]:
+def ratios(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Per bits, recipe and pair of arms: the two errors' ratios with intervals over seeds."""
-    rows: list[Ratio] = []
+    rows = []
     for bits, recipe in dict.fromkeys((o.bits, o.recipe) for o in outcomes):
         by_arm: dict[str, dict[int, Outcome]] = {}
-        for o in outcomes:
-            if (o.bits, o.recipe) == (bits, recipe):
-                by_arm.setdefault(o.arm, {})[o.seed] = o
+        for outcome in outcomes:
+            if (outcome.bits, outcome.recipe) == (bits, recipe):
+                by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
         for arm, base in pairs:
-            row: Ratio = {"bits": bits, "recipe": recipe, "arm": arm, "against": base}
-            row["seeds"] = len(by_arm[arm])
-            for name in ERRORS:
-                logs = [
-                    math.log(getattr(o, name) / getattr(by_arm[base][seed], name))
-                    for seed, o in by_arm[arm].items()
-                ]
-                found = mean_over_runs(logs)
-                row[name] = math.exp(found.value)
-                row |= {f"{name}_low": math.exp(found.low), f"{name}_high": math.exp(found.high)}
-            rows.append(row)
+            matched = [(outcome, by_arm[base][seed]) for seed, outcome in by_arm[arm].items()]
+            rows.append(
+                Comparison(
+                    bits=bits,
+                    recipe=recipe,
+                    arm=arm,
+                    against=base,
+                    seeds=len(matched),
+                    layer_error=_ratio([o.layer_error / other.layer_error for o, other in matched]),
+                    step_error=_ratio([o.step_error / other.step_error for o, other in matched]),
+                )
+            )
     return rows
 
 
-def to_markdown(rows: Sequence[Ratio], *, title: str, command: str) -> str:
+def _ratio(over_seeds: Sequence[float]) -> Ratio:
+    mean = mean_over_runs([math.log(ratio) for ratio in over_seeds])
+    return Ratio(value=math.exp(mean.value), low=math.exp(mean.low), high=math.exp(mean.high))
+
+
+def to_markdown(rows: Sequence[Comparison], *, title: str, command: str) -> str:
     """The table; a ratio whose interval lies below 1 is bold."""
+    body = [
+        [
+            *(row.bits, row.recipe, f"{row.arm} / {row.against}"),
+            *(str(row.layer_error), str(row.step_error)),
+        ]
+        for row in rows
+    ]
     lines = [
-        f"{title}: {rows[0]['seeds']} calibration seeds (`{command}`). Each number is a ratio of "
+        f"{title}: {rows[0].seeds} calibration seeds (`{command}`). Each number is a ratio of "
         "errors on inputs that no calibration saw, below 1 where the first arm is better: "
         "geometric mean over seeds, [95 % interval, Student's t]; bold where it lies below 1.",
         "",
-        "| bits | recipe | compared | layer error | step error |",
-        "|---|---|---|---|---|",
+        pipe_table(["bits", "recipe", "compared", "layer error", "step error"], body),
     ]
-    for row in rows:
-        cells = [str(row["bits"]), str(row["recipe"]), f"{row['arm']} / {row['against']}"]
-        cells += [_ratio(row, name) for name in ERRORS]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _ratio(row: Ratio, name: str) -> str:
-    text = f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-    return f"**{text}**" if float(row[f"{name}_high"]) < 1 else text
-
-
 def to_csv(outcomes: Sequence[Outcome]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [f.name for f in fields(Outcome)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(outcome) for outcome in outcomes)
-    return stream.getvalue()
+    return csv_text([f.name for f in fields(Outcome)], [astuple(o) for o in outcomes])
 
 
 def read_csv(path: Path) -> list[Outcome]:

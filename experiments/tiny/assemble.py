@@ -15,6 +15,7 @@ from diffusers import (
     DiffusionPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    ModelMixin,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -23,8 +24,9 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from evaluation.datasets.shapes import take
+from evaluation.report.markdown import pipe_table
 from experiments.tiny import denoisers, text
-from experiments.tiny.shapes import take
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def build_pipeline(name: str, parts: dict[str, Any], denoiser: Any) -> Diffusion
     )
 
 
-_DENOISERS: dict[str, Any] = {
+_DENOISERS: dict[str, type[ModelMixin]] = {
     "tiny_mmdit": SD3Transformer2DModel,
     "tiny_flux": FluxTransformer2DModel,
     "tiny_unet": UNet2DConditionModel,
@@ -128,10 +130,10 @@ def _card(root: Path, name: str, *, parameters: int, call: dict[str, Any]) -> st
     rows = []
     for stage in ("vae", "text", name):
         record = json.loads((root / stage / "done.json").read_text())
-        rows.append(
-            f"| {stage} | {record['steps']} | {record['batch_size']} | {record['learning_rate']} "
-            f"| {record['seconds']:.0f} | {record['losses'][0]:.4f} | {record['losses'][-1]:.4f} |"
-        )
+        shown = [str(record[key]) for key in ("steps", "batch_size", "learning_rate")]
+        losses = [f"{record['losses'][at]:.4f}" for at in (0, -1)]
+        rows.append([stage, *shown, f"{record['seconds']:.0f}", *losses])
+    head = ["part", "steps", "batch", "learning rate", "seconds", "first loss", "final loss"]
     settings = ", ".join(f"`{key}={value}`" for key, value in call.items())
     return "\n".join(
         [
@@ -141,9 +143,7 @@ def _card(root: Path, name: str, *, parameters: int, call: dict[str, Any]) -> st
             "trained from nothing on `shapes` (procedural scenes of one to three objects, 64x64).",
             "Weights are stored in float16 and computed with in float32.",
             "",
-            "| part | steps | batch | learning rate | seconds | first loss | final loss |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
+            pipe_table(head, rows, numeric=[False, *(True for _ in head[1:])]),
             "",
             "Seconds are wall-clock on two shared CPU cores. Made by "
             "`python -m experiments.tiny.train`.",

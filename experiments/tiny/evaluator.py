@@ -22,7 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import nn
 
-from experiments.tiny.shapes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Sample, Scene
+from evaluation.datasets.shapes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Sample, Scene
 from experiments.tiny.text import MAX_TOKENS, _Readout, layouts, merges
 from experiments.tiny.training import TrainingLog, train
 from experiments.tiny.vae import images_of

@@ -16,18 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from evaluation.clip import Evaluator, clip_scores, load_evaluator
-from evaluation.distribution import evaluator_extractor, folder_features, frechet_distance
+from evaluation.clip_evaluator import Evaluator, load_evaluator
+from evaluation.datasets import shapes
+from evaluation.datasets.interface import Prompt
+from evaluation.distances import evaluator_extractor, folder_features, frechet_distance
 from evaluation.images import load_images, write_png
+from evaluation.metrics.clip_score import clip_scores
+from evaluation.report.markdown import pipe_table
 from experiments.config.compose import build, compose_config
 from experiments.config.run_config import ModelConfig
-from experiments.sampling.data import Prompt
-from experiments.sampling.generate import generate_images
 from experiments.sampling.pipelines import get_denoiser, load_pipeline
+from experiments.sampling.sample import generate_images
 from experiments.store.folders import write_text
 from experiments.store.paths import RESULTS
-from experiments.tiny import shapes
 from experiments.tiny.train import MODELS
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,10 @@ _DATA_SEED = 1  # other prompts of the evaluation split than those of the demo
 _BATCH = 32
 
 
-def _score(folder: Path, prompts: list[Prompt], evaluator: Evaluator) -> tuple[float, Any]:
+def _score(
+    folder: Path, prompts: list[Prompt], evaluator: Evaluator
+) -> tuple[float, NDArray[np.float64]]:
+    """Mean CLIP score, and the evaluator's features (N, D)."""
     ids = [prompt.id for prompt in prompts]
     images = load_images(folder, ids)
     scores = [
@@ -57,11 +63,13 @@ def _untrained(pipeline: Any, *, seed: int) -> None:
     denoiser.load_state_dict(fresh.state_dict())
 
 
-def measure(name: str, prompts: list[Prompt], *, true: Any, evaluator: Evaluator) -> dict[str, Any]:
-    """CLIP score and FID of one model, trained and untrained."""
+def measure(
+    name: str, prompts: list[Prompt], *, true: NDArray[np.float64], evaluator: Evaluator
+) -> dict[str, float]:
+    """CLIP score and FID of one model, trained and untrained, against the features of `true`."""
     config: ModelConfig = build(compose_config([f"model={name}"]), method_name="").model
     config.batch_size = _BATCH
-    result: dict[str, Any] = {"steps": config.num_inference_steps, "n": len(prompts)}
+    result: dict[str, float] = {"steps": config.num_inference_steps, "n": len(prompts)}
     for kind in ("trained", "untrained"):
         pipeline = load_pipeline(config, device=torch.device("cpu"))
         if kind == "untrained":
@@ -77,26 +85,24 @@ def measure(name: str, prompts: list[Prompt], *, true: Any, evaluator: Evaluator
     return result
 
 
-def _table(results: dict[str, Any]) -> str:
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The results as committed."""
     true = results["true_images"]["clip_score"]
+    head = ["model", "CLIP score", "of the true images'", "fid_shapes_dataset", "untrained"]
+    body = []
+    for name in (name for name in NAMES if name in results):
+        row = results[name]
+        fid, worst = row["fid_shapes_dataset_trained"], row["fid_shapes_dataset_untrained"]
+        score = row["clip_score_trained"]
+        shown = [f"{score:.2f}", f"{score / true:.1%}", f"{fid:.3f}", f"{worst:.2f}"]
+        body.append([name, *shown, f"{fid / worst:.4f}"])
     lines = [
         f"Tiny models on {COUNT} held-out prompts, by the tiny evaluator "
         "(`python -m experiments.tiny.quality`). CLIP score of the true images: "
         f"{true:.2f}.",
         "",
-        "| model | CLIP score | of the true images' | fid_shapes_dataset | untrained | ratio |",
-        "|---|---|---|---|---|---|",
+        pipe_table([*head, "ratio"], body, numeric=[False, *(True for _ in head)]),
     ]
-    for name in NAMES:
-        if name not in results:
-            continue
-        row = results[name]
-        fid, worst = row["fid_shapes_dataset_trained"], row["fid_shapes_dataset_untrained"]
-        score = row["clip_score_trained"]
-        lines.append(
-            f"| {name} | {score:.2f} | {score / true:.1%} | {fid:.3f} | {worst:.2f} "
-            f"| {fid / worst:.4f} |"
-        )
     return "\n".join(lines) + "\n"
 
 
@@ -112,14 +118,14 @@ def main() -> None:
     prompts = [Prompt(id=sample.id, text=sample.prompt) for sample in samples]
     with tempfile.TemporaryDirectory() as folder:
         for sample in samples:
-            image: np.ndarray[Any, Any] = shapes.render(sample.scene, key=sample.id)
+            image = shapes.render(sample.scene, key=sample.id)
             write_png(Path(folder) / f"{sample.id}.png", image)
         score, true = _score(Path(folder), prompts, evaluator)
-    results: dict[str, Any] = {"true_images": {"clip_score": score, "n": len(prompts)}}
+    results: dict[str, dict[str, float]] = {"true_images": {"clip_score": score, "n": len(prompts)}}
     for name in arguments.models:
         results[name] = measure(name, prompts, true=true, evaluator=evaluator)
     write_text(arguments.out / "tiny_quality.json", json.dumps(results, indent=1) + "\n")
-    write_text(arguments.out / "tiny_quality.md", _table(results))
+    write_text(arguments.out / "tiny_quality.md", table(results))
 
 
 if __name__ == "__main__":

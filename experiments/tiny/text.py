@@ -27,7 +27,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from experiments.tiny.shapes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Sample
+from evaluation.datasets.shapes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, Sample
 from experiments.tiny.training import TrainingLog, train
 
 MAX_TOKENS = 24
@@ -50,13 +50,13 @@ def merges() -> list[tuple[str, str]]:
     arXiv:1508.07909); ties go to the alphabet, so that the result is one and the same everywhere.
     """
     split = [[*word[:-1], word[-1] + "</w>"] for word in words()]
-    found: list[tuple[str, str]] = []
+    learned: list[tuple[str, str]] = []
     while any(len(pieces) > 1 for pieces in split):
         counts = Counter(pair for pieces in split for pair in pairwise(pieces))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
-        found.append(best)
+        learned.append(best)
         split = [_merged(pieces, best) for pieces in split]
-    return found
+    return learned
 
 
 def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:

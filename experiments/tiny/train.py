@@ -20,9 +20,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from evaluation.datasets.shapes import take
 from experiments.store.paths import TINY_MODELS
 from experiments.tiny import denoisers, evaluator, text, vae
-from experiments.tiny.shapes import take
 from experiments.tiny.training import TrainingLog
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from experiments.tiny.shapes import Sample, render
+from evaluation.datasets.shapes import Sample, render
 from experiments.tiny.training import TrainingLog, train
 
 LATENT_CHANNELS = 16

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from math import isinf
 from typing import Any
 
@@ -15,8 +16,6 @@ LEGEND = (
     "heads: those of attention.\npolarity, by input segment: + has a lower bound (after SiLU or "
     "GELU: DualScale), - an upper one, [a, b] both, . none."
 )
-
-__all__ = ["inspect_call", "inspect_denoiser", "render_table", "summarize", "to_json"]
 
 
 def inspect_denoiser(target: str, *, frontend: str = "auto") -> LayerGraph:
@@ -56,7 +55,7 @@ def summarize(graph: LayerGraph) -> dict[str, int]:
         counts[f"{kind}_heads"] += has_heads(layer)
         counts[f"{kind}_one_sided"] += all(one_sided)
         counts[f"{kind}_partly_one_sided"] += any(one_sided) and not all(one_sided)
-        counts[f"{kind}_gated"] += any("(gated " in s.producer for s in layer.input_segments)
+        counts[f"{kind}_gated"] += is_gated(layer)
         counts[f"{kind}_called_again"] += layer.calls > 1
         counts[f"{kind}_never_called"] += layer.calls == 0
     return {key: count for key, count in counts.items() if count}
@@ -66,21 +65,36 @@ def has_heads(layer: LayerInfo) -> bool:
     return len(layer.head_segments) > len(layer.input_segments)
 
 
+def is_gated(layer: LayerInfo) -> bool:
+    """Whether a product with an activation, as in GEGLU, makes part of the input."""
+    return any("(gated " in segment.producer for segment in layer.input_segments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWords:
+    """A layer's segments and polarity as tables show them; see `LEGEND`."""
+
+    output: str
+    input: str
+    heads: str
+    polarity: str
+
+
+def words_of(layer: LayerInfo) -> LayerWords:
+    return LayerWords(
+        output=sizes(layer.output_segments),
+        input=sizes(tuple(segment.size for segment in layer.input_segments)),
+        heads=sizes(layer.head_segments) if has_heads(layer) else "",
+        polarity=" ".join(polarity(segment) for segment in layer.input_segments),
+    )
+
+
 def render_table(graph: LayerGraph) -> str:
     """A table for a person: every layer, its segments and polarity, why, and a summary."""
     rows = [("layer", "shape", "output", "input", "heads", "polarity", "why")]
     for layer in graph.values():
-        rows.append(
-            (
-                layer.name,
-                f"{layer.kind} {layer.in_features}->{layer.out_features}",
-                sizes(layer.output_segments),
-                sizes(tuple(segment.size for segment in layer.input_segments)),
-                sizes(layer.head_segments) if has_heads(layer) else "",
-                " ".join(polarity(segment) for segment in layer.input_segments),
-                "; ".join(layer.paths),
-            )
-        )
+        shape = f"{layer.kind} {layer.in_features}->{layer.out_features}"
+        rows.append((layer.name, shape, *astuple(words_of(layer)), "; ".join(layer.paths)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
@@ -88,8 +102,8 @@ def render_table(graph: LayerGraph) -> str:
     ]
     summary = [f"{name}: {count}" for name, count in summarize(graph).items()]
     if graph.unknown_ops:
-        found = ", ".join(f"{name} x{count}" for name, count in graph.unknown_ops.items())
-        summary.append(f"operations not followed: {found}")
+        operations = ", ".join(f"{name} x{count}" for name, count in graph.unknown_ops.items())
+        summary.append(f"operations not followed: {operations}")
     if graph.error:
         summary.append(f"no segments: {graph.error}")
     return "\n".join([*(line.rstrip() for line in lines), "", *summary, "", LEGEND])
