@@ -56,6 +56,99 @@ def test_heavy_packages_have_one_home(module: str, home: str) -> None:
             assert str(path.relative_to(ROOT)).startswith(home), path
 
 
+def _files_imported(path: Path) -> Iterator[Path]:
+    """Files of the project that a file imports, anywhere in it, for types alone too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in names:
+            for candidate in (f"{module}.{name}", module):
+                base = ROOT.joinpath(*candidate.split("."))
+                files = [base.with_suffix(".py"), base / "__init__.py"]
+                file = next((file for file in files if file.is_file()), None)
+                if file is not None and candidate.split(".")[0] in PACKAGES:
+                    yield file
+                    break
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_imported_of_the_project_is_there(path: Path) -> None:
+    """Imports within functions too, which no checker of types looks into here."""
+    for name in _imports(path):
+        if name.split(".")[0] in PACKAGES:
+            base = ROOT.joinpath(*name.split("."))
+            assert base.with_suffix(".py").is_file() or (base / "__init__.py").is_file(), name
+
+
+def _circle(graph: dict[Path, list[Path]]) -> list[Path]:
+    """Some files that import each other in a ring; empty if there are none."""
+    done: set[Path] = set()
+
+    def visit(path: Path, trail: list[Path]) -> list[Path]:
+        if path in trail:
+            return trail[trail.index(path) :]
+        if path in done:
+            return []
+        for other in graph[path]:
+            if other != path and (ring := visit(other, [*trail, path])):
+                return ring
+        done.add(path)
+        return []
+
+    return next((ring for path in graph if (ring := visit(path, []))), [])
+
+
+def test_no_circles_between_files() -> None:
+    graph = {path: list(_files_imported(path)) for path in FILES}
+    ring = [str(path.relative_to(ROOT)) for path in _circle(graph)]
+    assert not ring, " -> ".join(ring)
+
+
+def test_a_circle_is_seen() -> None:
+    a, b, c = Path("a"), Path("b"), Path("c")
+    assert set(_circle({a: [b], b: [c], c: [b]})) == {b, c}
+    assert not _circle({a: [b, c], b: [c], c: []})
+
+
+def test_names_of_files_stand_once() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        if not path.name.startswith("__"):
+            homes.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.name == "__init__.py"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_a_package_only_passes_names_on(path: Path) -> None:
+    """What digests of code rest on: an `__init__` does nothing that a result could depend on."""
+    for node in ast.parse(path.read_text()).body:
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        assert is_text or is_list or isinstance(node, ast.ImportFrom), ast.unparse(node)
+
+
+def test_the_library_alone_brings_nothing_heavy(tmp_path: Path) -> None:
+    heavy = ("hydra", "wandb", "diffusers", "submitit", "transformers", "omegaconf")
+    modules = "segquant, segquant.method, segquant.core, segquant.graph, segquant.kernels"
+    code = f"import {modules}, sys; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
 def test_the_library_needs_torch_alone() -> None:
     foreign = {"diffusers", "transformers", "hydra", "omegaconf", "wandb", "numpy", "PIL"}
     for path in FILES:
@@ -93,3 +186,17 @@ def test_committed_files_are_small() -> None:
     sizes = [path.stat().st_size for path in models.rglob("*") if path.is_file()]
     assert max(sizes, default=0) <= 16 * 2**20
     assert sum(sizes) <= 48 * 2**20
+
+
+def test_rooms_of_the_harness_lie_on_floors() -> None:
+    """Within experiments/ too imports point one way, folder by folder."""
+    home = ROOT / "experiments"
+    graph: dict[Path, list[Path]] = {}
+    for path in FILES:
+        if path.is_relative_to(home) and path.parent != home:
+            rooms = graph.setdefault(path.parent, [])
+            for other in _files_imported(path):
+                if other.is_relative_to(home) and other.parent not in (home, path.parent):
+                    rooms.append(other.parent)
+    ring = [room.name for room in _circle(graph)]
+    assert not ring, " -> ".join(ring)

@@ -127,15 +127,21 @@ def test_quantizing_leaves_the_request_as_it_was(fine: bool) -> None:
 
 def test_the_readme_names_verbs_that_exist() -> None:
     """The released README documents functions that do not exist."""
-    from experiments.cli import _parser
+    from experiments.cli import VERBS
 
-    text = (ROOT / "README.md").read_text()
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "".join(path.read_text() for path in pages)
     named = set(re.findall(r"`segbench ([a-z-]+)", text))
     assert named
-    actions = _parser()._subparsers
-    assert actions is not None
-    (choices,) = [a.choices for a in actions._actions if a.choices]
-    assert named <= set(choices)
+    assert named <= set(VERBS)
     for module in re.findall(r"python -m (experiments\.[\w.]+)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
+    from experiments.cli import VERBS
+
+    folder = ROOT / "experiments" / "verbs"
+    files = {p.stem.replace("_", "-") for p in folder.glob("*.py") if "def run(" in p.read_text()}
+    assert files == set(VERBS)
