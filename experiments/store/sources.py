@@ -47,8 +47,13 @@ def code_digest(*modules: str) -> str:
     Args:
         modules: dotted names, such as `baselines.gptq`; of the project, or importable.
     """
+    return _digest(tuple(sorted(set(modules))))
+
+
+@functools.cache
+def _digest(modules: tuple[str, ...]) -> str:
     state = hashlib.sha256()
-    for name, path in _closure(tuple(sorted(set(modules)))):
+    for name, path in _closure(modules):
         state.update(f"{name}\0{_file_digest(path)}\0".encode())
     return state.hexdigest()[:HASH_LENGTH]
 
@@ -70,7 +75,7 @@ def project_digest() -> str:
 
 def forget() -> None:
     """Reads every file again when it is next asked for."""
-    for cached in (project_digest, _closure, _file_digest, _parsed, _beside):
+    for cached in _CACHED:
         cached.cache_clear()
 
 
@@ -238,3 +243,6 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, tuple[str, str | None]]]:
     elif isinstance(node, ast.ImportFrom):
         for alias in node.names:
             yield alias.asname or alias.name, ("." * node.level + (node.module or ""), alias.name)
+
+
+_CACHED = (project_digest, _digest, _closure, _file_digest, _parsed, _beside)

@@ -122,7 +122,7 @@ def test_a_metric_added_later_is_one_file_and_makes_no_image_again(
     assert "(found)" in segbench("run", "-m", *words).err
 
 
-@pytest.mark.usefixtures("nothing_samples")
+@pytest.mark.usefixtures("nothing_samples", "clean_modules")
 def test_a_changed_metric_is_measured_again_and_no_other(
     segbench: Segbench, finished: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +135,7 @@ def test_a_changed_metric_is_measured_again_and_no_other(
         return "other" if path.name == "psnr.py" else genuine(path)
 
     monkeypatch.setattr(sources, "_file_digest", changed)
+    sources._digest.cache_clear()
     shown = segbench("table", "-m", *words)
     assert shown.status == 0
     assert "2 of 2 cells have metrics of other code" in shown.err

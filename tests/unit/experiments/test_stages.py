@@ -194,9 +194,12 @@ def test_for_every_stage_each_module_of_its_closure_counts_and_no_other(
         monkeypatch.setattr(
             sources, "_file_digest", lambda p, path=path: "changed" if p == path else genuine(p)
         )
+        sources._digest.cache_clear()
         for names in modules:
             differs = code_digest(*names) != digests[names]
             assert differs == (changed_file in closures[names]), (names, changed_file)
+    monkeypatch.undo()
+    forget()
     for (row, name), stage in stages.items():
         closure = closures[stage.modules()]
         own = type(stage).__module__.replace(".", "/") + ".py"
