@@ -84,4 +84,5 @@ def distances_identity(settings: MetricSettings) -> dict[str, Any]:
     if settings.inception is not None:
         path = settings.inception / INCEPTION_NAME
         identity[INCEPTION] = settings.file_key(path) if path.is_file() else "missing"
+        identity["inception_sha256"] = settings.inception_sha256
     return identity

@@ -120,6 +120,24 @@ def fill_report(
         record.protocol |= kernels.protocol
 
 
+def fill_costs(record: Record, cell: Cell) -> None:
+    """What the stages took, by whoever made them."""
+    reference, images = cell.reference.build(), cell.images.build()
+    record.seconds = {"reference": reference.seconds}
+    if cell.quantized is not None:
+        quantized = cell.quantized.build()
+        record.calibration_forwards = quantized.notes["forwards"]
+        calibration = quantized.notes["calibration_seconds"]
+        record.seconds |= {"calibration": calibration, "quantize": quantized.seconds}
+    each = images.notes["seconds_per_image"]
+    record.seconds["images"] = images.seconds
+    count = len(cell.around.dataset.evaluation)
+    record.seconds["seconds_per_image"] = images.seconds / count if each is None else each
+    record.peak_memory_bytes = images.peak_memory_bytes
+    if images.notes.get("not_finite"):
+        record.protocol["images_not_finite"] = images.notes["not_finite"]
+
+
 def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
     """How much of the denoiser was quantized, by number of weights."""
     linear, other = _weights(unquantized)

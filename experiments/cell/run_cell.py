@@ -17,7 +17,7 @@ from evaluation.resources import describe_environment, utc_now
 from experiments.cell.cell import SCORES, Cell
 from experiments.cell.denoiser import LoadedDenoiser
 from experiments.cell.metric_stage import read_scores, read_values
-from experiments.cell.protocol_fields import describe, fill_report
+from experiments.cell.protocol_fields import describe, fill_costs, fill_report
 from experiments.config.naming import changed_settings
 from experiments.errors import UserError
 from experiments.store.digests import file_digest
@@ -116,7 +116,7 @@ def _measured(cell: Cell) -> Record:
     record = _blank(cell, status="ok")
     denoiser = cell.around.loaded(cell.denoiser)
     record.execution = denoiser.execution
-    _fill_costs(cell, record)
+    fill_costs(record, cell)
     unquantized = cell.around.model.denoiser
     fill_report(record, _report(cell, denoiser), kernels=denoiser.kernels, unquantized=unquantized)
     _fill_metrics(cell, record)
@@ -129,23 +129,6 @@ def _report(cell: Cell, denoiser: LoadedDenoiser) -> QuantizationReport:
     method, bits = cell.config.method, cell.config.bits  # fp and the noise floor change nothing
     nothing = Calibration(statistics={}, forwards=0)
     return method.quantize(cell.around.model.denoiser, calibration=nothing, bits=bits)
-
-
-def _fill_costs(cell: Cell, record: Record) -> None:
-    reference, images = cell.reference.build(), cell.images.build()
-    record.seconds = {"reference": reference.seconds}
-    if cell.quantized is not None:
-        quantized = cell.quantized.build()
-        record.calibration_forwards = quantized.notes["forwards"]
-        calibration = quantized.notes["calibration_seconds"]
-        record.seconds |= {"calibration": calibration, "quantize": quantized.seconds}
-    each = images.notes["seconds_per_image"]
-    record.seconds["images"] = images.seconds
-    count = len(cell.around.dataset.evaluation)
-    record.seconds["seconds_per_image"] = images.seconds / count if each is None else each
-    record.peak_memory_bytes = images.peak_memory_bytes
-    if images.notes.get("not_finite"):
-        record.protocol["images_not_finite"] = images.notes["not_finite"]
 
 
 def _fill_metrics(cell: Cell, record: Record) -> None:

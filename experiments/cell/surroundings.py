@@ -35,7 +35,10 @@ from segquant.graph import LayerGraph
 if TYPE_CHECKING:
     from experiments.cell.denoiser import Denoiser, LoadedDenoiser
 
-_METRICS_VERSIONED = ("torch", "torchmetrics", "clean-fid", "open_clip_torch", "pillow")
+_METRICS_VERSIONED = (
+    *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch"),
+    *("pillow", "numpy", "scipy"),
+)
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
 
 
@@ -159,7 +162,7 @@ class Surroundings:
     def release(self) -> None:
         """Lets go of the model: a sweep of several holds one at a time."""
         self._loaded.clear()
-        for name in ("model", "graph"):
+        for name in ("model", "graph", "evaluator"):
             self.__dict__.pop(name, None)
 
     @cached_property

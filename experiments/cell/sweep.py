@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,21 +115,21 @@ class Sweep:
             finished: told of every cell, its record and whether it was made now.
         """
         records = []
-        waiting = Counter(id(cell.around) for cell in self.cells)
-        for cell in self.cells:
+        for number, cell in enumerate(self.cells):
             self.progress.cell(cell.label)
             known = cell.record()
             record = known or run_cell(cell)
             records.append(record)
             finished(cell, record, known is None)
-            waiting[id(cell.around)] -= 1
-            if not waiting[id(cell.around)]:
+            following = self.cells[number + 1].around if number + 1 < len(self.cells) else None
+            if following is not cell.around:
                 cell.around.release()
         return records
 
 
 def open_sweep(request: Request, *, progress: Progress | None = None) -> Sweep:
     """The cells of a request; nothing is checked or looked at yet."""
+    _check_alike(request.cells)
     store = Store(Path(request.cells[0].out))
     shown = progress or Progress(cells=len(request.cells), prompts=0)
     return Sweep(
@@ -139,6 +138,14 @@ def open_sweep(request: Request, *, progress: Progress | None = None) -> Sweep:
         store=store,
         progress=shown,
     )
+
+
+def _check_alike(configs: Sequence[RunConfig]) -> None:
+    """What a sweep has once."""
+    for name in ("out", "cluster", "statistics_gigabytes", "replay_gigabytes"):
+        values = {repr(getattr(config, name)) for config in configs}
+        if len(values) > 1:
+            raise UserError(f"{name} has {len(values)} values; a sweep has one, run one for each")
 
 
 def gather_cells(

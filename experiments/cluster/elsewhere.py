@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from experiments.cell.cell import Cell
 from experiments.cell.run_cell import record_failure, run_cell
@@ -48,7 +49,13 @@ def run_processes(sweep: Sweep, pending: Sequence[Cell]) -> list[CellState]:
         reason = failed.get(cell.run_id) or failed.get(f"{cell.run_id}:images")
         if reason is not None and cell.read_record() is None:
             record_failure(cell, f"its job ended without a record: {reason}")
-    return cell_states(sweep, ask=False)
+    reasons = {run_id: reason for item, reason in failed.items() if (run_id := item.split(":")[0])}
+    return [
+        replace(state, state="failed", detail=reasons[state.run_id])
+        if state.state == "outdated" and state.run_id in reasons
+        else state
+        for state in cell_states(sweep, ask=False)
+    ]
 
 
 def follow(sweep: Sweep, *, note: Note, poll_seconds: float = _POLL_SECONDS) -> list[CellState]:

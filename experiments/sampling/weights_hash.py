@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from experiments.store.digests import HASH_LENGTH
@@ -14,7 +15,12 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model", ".gz")
 def weights_hash(folder: Path, *, files: FileHashes) -> str:
     """Identifies a pipeline folder by the contents of its configs and weights."""
     state = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    paths = (
+        Path(inner) / name
+        for inner, _, names in os.walk(folder, followlinks=True)  # parts may be links to elsewhere
+        for name in names
+    )
+    for path in sorted(paths):
         if path.is_file() and path.suffix in _WEIGHTS:
             state.update(f"{path.relative_to(folder)}\0{files.of(path)}\0".encode())
     files.keep()

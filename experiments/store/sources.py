@@ -29,7 +29,7 @@ from experiments.store.paths import ROOT
 PACKAGES = ("segquant", "baselines", "evaluation", "experiments", "slurm")
 PRESENTED = "SHOWN"
 _INIT = "__init__"
-_NO_DATA = (".py", ".pyc", ".md")
+_DATA = (".json", ".yaml", ".npz")  # what a package reads; notes and logs beside it are not
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -116,8 +116,9 @@ def _outside(modules: tuple[str, ...]) -> Iterator[_Home]:
 
 
 def _name(path: Path, homes: tuple[_Home, ...]) -> str:
-    home = next(home for home in homes if path.is_relative_to(home.folder))
-    return str(path.relative_to(home.folder))
+    """From the innermost home: a package of one's own may lie within the checkout."""
+    around = [home.folder for home in homes if path.is_relative_to(home.folder)]
+    return str(path.relative_to(max(around, key=lambda folder: len(folder.parts))))
 
 
 def _absolute(module: str, path: Path, homes: tuple[_Home, ...]) -> str:
@@ -175,7 +176,7 @@ def _beside(folder: Path) -> tuple[Path, ...]:
     return tuple(
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in _NO_DATA and not path.name.startswith(".")
+        if path.is_file() and path.suffix in _DATA and not path.name.startswith(".")
     )
 
 

@@ -235,3 +235,23 @@ def test_a_damaged_file_of_a_cell_is_named_and_made_again(
         assert again.err.count("(found)") == 1, damage
         assert segbench("table", "-m", *words).out == table, damage
         assert segbench("compare", "-m", *words, "--against", "rtn").out == compared, damage
+
+
+def test_a_skipped_cell_runs_once_its_library_is_there(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = small("tiny_mmdit", "method=rtn,smoothquant", f"out={tmp_path}")
+    reason = "some library is not installed"
+    with monkeypatch.context() as lacking:
+        lacking.setattr("baselines.rtn.RoundToNearest.unsupported", lambda self, bits: reason)
+        assert segbench("run", "-m", *words).status == 0
+        assert segbench("run", "-m", *words).err.count("(found)") == 2
+    again = segbench("run", "-m", *words)
+    assert again.err.count("(found)") == 1
+    assert {record.status for record in _records(tmp_path)} == {"ok"}
+
+
+def test_a_sweep_has_one_store(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    answer = segbench("run", "-m", *small("tiny_mmdit", f"out={tmp_path / 'a'},{tmp_path / 'b'}"))
+    assert answer.status == 2
+    assert "out has 2 values" in answer.err

@@ -133,3 +133,20 @@ def test_of_a_package_from_elsewhere_relative_imports_count(
         "their_methods/inner/beside.py",
         "their_methods/inner/mine.py",
     )
+
+
+def test_a_package_of_ones_own_within_the_checkout_and_stray_files(
+    monkeypatch: pytest.MonkeyPatch, write: Write, tmp_path: Path
+) -> None:
+    """Relative imports lead to its files; notes and logs beside them count for nothing."""
+    write("mine_in/pkg_of_mine/helper.py", "A = 1\n")
+    write("mine_in/pkg_of_mine/method2.py", "from .helper import A\n")
+    monkeypatch.syspath_prepend(tmp_path / "mine_in")
+    (tmp_path / "mine_in" / "__init__.py").unlink()
+    forget()
+    files = code_files("pkg_of_mine.method2")
+    assert files == ("pkg_of_mine/helper.py", "pkg_of_mine/method2.py")
+    before = code_digest("pkg_of_mine.method2")
+    (tmp_path / "mine_in" / "pkg_of_mine" / "run.log").write_text("a line")
+    forget()
+    assert code_digest("pkg_of_mine.method2") == before
