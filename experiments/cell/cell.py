@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +33,7 @@ from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.store.digests import digest, file_digest
+from experiments.store.folders import set_aside
 from experiments.store.sources import code_digest
 from segquant.core.calibration import Calibration
 from segquant.core.correction import Corrector
@@ -255,10 +254,9 @@ class Cell:
 
     def write_record(self, record: Record) -> None:
         """Whole or not at all; what lies in its place and is no file is set aside."""
-        path = self.record_path
-        if path.is_dir():
-            os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
-        write_record(path, record)
+        if self.record_path.is_dir():
+            set_aside(self.record_path)
+        write_record(self.record_path, record)
 
     def read_scores(self, record: Record) -> dict[str, dict[str, float]]:
         """Column -> prompt id -> score of a finished cell.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-import uuid
 
 from evaluation.metrics.metric_catalogue import per_image_columns
 from evaluation.per_image import write_per_image
@@ -21,6 +20,7 @@ from experiments.cell.protocol_fields import describe, fill_costs, fill_report
 from experiments.config.naming import changed_settings
 from experiments.errors import UserError
 from experiments.store.digests import file_digest
+from experiments.store.folders import set_aside
 from experiments.store.paths import ROOT
 from segquant.core.calibration import Calibration
 from segquant.core.method_interface import QuantizationReport
@@ -146,6 +146,6 @@ def _fill_metrics(cell: Cell, record: Record) -> None:
     columns = per_image_columns(cell.around.metrics)
     ids = [prompt.id for prompt in cell.around.dataset.evaluation]
     if cell.scores_path.is_dir():
-        cell.scores_path.rename(cell.folder / f"{SCORES}.damaged-{uuid.uuid4().hex[:8]}")
+        set_aside(cell.scores_path)
     write_per_image(cell.scores_path, ids=ids, scores=scores, columns=columns)
     record.files = {SCORES: file_digest(cell.scores_path)}

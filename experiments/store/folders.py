@@ -170,7 +170,7 @@ def _make(
         return finished
     if folder.exists():
         log.warning("%s is damaged: it is set aside and made again", folder)
-        os.replace(folder, folder.with_suffix(f".damaged-{uuid.uuid4().hex[:8]}"))
+        set_aside(folder)
     partial = folder.with_suffix(".partial")
     partial.mkdir(exist_ok=True)
     attempt = {**describe_job(), "pid": os.getpid(), "began_unix": time.time()}
@@ -197,6 +197,11 @@ def verify(folder: Path) -> None:
         raise UserError(f"{folder / MANIFEST} is not what was written; remove {folder}")
     for name in differing_files(folder, manifest):
         raise UserError(f"{folder / name} is not what was written; remove {folder}")
+
+
+def set_aside(path: Path) -> None:
+    """Keeps what is damaged under another name, so that it can be made again."""
+    os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
 
 
 def write_text(path: Path, text: str) -> None:

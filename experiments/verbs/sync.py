@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from evaluation.report.tracking import sync_runs
-from experiments.errors import UserError
 from experiments.verbs.answer import Answer
+from experiments.verbs.words import store_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    given = dict(item.partition("=")[::2] for item in options.overrides)
-    if set(given) - {"out"}:
-        raise UserError("sync takes out=FOLDER and nothing else; the default is out=runs")
-    root = Path(given.get("out", "runs"))
-    if not root.is_dir():
-        raise UserError(f"out={root}: no such folder")
+    root = store_root(options)
     pushed = sync_runs(root)
     bad = [run for run in pushed if run.error]
     for failure in bad:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from evaluation.records import read_record
 from experiments.cell.cell import RECORD
-from experiments.errors import UserError
 from experiments.store.digests import file_digest
 from experiments.store.folders import Store
 from experiments.store.manifest import differing_files, read_manifest
 from experiments.verbs.answer import Answer
+from experiments.verbs.words import store_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    given = dict(item.partition("=")[::2] for item in options.overrides)
-    if set(given) - {"out"}:
-        raise UserError("verify takes out=FOLDER and nothing else; the default is out=runs")
-    root = Path(given.get("out", "runs"))
-    if not root.is_dir():
-        raise UserError(f"out={root}: no such folder")
+    root = store_root(options)
     stages, records = Store(root).finished(), sorted((root / "cells").glob(f"*/{RECORD}"))
     damaged = [line for folder in stages for line in _stage(folder)]
     damaged += [line for path in records for line in _record(path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.cell.cell import RECORD
 from experiments.cell.progress import Progress
@@ -45,6 +46,19 @@ def recorded_sweep(options: argparse.Namespace) -> Sweep:
     """What `add_recorded` took."""
     request = read_recorded([options.experiment, *options.overrides])
     return open_sweep(request, progress=quiet())
+
+
+def store_root(options: argparse.Namespace) -> Path:
+    """The folder of a verb that takes `out=FOLDER` and nothing else."""
+    given = dict(item.partition("=")[::2] for item in options.overrides)
+    if set(given) - {"out"}:
+        raise UserError(
+            f"{options.verb} takes out=FOLDER and nothing else; the default is out=runs"
+        )
+    root = Path(given.get("out", "runs"))
+    if not root.is_dir():
+        raise UserError(f"out={root}: no such folder")
+    return root
 
 
 def no_record(sweep: Sweep) -> UserError:
