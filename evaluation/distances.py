@@ -4,6 +4,11 @@ Images are read and resized by clean-fid's own code (`mode="clean"`: PIL bicubic
 299x299). The features come from an extractor that the caller names; metric names carry that name,
 since distances from different extractors or resizers cannot be compared.
 
+A distance comes with what each image contributes to it: its influence, the first-order change of
+the distance when the image gets more weight. Contributions have mean 0 over the images of a set;
+their spread over sqrt(N) is the standard error of the distance, and of two rows against the same
+images the paired differences of contributions give that of the difference, which is far smaller.
+
 Shapes: N images of one set, M of the other, D features.
 """
 
@@ -11,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +32,19 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Extractor = Callable[[torch.Tensor], torch.Tensor]
 
 INCEPTION_NAME = "inception-2015-12-05.pt"
-KID_SUBSETS = 100
-KID_MAX_SUBSET_SIZE = 1000
-SPREAD_RESAMPLES = 200
 SPREAD_KIND = "sd"
 _BATCH = 32
 _MODE = "clean"
+_ROWS = 1000  # of a kernel matrix that are in memory at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A distance of two sets, and what each image of them contributes: (N,) and (M,), of mean 0."""
+
+    value: float
+    of_a: Array
+    of_b: Array
 
 
 def evaluator_extractor(evaluator: Evaluator) -> Extractor:
@@ -105,132 +118,80 @@ def folder_features(folder: Path | str, *, ids: Sequence[str], extractor: Extrac
     return array
 
 
-def frechet_distance(a_ND: Array, b_MD: Array) -> float:
+def frechet_distance(a_ND: Array, b_MD: Array) -> Distance:
     """Frechet distance of the Gaussians fitted to two sets of features; 0 or more.
 
-    With centred A/sqrt(N-1) and B/sqrt(M-1), Tr sqrt(Ca Cb) is the sum of the singular values of
-    A B^T: exact, without a square root of a singular matrix. QR keeps it D x D when N exceeds D.
+    With centred A/sqrt(N-1) and B/sqrt(M-1), Tr sqrt(Ca Cb) is the sum of the singular values s of
+    A B^T = U s V^T: exact, without a square root of a singular matrix. QR keeps it D x D when N
+    exceeds D. Image i at distance d_i from the mean contributes
+    2 (mu_a - mu_b).d_i + N (|d_i|^2 / (N-1) - sum_k s_k U_ik^2), less the mean over the images.
 
-    Source: Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+    Source: Heusel et al. 2017 (arXiv:1706.08500), eq. 6; the derivative of its trace by the map
+    of optimal transport, as in Rippl, Munk and Sturm 2016 (J. Multivariate Anal. 151), theorem 2.1.
     """
     _check_features(a_ND, b_MD)
     if np.array_equal(a_ND, b_MD):
-        return 0.0
-    root_a, root_b = _covariance_root(a_ND), _covariance_root(b_MD)
-    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    shift = a_ND.mean(axis=0) - b_MD.mean(axis=0)
-    distance = shift @ shift + (root_a**2).sum() + (root_b**2).sum() - 2 * cross
-    return max(0.0, float(distance))
+        return Distance(value=0.0, of_a=np.zeros(len(a_ND)), of_b=np.zeros(len(b_MD)))
+    a, b = _centred(a_ND), _centred(b_MD)
+    left, singular, right = np.linalg.svd(a.root @ b.root.T, full_matrices=False)
+    shift = a.mean - b.mean
+    distance = shift @ shift + (a.root**2).sum() + (b.root**2).sum() - 2 * singular.sum()
+    return Distance(
+        value=max(0.0, float(distance)),
+        of_a=a.contributions(shift, left, singular),
+        of_b=b.contributions(-shift, right.T, singular),
+    )
 
 
-def frechet_distance_gaussians(
-    mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array
-) -> float:
-    """Frechet distance of two Gaussians given by their moments; 0 or more.
+def kernel_distance(a_ND: Array, b_MD: Array, *, paired: bool = False) -> Distance:
+    """Kernel distance with k(x, y) = (x.y / D + 1)^3 over all pairs of images.
 
-    Source: Dowson and Landau 1982; Tr sqrt(Ca Cb) = Tr sqrt(Ca^1/2 Cb Ca^1/2).
-    """
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    middle = np.linalg.eigvalsh(root @ covariance_b @ root)
-    shift = mean_a - mean_b
-    cross = np.sqrt(middle.clip(min=0)).sum()
-    distance = shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
-    return max(0.0, float(distance))
-
-
-def kernel_distance(
-    a_ND: Array,
-    b_MD: Array,
-    *,
-    seed: int,
-    paired: bool = False,
-    subsets: int = KID_SUBSETS,
-    max_subset_size: int = KID_MAX_SUBSET_SIZE,
-) -> float:
-    """Kernel distance with k(x, y) = (x.y / D + 1)^3, seeded.
-
-    The estimator is unbiased, so near 0 it may be negative. Two sets that share nothing are
-    measured as clean-fid does, with its subsets after `numpy.random.seed(seed)`. Images of the
-    same prompts are alike whatever the model: a term of the two would pull the distance below 0,
-    the further the fewer images there are, so that `paired` leaves these terms out.
+    The estimator is unbiased, so near 0 it may be negative. Other packages average it over random
+    subsets, which has the same expectation and more noise. Images of the same prompts are alike
+    whatever the model: a term of the two would pull the distance below 0, the further the fewer
+    images there are, so that `paired` leaves these terms out.
 
     Args:
         paired: row i of both sets is of one prompt.
 
     Source: Binkowski et al. 2018 (arXiv:1801.01401), eq. 4; paired: Gretton et al. 2012 (JMLR 13),
-    eq. 4, where no sum has a term with i = j.
+    eq. 4, where no sum has a term with i = j; contributions: Hoeffding's projection of it.
     """
     _check_features(a_ND, b_MD)
     assert not paired or len(a_ND) == len(b_MD)
-    size = min(len(a_ND), len(b_MD), max_subset_size)
-    if size == len(a_ND) == len(b_MD):  # every subset is the whole: one is enough
-        return _squared_mmd(a_ND, b_MD, paired=paired)
-    generator = np.random.RandomState(seed)
-    total = 0.0
-    for _ in range(subsets):
-        rows_b = generator.choice(len(b_MD), size, replace=False)
-        rows_a = rows_b if paired else generator.choice(len(a_ND), size, replace=False)
-        total += _squared_mmd(a_ND[rows_a], b_MD[rows_b], paired=paired)
-    return total / subsets
+    within_a = _kernel_sums(a_ND, a_ND, other_pairs=True) / (len(a_ND) - 1)
+    within_b = _kernel_sums(b_MD, b_MD, other_pairs=True) / (len(b_MD) - 1)
+    across_a = _kernel_sums(a_ND, b_MD, other_pairs=paired) / (len(b_MD) - paired)
+    across_b = _kernel_sums(b_MD, a_ND, other_pairs=paired) / (len(a_ND) - paired)
+    of_a, of_b = within_a - across_a, within_b - across_b
+    return Distance(
+        value=float(of_a.mean() + of_b.mean()),
+        of_a=2 * (of_a - of_a.mean()),
+        of_b=2 * (of_b - of_b.mean()),
+    )
 
 
-def spread(
-    distance: Callable[[Array, Array], float],
-    a_ND: Array,
-    b_MD: Array,
-    *,
-    seed: int,
-    paired: bool,
-    resamples: int = SPREAD_RESAMPLES,
-) -> float:
-    """Standard deviation of a distance over random halves of both sets.
+def image_values(distance: Distance, *, paired: bool) -> Array:
+    """One number an image of the first set, (N,), whose mean is the distance.
 
-    Halves are drawn without replacement: the variance of a mean over a half, given the data, is
-    that of the mean over the whole (a distance is no mean: it is taken as one for its spread
-    alone), and no image meets its own copy. `paired` takes the same rows of both sets: where these
-    are of the same prompts, halves of different ones would be much further apart than the whole.
+    The spread of these numbers is that of the distance. `paired` adds what the other set's image of
+    the same prompt contributes; else the other set is held fixed, as published statistics are.
     """
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        rows_a = generator.permutation(len(a_ND))[: max(2, len(a_ND) // 2)]
-        rows_b = rows_a if paired else generator.permutation(len(b_MD))[: max(2, len(b_MD) // 2)]
-        values.append(distance(a_ND[rows_a], b_MD[rows_b]))
-    return float(np.std(values, ddof=1))
+    own = distance.of_a + distance.of_b if paired else distance.of_a
+    return np.asarray(distance.value + own, dtype=np.float64)
 
 
-def distance_metric(
-    distance: Callable[[Array, Array], float],
-    a_ND: Array,
-    b_MD: Array,
-    *,
-    against: str,
-    paired: bool,
-    note: str,
-    seed: int,
-    resamples: int,
-) -> Metric:
-    """A distance with its spread as sd, where there are resamples and 4 images or more.
-
-    Args:
-        against: "dataset" or "reference".
-        paired: row i of both sets is of one prompt.
-    """
-    if against not in ("dataset", "reference"):
-        raise ValueError(f"against={against!r}; allowed are 'dataset' and 'reference'")
-    value = distance(a_ND, b_MD)
-    sd = None
-    if resamples > 1 and min(len(a_ND), len(b_MD)) >= 4:
-        sd = spread(distance, a_ND, b_MD, seed=seed, paired=paired, resamples=resamples)
+def distance_metric(values_N: Array, *, value: float, against: str, note: str) -> Metric:
+    """A distance with its spread as sd, from `image_values`."""
+    sd = float(values_N.std(ddof=1)) / len(values_N) ** 0.5
     return Metric(
         value=value,
         higher_is_better=False,
-        n=len(a_ND),
+        n=len(values_N),
         against=against,
         standard_error=sd,
-        interval=None if sd is None else [value - sd, value + sd],
-        interval_kind="" if sd is None else SPREAD_KIND,
+        interval=[value - sd, value + sd],
+        interval_kind=SPREAD_KIND,
         note=note,
     )
 
@@ -243,23 +204,49 @@ def check_prefix(prefix: str) -> None:
         )
 
 
-def _covariance_root(features: Array) -> Array:
-    """R with R^T R = covariance, at most D rows."""
-    root = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    if root.shape[0] > root.shape[1]:
-        return np.asarray(np.linalg.qr(root, mode="r"), dtype=np.float64)
-    return np.asarray(root, dtype=np.float64)
+@dataclass(frozen=True, kw_only=True)
+class _Centred:
+    """Features about their mean. `root` R has R^T R = covariance and at most D rows.
+
+    `basis` Q has Q R = centred / sqrt(N - 1); None where R is that itself.
+    """
+
+    mean: Array
+    centred: Array
+    root: Array
+    basis: Array | None
+
+    def contributions(self, shift: Array, left: Array, singular: Array) -> Array:
+        """See `frechet_distance`; `left` are the singular vectors on this set's side."""
+        vectors = left if self.basis is None else self.basis @ left
+        count = len(self.centred)
+        squares = (self.centred**2).sum(axis=1) / (count - 1) - (vectors**2) @ singular
+        raw = 2 * self.centred @ shift + count * squares
+        return np.asarray(raw - raw.mean(), dtype=np.float64)
 
 
-def _squared_mmd(a: Array, b: Array, *, paired: bool) -> float:
-    size, width = a.shape
-    within = (a @ a.T / width + 1) ** 3 + (b @ b.T / width + 1) ** 3
-    across = (a @ b.T / width + 1) ** 3
-    pairs = size * (size - 1)
-    off_diagonal = (within.sum() - np.trace(within)) / pairs
-    if paired:
-        return float(off_diagonal - 2 * (across.sum() - np.trace(across)) / pairs)
-    return float(off_diagonal - 2 * across.sum() / size**2)
+def _centred(features: Array) -> _Centred:
+    mean = features.mean(axis=0)
+    centred = features - mean
+    root = centred / np.sqrt(len(features) - 1)
+    if root.shape[0] <= root.shape[1]:
+        return _Centred(mean=mean, centred=centred, root=root, basis=None)
+    basis, small = np.linalg.qr(root)
+    return _Centred(mean=mean, centred=centred, root=small, basis=basis)
+
+
+def _kernel_sums(a_ND: Array, b_MD: Array, *, other_pairs: bool) -> Array:
+    """Sum of k(a_i, b_j) over j for each i; `other_pairs` leaves j = i out."""
+    width = a_ND.shape[1]
+    sums = np.concatenate(
+        [
+            ((a_ND[start : start + _ROWS] @ b_MD.T / width + 1) ** 3).sum(axis=1)
+            for start in range(0, len(a_ND), _ROWS)
+        ]
+    )
+    if other_pairs:
+        sums -= (np.einsum("nd,nd->n", a_ND, b_MD) / width + 1) ** 3
+    return np.asarray(sums, dtype=np.float64)
 
 
 def _check_features(a: Array, b: Array) -> None:

@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Measured:
-    """What one metric gave: entries of the record, and column -> prompt id -> value."""
+    """What one metric gave: entries of the record, and column -> prompt id -> value.
+
+    Columns are those that the metric names, and those with the name of one of its entries.
+    """
 
     metrics: dict[str, Metric]
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -82,5 +85,5 @@ def _measure_one(metric: MetricBase, inputs: Inputs, *, reasons: dict[str, str])
             error.reason, against=metric.against, higher_is_better=metric.higher_is_better
         )
         return Measured(metrics={metric.name: entry})
-    own = {name: inputs.scores[name] for name in metric.columns if name in inputs.scores}
-    return Measured(metrics=entries, scores=own)
+    own = [name for name in (*metric.columns, *entries) if name in inputs.scores]
+    return Measured(metrics=entries, scores={name: inputs.scores[name] for name in own})

@@ -12,18 +12,13 @@ from evaluation.records import write_text_atomically
 Scores = Mapping[str, Mapping[str, float]]  # column -> prompt id -> value
 
 
-def write_per_image(
-    path: Path | str, *, ids: Sequence[str], columns: Sequence[str], scores: Scores
-) -> None:
-    """Write id and `columns` in full precision; a prompt without a value has an empty cell."""
-    unknown = sorted(set(scores) - set(columns))
-    if unknown:
-        raise ValueError(f"{path}: unknown columns {unknown}; allowed are {', '.join(columns)}")
+def write_per_image(path: Path | str, *, ids: Sequence[str], scores: Scores) -> None:
+    """Write ids and scores in full precision; a prompt without a value has an empty cell."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("id", *columns))
+    writer.writerow(("id", *scores))
     for name in ids:
-        values = (scores.get(column, {}).get(name) for column in columns)
+        values = (column.get(name) for column in scores.values())
         writer.writerow((name, *("" if value is None else repr(float(value)) for value in values)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

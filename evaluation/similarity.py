@@ -15,6 +15,7 @@ from evaluation.records import Metric
 from evaluation.statistics import RESAMPLES, metric_from_values
 
 DATA_RANGE = 1.0
+FLAT_STD = 2 / 255  # an image whose channels all vary less than this shows nothing
 
 
 def similarity_metrics(
@@ -74,3 +75,12 @@ def check_pair(images: torch.Tensor, reference: torch.Tensor) -> None:
             f"images are {tuple(images.shape)}, the reference is {tuple(reference.shape)}; "
             "both must have one size: nothing is resized"
         )
+
+
+def widest_channel_std(images: torch.Tensor) -> torch.Tensor:
+    """The largest standard deviation of an image's channels, (N,); NaN where a pixel is no number.
+
+    Args:
+        images: float (N, 3, H, W).
+    """
+    return images.to(torch.float64).flatten(2).std(dim=2, correction=0).amax(dim=1)

@@ -1,31 +1,41 @@
-"""Uncertainty: paired bootstrap over prompts, differences, Holm's correction, the noise floor.
+"""Uncertainty of means and differences over prompts and calibration draws; Holm's correction.
 
-Every method sees the same prompts and the same noise, so the prompt is the unit that is resampled.
-Where a prompt has several seeds, average over its seeds first: the prompt is then the block.
+Every method sees the same prompts and the same noise, so that two rows are compared prompt by
+prompt. Calibration prompts are drawn too: rows of several draws are a table of draws x prompts, and
+both count as random, since another user has other prompts and another calibration set.
+
+Shapes: N prompts, C calibration draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from evaluation.records import Metric
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-BOOTSTRAP95 = "bootstrap95"
+INTERVAL95 = "mean95"
+EXACT95 = "exact95"
+FEWEST_RESAMPLED = 8  # values below which a bootstrap says less than Student's t
 _CHUNK = 500  # resamples drawn at once: bounds the memory of the index matrix
+_TAIL = (1 - CONFIDENCE) / 2
+_LEAST_TAIL = 1e-12  # no smaller p-value is looked for
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(kw_only=True)
 class Estimate:
-    """A mean over prompts with its percentile interval."""
+    """A mean with its 95 % interval; `n` is the number of prompts."""
 
     value: float
     low: float
@@ -36,9 +46,15 @@ class Estimate:
 
 @dataclass(kw_only=True)
 class Difference(Estimate):
-    """Mean of a minus b over prompts; `p_value` is two-sided, from the same resamples."""
+    """Mean of a minus b, paired; `p_value` is two-sided and fits the interval.
+
+    `median` and `sign_p_value` (of the sign test) are what heavy tails leave standing: a mean of
+    which a few prompts decide has no interval that can be relied on.
+    """
 
     p_value: float
+    median: float
+    sign_p_value: float
 
 
 @dataclass(kw_only=True)
@@ -48,105 +64,140 @@ class HolmResult:
     rejected: bool
 
 
-def bootstrap_mean(values: Any, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """Mean with a 95 % percentile interval over resampled prompts.
+def mean_estimate(values: Any, *, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """Mean over prompts with a 95 % interval: on each side the wider of two.
 
-    Infinities stay: a resample that holds one has an infinite mean, and a limit of the interval
-    is infinite when enough resamples are. Order statistics are used without interpolation, so that
-    no infinity turns into NaN. With infinities the standard error is NaN.
+    Student's t, which is right for few values and light tails, and the bootstrap of the studentized
+    mean, which follows a skewed distribution. Below `FEWEST_RESAMPLED` values Student's alone. How
+    often each covers is in `experiments/results/intervals.md`.
 
-    Source: Efron 1979, the percentile method.
+    Where a value is infinite the mean is, and nothing is known of it unless all are.
+
+    Source: Efron and Tibshirani 1993, section 12.5 (bootstrap-t).
     """
     values_N = _as_vector(values)
-    means = _resampled_means(values_N, seed=seed, resamples=resamples)
-    low, high = _percentile_interval(means)
-    finite = bool(np.isfinite(means).all())
-    return Estimate(
-        value=float(values_N.mean()),
-        low=low,
-        high=high,
-        standard_error=float(means.std(ddof=1)) if finite else float("nan"),
-        n=len(values_N),
-    )
+    return _judge(values_N[None], seed=seed, resamples=resamples)[0]
 
 
 def mean_over_runs(values: Any) -> Estimate:
-    """Mean of a few independent runs, too few for a bootstrap, with Student's 95 % interval.
+    """Mean of a few independent runs, with Student's 95 % interval.
 
     Raises:
         ValueError: fewer than two runs.
     """
     values_N = _as_vector(values)
-    count = len(values_N)
-    if count < 2:
-        raise ValueError(f"{count} run; an interval needs two or more")
-    error = float(values_N.std(ddof=1)) / count**0.5
-    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-    mean = float(values_N.mean())
-    return Estimate(value=mean, low=mean - half, high=mean + half, standard_error=error, n=count)
+    if len(values_N) < 2:
+        raise ValueError(f"{len(values_N)} run; an interval needs two or more")
+    return _judge(values_N[None], seed=0, resamples=0)[0]
 
 
-def paired_difference(a: Any, b: Any, *, seed: int, resamples: int = RESAMPLES) -> Difference:
-    """Mean of a - b over prompts, with interval and two-sided bootstrap p-value.
+def crossed_mean(values_CN: Any) -> Estimate:
+    """Mean of a table of draws x prompts, both of which are random, with Student's 95 % interval.
 
-    Two equal values differ by 0, also when both are infinite (two images identical to the
-    reference); a finite value against an infinite one differs infinitely, and the mean with it.
+    The variance of the mean is that of draws over C, of prompts over N and of their interaction
+    over CN, by the mean squares of the two-way layout. The parts of draws and of prompts have each
+    their own Student's t in the interval, so that three draws are no more than three: pooled
+    degrees of freedom after Satterthwaite find too much whenever the draws happen to lie close.
+    One draw: Student's interval over its prompts.
+
+    Source: Searle, Casella and McCulloch 1992, section 4.5; Howe 1974 (J. Am. Stat. Assoc. 69),
+    for the sum of squared half-widths.
     """
-    a_N, b_N = _as_vector(a), _as_vector(b)
-    if len(a_N) != len(b_N):
-        raise ValueError(
-            f"{len(a_N)} values against {len(b_N)}: a paired difference needs the same prompts "
-            "in the same order"
-        )
-    equal = a_N == b_N
-    differences = np.where(equal, 0.0, np.where(equal, 0.0, a_N) - np.where(equal, 0.0, b_N))
-    means = _resampled_means(differences, seed=seed, resamples=resamples)
-    low, high = _percentile_interval(means)
-    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    finite = bool(np.isfinite(means).all())
-    return Difference(
-        value=_mean(differences),
-        low=low,
-        high=high,
-        standard_error=float(means.std(ddof=1)) if finite else float("nan"),
-        n=len(a_N),
-        p_value=min(1.0, 2 * (tail + 1) / (resamples + 1)),
+    return _judge(_as_table(values_CN), seed=0, resamples=0)[0]
+
+
+def share_metric(count: int, *, n: int, against: str, note: str) -> Metric:
+    """A share of images, where lower is better, with the exact interval of Clopper and Pearson."""
+    interval = binomtest(count, n).proportion_ci(CONFIDENCE, method="exact")
+    share = count / n
+    return Metric(
+        value=share,
+        higher_is_better=False,
+        n=n,
+        against=against,
+        standard_error=(share * (1 - share) / n) ** 0.5,
+        interval=[float(interval.low), float(interval.high)],
+        interval_kind=EXACT95,
+        note=note,
     )
 
 
-def paired_ratio(a: Any, b: Any) -> Difference:
-    """Geometric mean of a / b over prompts, with Student's 95 % interval and two-sided p-value.
+def paired_difference(a: Any, b: Any, *, seed: int, resamples: int = RESAMPLES) -> Difference:
+    """Mean of a - b over the same prompts, or over the same draws and prompts.
 
-    On the logarithms, so that doubling and halving weigh the same; Student's rather than the
-    bootstrap's, as per-step errors are often known on a few prompts only, where bootstrap intervals
-    are too narrow.
+    Args:
+        a, b: one number a prompt, (N,), or a row of them for each calibration draw, (C, N).
+        resamples: of the studentized bootstrap; 0 for Student's interval alone, which is quick.
+
+    Two equal values differ by 0, also when both are infinite (two images identical to the
+    reference). A finite value against an infinite one differs infinitely.
+    """
+    a_CN, b_CN = _as_table(a), _as_table(b)
+    if a_CN.shape != b_CN.shape:
+        raise ValueError(
+            f"{_size(a_CN)} against {_size(b_CN)}: a paired difference needs the same prompts and "
+            "calibration draws in the same order"
+        )
+    equal = a_CN == b_CN
+    table_CN = np.where(equal, 0.0, np.where(equal, 0.0, a_CN) - np.where(equal, 0.0, b_CN))
+    estimate, p_value = _judge(table_CN, seed=seed, resamples=resamples)
+    with np.errstate(invalid="ignore"):
+        by_prompt = table_CN.mean(axis=0)
+    above, below = int((by_prompt > 0).sum()), int((by_prompt < 0).sum())
+    return Difference(
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        standard_error=estimate.standard_error,
+        n=estimate.n,
+        p_value=p_value,
+        median=float(np.quantile(by_prompt, 0.5, method="inverted_cdf")),
+        sign_p_value=sign_test(above, below),
+    )
+
+
+def paired_interval(a: Any, b: Any) -> tuple[Estimate, float]:
+    """Mean of a - b with Student's interval, and its two-sided p-value: what is quick of the above.
+
+    Args:
+        a, b: as in `paired_difference`, finite.
+    """
+    return _judge(_as_table(a) - _as_table(b), seed=0, resamples=0)
+
+
+def paired_ratio(a: Any, b: Any) -> Difference:
+    """Geometric mean of a / b over prompts (and draws), with Student's interval and p-value.
+
+    On the logarithms, so that doubling and halving weigh the same; their tails are light, so that
+    Student's t holds its level on the few prompts whose per-step errors are known.
+
+    Args:
+        a, b: as in `paired_difference`.
 
     Raises:
         ValueError: a value that is not above 0, or fewer than two prompts.
     """
-    a_N, b_N = _as_vector(a), _as_vector(b)
-    if len(a_N) != len(b_N) or len(a_N) < 2:
+    a_CN, b_CN = _as_table(a), _as_table(b)
+    if a_CN.shape != b_CN.shape or a_CN.shape[1] < 2:
         raise ValueError(
-            f"{len(a_N)} values against {len(b_N)}: a paired ratio needs the same two or more "
+            f"{_size(a_CN)} against {_size(b_CN)}: a paired ratio needs the same two or more "
             "prompts in the same order"
         )
-    if not (np.isfinite(a_N).all() and np.isfinite(b_N).all() and min(a_N.min(), b_N.min()) > 0):
+    if not (
+        np.isfinite(a_CN).all() and np.isfinite(b_CN).all() and min(a_CN.min(), b_CN.min()) > 0
+    ):
         raise ValueError("a ratio needs finite values above 0; compare differences instead")
-    logs = np.log(a_N) - np.log(b_N)
-    run = mean_over_runs(logs)
-    if run.standard_error > 0:
-        t = abs(run.value) / run.standard_error
-        p_value = float(2 * student_t.sf(t, run.n - 1))
-    else:
-        p_value = 1.0 if run.value == 0 else 0.0
-    value, low, high = (float(np.exp(x)) for x in (run.value, run.low, run.high))
+    found = paired_difference(np.log(a_CN), np.log(b_CN), seed=0, resamples=0)
+    value, low, high, median = np.exp([found.value, found.low, found.high, found.median]).tolist()
     return Difference(
         value=value,
         low=low,
         high=high,
-        standard_error=run.standard_error * value,
-        n=run.n,
-        p_value=p_value,
+        standard_error=found.standard_error * value,
+        n=found.n,
+        p_value=found.p_value,
+        median=median,
+        sign_p_value=found.sign_p_value,
     )
 
 
@@ -177,8 +228,8 @@ def metric_from_values(
     note: str = "",
     unit: str = "",
 ) -> Metric:
-    """A metric that is a mean over prompts, with its bootstrap interval."""
-    estimate = bootstrap_mean(values, seed=seed, resamples=resamples)
+    """A metric that is a mean over prompts, with its interval."""
+    estimate = mean_estimate(values, seed=seed, resamples=resamples)
     return metric_from_estimate(
         estimate, higher_is_better=higher_is_better, against=against, note=note, unit=unit
     )
@@ -196,63 +247,154 @@ def metric_from_estimate(
         against=against,
         standard_error=estimate.standard_error if known else None,
         interval=[estimate.low, estimate.high] if several else None,
-        interval_kind=BOOTSTRAP95 if several else "",
+        interval_kind=INTERVAL95 if several else "",
         note=note,
         unit=unit,
     )
 
 
-def separable_from_floor(metric: Metric, *, floor: Metric) -> bool | None:
-    """Whether `metric` differs from the noise floor by more than both intervals allow.
+def sign_test(above: int, below: int) -> float:
+    """Two-sided p-value of as many values above 0 as below; zeros are left out.
 
-    A distance to the reference (`against == "reference"`) must also be on the worse side of the
-    floor: what lies nearer to the reference than the same model run twice is no difference.
-    None when either has no value.
+    Source: Dixon and Mood 1946.
     """
-    if metric.value is None or floor.value is None:
-        return None
-    low, high = metric.interval or [metric.value, metric.value]
-    floor_low, floor_high = floor.interval or [floor.value, floor.value]
-    above, below = bool(low > floor_high), bool(high < floor_low)
-    if metric.against == "reference" and metric.higher_is_better is not None:
-        return below if metric.higher_is_better else above
-    return above or below
+    count = above + below
+    return float(binomtest(above, count).pvalue) if count else 1.0
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A mean with the parts of its variance, each with its degrees of freedom."""
+
+    value: float
+    parts: tuple[tuple[float, int], ...]
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(sum(variance for variance, _ in self.parts))
+
+    def reach(self, tail: float) -> float:
+        """Half the width of the interval that leaves `tail` out on each side."""
+        return math.sqrt(sum(float(student_t.isf(tail, f)) ** 2 * v for v, f in self.parts))
+
+    def p_value(self) -> float:
+        """Two-sided: the level at which the interval ends at 0."""
+        distance = abs(self.value)
+        if len(self.parts) == 1:
+            return float(2 * student_t.sf(distance / self.error, self.parts[0][1]))
+        if self.reach(_LEAST_TAIL) <= distance:
+            return 2 * _LEAST_TAIL
+        if distance == 0:
+            return 1.0
+        found = brentq(
+            lambda log: self.reach(np.exp(log)) - distance, np.log(_LEAST_TAIL), np.log(0.5)
+        )
+        return float(2 * np.exp(found))
+
+
+def _judge(table_CN: Array, *, seed: int, resamples: int) -> tuple[Estimate, float]:
+    """The mean with its interval, and the two-sided p-value of a mean of 0 that fits it."""
+    prompts = table_CN.shape[1]
+    if not np.isfinite(table_CN).all():
+        return _infinite(table_CN), 1.0
+    mean = _mean_of(table_CN)
+    if mean.error == 0:
+        point = Estimate(value=mean.value, low=mean.value, high=mean.value,
+                         standard_error=0.0, n=prompts)  # fmt: skip
+        return point, 0.0 if prompts > 1 and mean.value != 0 else 1.0
+    reach, p_value = mean.reach(_TAIL), mean.p_value()
+    low, high = mean.value - reach, mean.value + reach
+    if len(table_CN) == 1 and resamples > 0 and prompts >= FEWEST_RESAMPLED:
+        t_R = _studentized_means(table_CN[0], seed=seed, resamples=resamples)
+        low_t, high_t = np.quantile(t_R, [_TAIL, 1 - _TAIL], method="inverted_cdf")
+        low = min(low, mean.value - float(high_t) * mean.error)
+        high = max(high, mean.value - float(low_t) * mean.error)
+        t = mean.value / mean.error
+        tail = min(np.count_nonzero(t_R >= t), np.count_nonzero(t_R <= t))
+        p_value = max(p_value, min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    estimate = Estimate(value=mean.value, low=low, high=high, standard_error=mean.error, n=prompts)
+    return estimate, p_value
+
+
+def _mean_of(table_CN: Array) -> _Mean:
+    """See `crossed_mean`."""
+    draws, prompts = table_CN.shape
+    size, mean = table_CN.size, float(table_CN.mean())
+    if draws == 1 or prompts == 1:
+        variance = float(table_CN.var(ddof=1)) / size if size > 1 else 0.0
+        return _Mean(mean, ((variance, size - 1),))
+    by_draw, by_prompt = table_CN.mean(axis=1), table_CN.mean(axis=0)
+    rest = table_CN - by_draw[:, None] - by_prompt[None, :] + mean
+    square_draw = prompts * float(by_draw.var(ddof=1))
+    square_prompt = draws * float(by_prompt.var(ddof=1))
+    square_rest = float((rest**2).sum()) / ((draws - 1) * (prompts - 1))
+    of_prompts = _Mean(mean, ((square_prompt / size, prompts - 1),))
+    both = _Mean(
+        mean,
+        (
+            (square_draw / size, draws - 1),
+            (max(0.0, square_prompt - square_rest) / size, prompts - 1),
+        ),
+    )
+    return max(both, of_prompts, key=lambda found: found.reach(_TAIL))
+
+
+def _infinite(table_CN: Array) -> Estimate:
+    """Where all are the same infinity the mean is known; else nothing bounds it."""
+    with np.errstate(invalid="ignore"):
+        value = float(table_CN.mean())
+    known = bool((table_CN == table_CN.flat[0]).all())
+    return Estimate(
+        value=value,
+        low=value if known else float("-inf"),
+        high=value if known else float("inf"),
+        standard_error=float("nan"),
+        n=table_CN.shape[1],
+    )
+
+
+def _studentized_means(values_N: Array, *, seed: int, resamples: int) -> Array:
+    """(mean of a resample - mean) / its standard error; infinite where all its values are equal."""
+    generator = np.random.default_rng(seed)
+    count, mean = len(values_N), values_N.mean()
+    parts = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn_RN = values_N[generator.integers(0, count, size=(rows, count))]
+        shift_R = drawn_RN.mean(axis=1) - mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t_R = shift_R / (drawn_RN.std(axis=1, ddof=1) / count**0.5)
+        parts.append(np.where(np.isnan(t_R), 0.0, t_R))
+    return np.concatenate(parts)
 
 
 def _as_vector(values: Any) -> Array:
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or len(vector) == 0:
         raise ValueError(f"values of shape {vector.shape}; give one number a prompt, at least one")
-    if np.isnan(vector).any():
+    return _without_nan(vector)
+
+
+def _as_table(values: Any) -> Array:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim == 1:
+        table = table[None]
+    if table.ndim != 2 or table.size == 0:
         raise ValueError(
-            f"{int(np.isnan(vector).sum())} of {len(vector)} values are NaN; find the damaged "
+            f"values of shape {table.shape}; give one number a prompt, or one a draw and prompt"
+        )
+    return _without_nan(table)
+
+
+def _without_nan(values: Array) -> Array:
+    if np.isnan(values).any():
+        raise ValueError(
+            f"{int(np.isnan(values).sum())} of {values.size} values are NaN; find the damaged "
             "images first, a mean over the rest would hide them"
         )
-    return vector
+    return values
 
 
-def _resampled_means(values_N: Array, *, seed: int, resamples: int) -> Array:
-    if resamples < 1:
-        raise ValueError(f"resamples={resamples}; give at least 1 (the default is {RESAMPLES})")
-    generator = np.random.default_rng(seed)
-    count = len(values_N)
-    parts = []
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        index_RN = generator.integers(0, count, size=(rows, count))
-        with np.errstate(invalid="ignore"):
-            parts.append(values_N[index_RN].mean(axis=1))
-    return np.concatenate(parts)
-
-
-def _percentile_interval(means: Array) -> tuple[float, float]:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    if np.isnan(means).any():  # +inf and -inf met in one resample: nothing can be said
-        return float("-inf"), float("inf")
-    low, high = np.percentile(means, [tail, 100 - tail], method="inverted_cdf")
-    return float(low), float(high)
-
-
-def _mean(values: Array) -> float:
-    with np.errstate(invalid="ignore"):
-        return float(values.mean())
+def _size(table_CN: Array) -> str:
+    draws, prompts = table_CN.shape
+    return f"{prompts} values" if draws == 1 else f"{draws} draws of {prompts} values"

@@ -11,7 +11,7 @@ import torch
 from evaluation.clip_evaluator import Evaluator, evaluator_key, image_features, text_features
 from evaluation.feature_cache import cached_array, folder_contents
 from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
-from evaluation.metrics.metric_interface import MetricBase, Need, Shown
+from evaluation.metrics.metric_interface import DELTA, MetricBase, Need, Shown
 from evaluation.records import Metric
 from evaluation.statistics import metric_from_estimate, metric_from_values, paired_difference
 
@@ -20,12 +20,20 @@ SHOWN = (
         metric="clip_score",
         title="CLIP score",
         legend="100 max(cosine(image, prompt), 0), mean over images; higher is better; "
-        "[95 % bootstrap interval over prompts]",
+        "[95 % interval over prompts]",
         place=40,
+    ),
+    Shown(
+        metric="clip_score_delta",
+        title="CLIP - fp",
+        legend="the score less the unquantized model's, of the same prompts; "
+        "[95 % interval, paired by prompt]",
+        place=41,
     ),
 )
 
 SCORE_SCALE = 100.0
+_DELTA = f"clip_score{DELTA}"
 
 
 @dataclass(kw_only=True)
@@ -76,14 +84,18 @@ class ClipScore(MetricBase):
         difference = paired_difference(
             inputs.values("clip"), inputs.values("clip_reference"), seed=seed, resamples=resamples
         )
+        pairs = zip(inputs.values("clip"), inputs.values("clip_reference"), strict=True)
+        deltas = (mine - reference for mine, reference in pairs)
+        inputs.scores[_DELTA] = dict(zip(inputs.ids, deltas, strict=True))
         delta = metric_from_estimate(
             difference,
             higher_is_better=True,
             against="clip_score of the reference",
-            note=f"paired by prompt; two-sided p={difference.p_value:.3g}",
+            note=f"paired by prompt; two-sided p={difference.p_value:.3g}; median "
+            f"{difference.median:.3g}, sign test p={difference.sign_p_value:.3g}",
             unit="",
         )
-        return {"clip_score": score, "clip_score_delta": delta}
+        return {"clip_score": score, _DELTA: delta}
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
         key = evaluator_key(settings.evaluator, file_key=settings.file_key)

@@ -3,74 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from evaluation.clip_evaluator import evaluator_key
-from evaluation.distances import INCEPTION_NAME, Array, distance_metric
+from evaluation.distances import (
+    INCEPTION_NAME,
+    Array,
+    Distance,
+    distance_metric,
+    image_values,
+)
 from evaluation.metrics.metric_inputs import INCEPTION, Inputs, MetricSettings
-from evaluation.metrics.metric_interface import unavailable
+from evaluation.metrics.metric_interface import DELTA, unavailable
 from evaluation.records import Metric, MetricUnavailable
+from evaluation.statistics import metric_from_estimate, paired_difference
+
+Measure = Callable[[Array, Array, bool], Distance]  # of two sets; row i of both is of one prompt
 
 
 def measure_distances(
-    inputs: Inputs,
-    *,
-    name: str,
-    distance: Callable[[Array, Array, bool], float],
-    note: Callable[[bool], str],
-    widest_resampled: int | None = None,
+    inputs: Inputs, *, name: str, distance: Measure, note: Callable[[bool], str]
 ) -> dict[str, Metric]:
-    """`{name}_{extractor}_reference` and `{name}_{extractor}_dataset` for every extractor.
+    """Distances for every extractor: to the reference, and to the data set's images.
+
+    `{name}_{extractor}_dataset_{same,other}_prompts` says whose images these are: of the prompts
+    that were evaluated, or of others, which are further away whatever the model. Beside it
+    `..._delta` is the difference from the unquantized model's distance, paired image by image.
 
     Args:
-        distance: of two sets of features; whether row i of both is of one prompt.
-        note: what is said of it, given the same.
-        widest_resampled: features wider than this get no spread.
+        note: what is said of a distance, given whether it is of the same prompts.
     """
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for prefix in inputs.prefixes:
+        one = _Extracted(inputs=inputs, name=f"{name}_{prefix}", prefix=prefix, distance=distance)
         for against in ("reference", "dataset"):
             try:
-                metric = _measure_one(
-                    inputs,
-                    prefix=prefix,
-                    against=against,
-                    distance=distance,
-                    note=note,
-                    widest_resampled=widest_resampled,
-                )
+                metrics |= one.measure(against, note=note)
             except MetricUnavailable as error:
-                metric = unavailable(error.reason, against=against, higher_is_better=False)
-            metrics[f"{name}_{prefix}_{against}"] = metric
+                metrics[f"{name}_{prefix}_{against}"] = unavailable(
+                    error.reason, against=against, higher_is_better=False
+                )
     return metrics
 
 
-def _measure_one(
-    inputs: Inputs,
-    *,
-    prefix: str,
-    against: str,
-    distance: Callable[[Array, Array, bool], float],
-    note: Callable[[bool], str],
-    widest_resampled: int | None,
-) -> Metric:
-    images_ND = inputs.features("images", prefix)
-    if against == "dataset" and inputs.dataset is None:
-        raise MetricUnavailable("no images of the dataset were given")
-    others_MD = inputs.features(against, prefix)
-    paired = against == "reference" or inputs.dataset_is_paired
-    size = f"n={len(images_ND)} against {len(others_MD)}"
-    too_wide = widest_resampled is not None and images_ND.shape[1] > widest_resampled
-    return distance_metric(
-        lambda a_ND, b_MD: distance(a_ND, b_MD, paired),
-        images_ND,
-        others_MD,
-        against=against,
-        paired=paired,
-        note=f"features: {prefix}; {note(paired)}; {size}",
-        seed=inputs.settings.seed,
-        resamples=0 if too_wide else inputs.settings.spread_resamples,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Extracted:
+    """One distance of one extractor's features; leaves a score an image in `inputs.scores`."""
+
+    inputs: Inputs
+    name: str
+    prefix: str
+    distance: Measure
+
+    def measure(self, against: str, *, note: Callable[[bool], str]) -> dict[str, Metric]:
+        inputs = self.inputs
+        inputs.features("images", self.prefix)  # a missing extractor is the first reason
+        if against == "dataset" and inputs.dataset is None:
+            raise MetricUnavailable("no images of the dataset were given")
+        paired = against == "reference" or inputs.dataset_is_paired
+        entry = f"{self.name}_{against}"
+        if against == "dataset":
+            entry += "_same_prompts" if paired else "_other_prompts"
+        others = len(inputs.features(against, self.prefix))
+        said = f"features: {self.prefix}; {note(paired)}; n={len(inputs.ids)} against {others}"
+        value, values_N = self._values("images", against, paired=paired)
+        inputs.scores[entry] = dict(zip(inputs.ids, values_N.tolist(), strict=True))
+        metric = distance_metric(values_N, value=value, against=against, note=said)
+        if against == "reference":
+            return {entry: metric}
+        return {
+            entry: metric,
+            f"{entry}{DELTA}": self._delta(entry, value, values_N, paired=paired),
+        }
+
+    def _values(self, which: str, against: str, *, paired: bool) -> tuple[float, Array]:
+        a_ND, b_MD = (self.inputs.features(name, self.prefix) for name in (which, against))
+        found = self.distance(a_ND, b_MD, paired)
+        return found.value, image_values(found, paired=paired)
+
+    def _delta(self, entry: str, value: float, values_N: Array, *, paired: bool) -> Metric:
+        settings = self.inputs.settings
+        unquantized, theirs_N = self.inputs.once(
+            "distance", self.name, make=lambda: self._values("reference", "dataset", paired=paired)
+        )
+        deltas = zip(self.inputs.ids, (values_N - theirs_N).tolist(), strict=True)
+        self.inputs.scores[f"{entry}{DELTA}"] = dict(deltas)
+        found = paired_difference(
+            values_N, theirs_N, seed=settings.seed, resamples=settings.resamples
+        )
+        metric = metric_from_estimate(
+            found,
+            higher_is_better=None,
+            against="the unquantized model's distance",
+            note=f"paired by prompt; two-sided p={found.p_value:.3g}",
+            unit="",
+        )
+        metric.value = value - unquantized
+        return metric
 
 
 def distances_identity(settings: MetricSettings) -> dict[str, Any]:
@@ -79,7 +109,7 @@ def distances_identity(settings: MetricSettings) -> dict[str, Any]:
         "evaluator": evaluator_key(settings.evaluator, file_key=settings.file_key),
         "prefix": settings.prefix,
         "seed": settings.seed,
-        "spread_resamples": settings.spread_resamples,
+        "resamples": settings.resamples,
     }
     if settings.inception is not None:
         path = settings.inception / INCEPTION_NAME

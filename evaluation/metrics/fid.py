@@ -12,26 +12,41 @@ from evaluation.metrics.metric_interface import MetricBase, Need, Shown
 from evaluation.records import Metric
 
 SHOWN = (
-    Shown(
-        metric="fid_{features}_dataset",
-        title="FID {features}, dataset",
-        legend="Frechet distance of {features} features to the dataset's images; lower is "
-        "better; biased upwards at small n, so compare at equal n only; ± is one standard "
-        "deviation over random halves (of the same prompts, where both sets are), no "
-        "confidence interval",
-        place=10,
-        shift_below_unquantized=True,
+    *(
+        Shown(
+            metric=f"fid_{{features}}_dataset_{whose}_prompts",
+            title=f"FID {{features}}, dataset{said}",
+            legend=f"Frechet distance of {{features}} features to the dataset's images of "
+            f"{words} prompts; lower is better; biased upwards at small n, so compare at equal n "
+            "only; ± is one standard deviation, by each image's influence, no confidence interval",
+            place=place,
+            shift_below_unquantized=True,
+            biased_below=5000,
+        )
+        for whose, words, said, place in (
+            ("same", "the same", "", 10),
+            ("other", "other", " (other prompts)", 12),
+        )
+    ),
+    *(
+        Shown(
+            metric=f"fid_{{features}}_dataset_{whose}_prompts_delta",
+            title="FID {features} - fp",
+            legend="the distance before it less the unquantized model's; [95 % interval, paired by "
+            "prompt], which is far narrower than either distance's own spread",
+            place=place,
+        )
+        for whose, place in (("same", 11), ("other", 13))
     ),
     Shown(
         metric="fid_{features}_reference",
         title="FID {features}, reference",
-        legend="the same to the unquantized model's images of the same prompts: fidelity, not "
-        "quality; lower is better; ± as before",
+        legend="Frechet distance to the unquantized model's images of the same prompts: fidelity, "
+        "not quality; lower is better; ± as of FID to the dataset",
         place=20,
+        biased_below=5000,
     ),
 )
-
-WIDEST_RESAMPLED_FEATURES = 256  # beyond this a Frechet distance is too dear to repeat
 
 
 @dataclass(kw_only=True)
@@ -47,7 +62,6 @@ class Fid(MetricBase):
             name=self.name,
             distance=lambda a_ND, b_MD, _: frechet_distance(a_ND, b_MD),
             note=lambda _: "biased upwards at small n",
-            widest_resampled=WIDEST_RESAMPLED_FEATURES,
         )
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from evaluation.images import to_float
 from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
 from evaluation.records import Metric
+from evaluation.similarity import FLAT_STD, widest_channel_std
 
 SHOWN = ()  # no column: a row with such images is marked
 
-FLAT_STD = 2 / 255  # an image whose channels all vary less than this shows nothing
 _WIDEST_STD = "widest_channel_std"  # scores for `measure` alone
 
 
@@ -60,15 +60,6 @@ def find_damaged(images: torch.Tensor, *, ids: Sequence[str]) -> dict[str, str]:
         raise ValueError(f"{len(ids)} ids for {images.shape[0]} images; give one id an image")
     pictures = to_float(images) if images.dtype == torch.uint8 else images
     return _damaged(dict(zip(ids, widest_channel_std(pictures).tolist(), strict=True)))
-
-
-def widest_channel_std(images: torch.Tensor) -> torch.Tensor:
-    """The largest standard deviation of an image's channels, (N,); NaN where a pixel is no number.
-
-    Args:
-        images: float (N, 3, H, W).
-    """
-    return images.to(torch.float64).flatten(2).std(dim=2, correction=0).amax(dim=1)
 
 
 def _damaged(stds: Mapping[str, float]) -> dict[str, str]:

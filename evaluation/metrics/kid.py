@@ -11,16 +11,21 @@ from evaluation.metrics.metric_inputs import Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
 from evaluation.records import Metric
 
-SHOWN = (
+SHOWN = tuple(
     Shown(
-        metric="kid_{features}_dataset",
-        title="KID {features} x1000, dataset",
-        legend="kernel distance of {features} features to the dataset's images, times 1000; "
-        "lower is better; unbiased (two images of one prompt are not compared), so it may be "
-        "negative; ± as before",
+        metric=f"kid_{{features}}_dataset_{whose}_prompts",
+        title=f"KID {{features}} x1000, dataset{said}",
+        legend=f"kernel distance of {{features}} features to the dataset's images of "
+        f"{words} prompts, times 1000; lower is better; unbiased (two images of one prompt are "
+        "never compared), so it may be negative; ± as of FID",
         scale=1000,
-        place=30,
-    ),
+        place=place,
+        shift_below_unquantized=True,
+    )
+    for whose, words, said, place in (
+        ("same", "the same", "", 30),
+        ("other", "other", " (other prompts)", 31),
+    )
 )
 
 
@@ -32,13 +37,10 @@ class Kid(MetricBase):
     place = 70
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
-        seed = inputs.settings.seed
         return measure_distances(
             inputs,
             name=self.name,
-            distance=lambda a_ND, b_MD, paired: kernel_distance(
-                a_ND, b_MD, seed=seed, paired=paired
-            ),
+            distance=lambda a_ND, b_MD, paired: kernel_distance(a_ND, b_MD, paired=paired),
             note=_note,
         )
 

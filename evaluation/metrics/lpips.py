@@ -13,7 +13,7 @@ from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.similarity import check_pair, similarity_metrics
-from evaluation.statistics import RESAMPLES, metric_from_values
+from evaluation.statistics import share_metric
 
 SHOWN = (
     Shown(
@@ -56,7 +56,7 @@ class Lpips(MetricBase):
             resamples=resamples,
             note="AlexNet, full resolution",
         )
-        metrics["bad_case_rate"] = bad_case_rate(lpips_N, seed=seed, resamples=resamples)
+        metrics["bad_case_rate"] = bad_case_rate(lpips_N)
         return metrics
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
@@ -115,13 +115,11 @@ def lpips_per_image(
     return torch.cat(parts)
 
 
-def bad_case_rate(lpips_N: torch.Tensor, *, seed: int, resamples: int = RESAMPLES) -> Metric:
+def bad_case_rate(lpips_N: torch.Tensor) -> Metric:
     """Share of images with LPIPS above `BAD_CASE_LPIPS`: what a mean hides."""
-    return metric_from_values(
-        (lpips_N > BAD_CASE_LPIPS).to(torch.float64).numpy(),
-        higher_is_better=False,
+    return share_metric(
+        int((lpips_N > BAD_CASE_LPIPS).sum()),
+        n=len(lpips_N),
         against="reference",
-        seed=seed,
-        resamples=resamples,
         note=f"share of images with LPIPS > {BAD_CASE_LPIPS}",
     )

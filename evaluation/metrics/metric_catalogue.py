@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from evaluation import metrics as package
@@ -43,14 +43,15 @@ def all_metrics(
 
 
 def shown(metrics: Iterable[MetricBase]) -> tuple[Shown, ...]:
-    """What their files say of how they are shown, by place."""
-    words = [item for metric in metrics for item in sys.modules[type(metric).__module__].SHOWN]
+    """What their files say of how they are shown, by place; a metric's own entry has its column."""
+    words = [
+        replace(item, per_image=item.per_image or metric.columns[0])
+        if metric.columns and item.metric == metric.name
+        else item
+        for metric in metrics
+        for item in sys.modules[type(metric).__module__].SHOWN
+    ]
     return tuple(sorted(words, key=lambda item: item.place))
-
-
-def per_image_columns(metrics: Iterable[MetricBase]) -> list[str]:
-    """The columns of the per-image file, in order."""
-    return [column for metric in metrics for column in metric.columns]
 
 
 def metric_identity(metric: MetricBase, settings: MetricSettings) -> dict[str, Any]:

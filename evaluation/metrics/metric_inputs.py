@@ -27,9 +27,9 @@ class MetricSettings:
     """What all metrics share.
 
     Args:
-        prefix: names the evaluator's features in `fid_{prefix}_dataset` and so on.
+        prefix: names the evaluator's features in `fid_{prefix}_reference` and so on.
         inception: a folder; where given, the same distances again with Inception features.
-        resamples, spread_resamples: of the bootstrap over prompts; of a distance's random halves.
+        resamples: of the bootstrap over prompts.
         cache: features and scores of the reference and the dataset are kept here, under a name
             made of the images' and the evaluator's contents.
         file_key: gives the sha256 of a file of weights.
@@ -42,7 +42,6 @@ class MetricSettings:
     inception_sha256: str | None = None
     seed: int = 0
     resamples: int = RESAMPLES
-    spread_resamples: int = distances.SPREAD_RESAMPLES
     cache: Path | None = None
     file_key: Callable[[Path], str] = file_hash
 

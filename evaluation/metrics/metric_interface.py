@@ -15,6 +15,7 @@ from evaluation.statistics import metric_from_values
 
 LAST = 1000  # the place of what asks for none
 FEATURES = "{features}"
+DELTA = "_delta"  # ends the name of an entry that is a difference from the unquantized model's
 
 
 class Need(Enum):
@@ -38,10 +39,12 @@ class Shown:
     metric: str
     title: str
     legend: str
+    per_image: str = ""  # the column whose mean it is; "": the metric's first, or of its own name
     scale: float = 1.0  # of what is printed only
     digits: int = 2  # where there is no interval
     place: int = LAST  # of the column
     shift_below_unquantized: bool = False  # better than the unquantized model's: never bold
+    biased_below: int | None = None  # fewer images than this: the title says so
 
 
 @dataclass(kw_only=True)
@@ -49,15 +52,17 @@ class MetricBase:
     """One metric. A subclass is a dataclass whose fields are its settings.
 
     The default methods serve one number an image: then `score` is all that is missing. A metric of
-    the whole set has no columns and its own `measure`. `MetricUnavailable`, raised by any of the
-    three, becomes the reason in the entry `name`.
+    the whole set has no columns and its own `measure`, which may leave in `inputs.scores`, under
+    the name of an entry, one number an image whose mean the entry is: then its rows are compared
+    prompt by prompt too. `MetricUnavailable`, raised by any of the three, becomes the reason in the
+    entry `name`.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     higher_is_better: ClassVar[bool | None]
     against: ClassVar[str] = "reference"
-    columns: ClassVar[tuple[str, ...]] = ()  # per image; the first is compared prompt by prompt
+    columns: ClassVar[tuple[str, ...]] = ()  # per image
     place: ClassVar[int] = LAST  # among the metrics, and of its columns in the per-image file
 
     def score(self, batch: Batch, inputs: Inputs) -> Mapping[str, torch.Tensor]:

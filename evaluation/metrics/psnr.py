@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,20 +10,29 @@ import torch
 
 from evaluation.metrics.metric_inputs import Batch, Inputs
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
-from evaluation.records import Metric
-from evaluation.similarity import DATA_RANGE, check_pair, order_statistics
+from evaluation.records import Metric, MetricUnavailable
+from evaluation.similarity import (
+    DATA_RANGE,
+    FLAT_STD,
+    check_pair,
+    order_statistics,
+    widest_channel_std,
+)
 from evaluation.statistics import RESAMPLES, metric_from_values
 
 SHOWN = (
     Shown(
         metric="psnr",
         title="PSNR dB",
-        legend="to the reference's image of the same prompt, data range 1, mean of per-image "
-        "dB, where an identical image enters at the PSNR of one level in one pixel if others "
-        "are not identical; higher is better; [95 % interval]",
+        legend="to the reference's image of the same prompt, data range 1, mean of per-image dB "
+        "over the images that are not identical to it, of which '= k' are; higher is better; "
+        "[95 % interval]",
         place=50,
     ),
 )
+
+
+_WIDEST_STD = "reference_widest_channel_std"  # scores for `measure` alone
 
 
 @dataclass(kw_only=True)
@@ -36,14 +44,13 @@ class Psnr(MetricBase):
     place = 10
 
     def score(self, batch: Batch, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        return {"psnr": psnr_per_image(batch.float_images, batch.float_reference)}
+        psnr_N = psnr_per_image(batch.float_images, batch.float_reference)
+        return {"psnr": psnr_N, _WIDEST_STD: widest_channel_std(batch.float_reference)}
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
-        height, width = inputs.image_size
         return psnr_metrics(
             torch.tensor(inputs.values("psnr"), dtype=torch.float64),
-            height=height,
-            width=width,
+            flat_N=torch.tensor(inputs.values(_WIDEST_STD)) < FLAT_STD,
             seed=inputs.settings.seed,
             resamples=inputs.settings.resamples,
         )
@@ -62,29 +69,38 @@ def psnr_per_image(images: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     return 10 * torch.log10(DATA_RANGE**2 / squared.flatten(1).mean(dim=1))
 
 
-def largest_finite_psnr_db(*, height: int, width: int) -> float:
-    """PSNR of two 8-bit RGB images that differ by one level in one channel of one pixel."""
-    return 10 * math.log10(255**2 * 3 * height * width)
-
-
 def psnr_metrics(
-    psnr_N: torch.Tensor, *, height: int, width: int, seed: int, resamples: int = RESAMPLES
+    psnr_N: torch.Tensor, *, flat_N: torch.Tensor, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Metric]:
-    """`psnr` (mean of per-image dB), `psnr_median`, `psnr_p10`.
+    """`psnr` (mean of per-image dB), `psnr_median`, `psnr_p10`, `psnr_identical`.
 
-    All identical: infinite. Some identical: one infinity would make the mean infinite and hide all
-    others, so they enter the mean (not median and p10) at the largest finite PSNR an 8-bit image of
-    this size can have, and the note says how many they are.
+    An identical image is infinitely near, and one such would make the mean infinite and hide all
+    others: the mean is over the rest, and `psnr_identical` counts them. All identical: infinite.
+    Two images of one flat colour are identical whatever was done: they say nothing and are not
+    counted.
+
+    Args:
+        flat_N: bool (N,), where the reference's image is of one colour.
+
+    Raises:
+        MetricUnavailable: every identical image is flat, and there is no other.
     """
-    values = psnr_N.to(torch.float64).numpy()
-    identical = int(np.isinf(values).sum())
-    ceiling = largest_finite_psnr_db(height=height, width=width)
+    psnr = psnr_N.to(torch.float64)
+    same_N = torch.isinf(psnr)
+    seen = psnr[~(same_N & flat_N)].numpy()
+    flat = len(psnr_N) - len(seen)
+    if not len(seen):
+        raise MetricUnavailable("every image is of one flat colour, and so is the reference's")
+    identical = int(np.isinf(seen).sum())
     note = "mean of per-image dB"
-    if 0 < identical < len(values):
-        note += f"; {identical} of {len(values)} images are identical and enter at {ceiling:.1f} dB"
-        values = np.minimum(values, ceiling)
-    elif identical:
-        note += "; all images are identical to the reference"
+    if identical == len(seen):
+        note += "; all images are identical to the reference's"
+        values = seen
+    else:
+        values = seen[np.isfinite(seen)]
+        note += f"; {identical} of {len(psnr_N)} images are identical and left out"
+    if flat:
+        note += f"; {flat} are of one flat colour, as the reference's, and say nothing"
     mean = metric_from_values(
         values,
         higher_is_better=True,
@@ -94,6 +110,14 @@ def psnr_metrics(
         note=note,
         unit="dB",
     )
-    return {"psnr": mean} | order_statistics(
-        "psnr", psnr_N.numpy(), higher_is_better=True, unit="dB"
+    mean.n = len(psnr_N)
+    count = Metric(
+        value=float(identical),
+        higher_is_better=True,
+        n=len(psnr_N),
+        against="reference",
+        note="images equal to the reference's in every pixel",
+        unit="images",
     )
+    spread = order_statistics("psnr", seen, higher_is_better=True, unit="dB")
+    return {"psnr": mean, "psnr_identical": count} | spread

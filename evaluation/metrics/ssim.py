@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from evaluation.metrics.metric_inputs import Batch, Inputs
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
-from evaluation.records import Metric
+from evaluation.records import Metric, MetricUnavailable
 from evaluation.similarity import DATA_RANGE, check_pair, similarity_metrics
 
 SHOWN = (
@@ -24,6 +27,8 @@ SHOWN = (
 
 SSIM_KERNEL_SIZE = 11
 SSIM_SIGMA = 1.5
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(kw_only=True)
@@ -44,7 +49,7 @@ class Ssim(MetricBase):
             higher_is_better=True,
             seed=inputs.settings.seed,
             resamples=inputs.settings.resamples,
-            note="torchmetrics, RGB, 11x11 Gaussian window",
+            note="RGB, 11x11 Gaussian window",
         )
 
 
@@ -52,28 +57,41 @@ METRIC = Ssim
 
 
 def ssim_per_image(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """SSIM for each image, float64 (N,): torchmetrics, RGB, 11x11 Gaussian window, sigma 1.5.
+    """SSIM for each image, float64 (N,): RGB, 11x11 Gaussian window, sigma 1.5.
 
-    The border is mirrored and counted (others crop it), so small images differ from other
-    packages in the third digit or earlier.
+    The window is applied along one axis after the other, which is the same and costs 2 x 11
+    products a pixel instead of 121. The border is mirrored and counted (others crop it), as in
+    torchmetrics, so small images differ from other packages in the third digit or earlier.
+
+    Raises:
+        MetricUnavailable: a side that is shorter than the window.
 
     Source: Wang et al. 2004, eq. 13, with K1 = 0.01 and K2 = 0.03.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     check_pair(images, reference)
-    parts = []
-    # One by one: the same values as of a batch, four times as fast in float64 on a CPU.
-    for index in range(len(images)):
-        value = structural_similarity_index_measure(
-            images[index : index + 1].to(torch.float64),
-            reference[index : index + 1].to(torch.float64),
-            gaussian_kernel=True,
-            sigma=SSIM_SIGMA,
-            kernel_size=SSIM_KERNEL_SIZE,
-            reduction="none",
-            data_range=DATA_RANGE,
+    if min(images.shape[-2:]) < SSIM_KERNEL_SIZE:
+        raise MetricUnavailable(
+            f"SSIM's window needs images of at least {SSIM_KERNEL_SIZE} pixels a side; these are "
+            f"{images.shape[-1]}x{images.shape[-2]} and are not resized"
         )
-        assert isinstance(value, torch.Tensor)
-        parts.append(value.reshape(-1))
-    return torch.cat(parts)
+    pairs = zip(images.to(torch.float64).numpy(), reference.to(torch.float64).numpy(), strict=True)
+    return torch.tensor([_ssim(a_CHW, b_CHW) for a_CHW, b_CHW in pairs], dtype=torch.float64)
+
+
+def _ssim(a_CHW: Array, b_CHW: Array) -> float:
+    mean_a, mean_b = _window(a_CHW), _window(b_CHW)
+    square_a = (_window(a_CHW * a_CHW) - mean_a * mean_a).clip(min=0)
+    square_b = (_window(b_CHW * b_CHW) - mean_b * mean_b).clip(min=0)
+    product = _window(a_CHW * b_CHW) - mean_a * mean_b
+    c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+    above = (2 * mean_a * mean_b + c1) * (2 * product + c2)
+    below = (mean_a * mean_a + mean_b * mean_b + c1) * (square_a + square_b + c2)
+    return float((above / below).mean())
+
+
+def _window(values_CHW: Array) -> Array:
+    """The Gaussian mean about each pixel of each channel."""
+    smoothed = gaussian_filter(
+        values_CHW, SSIM_SIGMA, mode="mirror", radius=SSIM_KERNEL_SIZE // 2, axes=(1, 2)
+    )
+    return np.asarray(smoothed, dtype=np.float64)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from evaluation.metrics.metric_inputs import Inputs
-from evaluation.metrics.metric_interface import MetricBase, Need, Shown, unavailable
-from evaluation.records import Metric
+from evaluation.metrics.metric_interface import MetricBase, Need, Shown
+from evaluation.records import Metric, MetricUnavailable
 from evaluation.statistics import RESAMPLES, metric_from_values
 
 SHOWN = (
@@ -47,15 +47,21 @@ class StepError(MetricBase):
         """The mean over steps of each prompt that was traced."""
         if inputs.step_errors is None:
             return {}
-        means_N = _errors(inputs.step_errors).mean(dim=1)
-        return {"step_error": dict(zip(inputs.step_errors, means_N.tolist(), strict=True))}
+        means_N = _errors(inputs.step_errors).mean(dim=1).tolist()
+        known = zip(inputs.step_errors, means_N, strict=True)
+        return {"step_error": {name: mean for name, mean in known if math.isfinite(mean)}}
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         if inputs.step_errors is None:
-            reason = "metrics.teacher_forced_prompts=0"
-            return {self.name: unavailable(reason, against=self.against)}
+            raise MetricUnavailable("metrics.teacher_forced_prompts=0")
+        errors_NT = _errors(inputs.step_errors)
+        lost = int((~torch.isfinite(errors_NT).all(dim=1)).sum())
+        if lost:
+            raise MetricUnavailable(
+                f"the denoiser's output is NaN or infinite for {lost} of {len(errors_NT)} prompts"
+            )
         return step_error_metrics(
-            _errors(inputs.step_errors),
+            errors_NT,
             seed=inputs.settings.seed,
             resamples=inputs.settings.resamples,
         )
@@ -136,7 +142,7 @@ def _in_decibel(error: Metric) -> Metric:
 
 
 def _decibel(relative_error: float) -> float:
-    return math.inf if relative_error == 0 else -10 * math.log10(relative_error)
+    return math.inf if relative_error <= 0 else -10 * math.log10(relative_error)
 
 
 def _relative_error(

@@ -6,15 +6,17 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.metrics.metric_catalogue import all_metrics, shown
 from evaluation.metrics.metric_interface import FEATURES, Shown
 from evaluation.records import Metric, Record
+from evaluation.report.rows import CALIBRATION_DRAWS, DRAW, UNQUANTIZED
 
 NOT_APPLICABLE = "n/a"
 NO_VALUE = "-"  # the record does not hold it
+IDENTICAL = "_identical"  # ends the name of the entry that counts what a mean leaves out
 _BYTES_PER_MB = 1e6
 _LARGEST_DECIMALS = 6
 _ROUNDING = 1e-9  # a half-width of 0.1 in floating point is still one of 0.1
@@ -37,6 +39,7 @@ class Cell:
 class Column:
     """`metric` names the metric that the cells show, where they show one.
 
+    `per_image`: the column of scores whose mean it is, by which rows are compared.
     `shift_below_unquantized`: a value better than the unquantized model's is marked, never bold.
     """
 
@@ -46,6 +49,7 @@ class Column:
     cell: Callable[[Record], Cell]
     numeric: bool = True
     metric: str | None = None
+    per_image: str = ""
     shift_below_unquantized: bool = False
 
 
@@ -62,17 +66,25 @@ def metric_column(
     *,
     title: str,
     legend: str,
+    per_image: str = "",
     scale: float = 1.0,
     digits: int = 2,
     shift_below_unquantized: bool = False,
 ) -> Column:
-    """A column that shows `record.metrics[name]`; `scale` multiplies what is printed only."""
+    """A column that shows `record.metrics[name]`; `scale` multiplies what is printed only.
+
+    Where `NAME_identical` counts images that are left out of a mean, their number is beside it.
+    """
 
     def cell(record: Record) -> Cell:
         metric = record.metrics.get(name)
         if metric is None:
             return Cell(text=NO_VALUE)
-        return metric_cell(metric, scale=scale, digits=digits)
+        cell = metric_cell(metric, scale=scale, digits=digits)
+        identical = record.metrics.get(f"{name}{IDENTICAL}")
+        if identical is not None and identical.value and math.isfinite(metric.value or 0.0):
+            cell.text += f" (= {identical.value:.3g})"
+        return cell
 
     return Column(
         key=name,
@@ -80,6 +92,7 @@ def metric_column(
         legend=legend,
         cell=cell,
         metric=name,
+        per_image=per_image or name,
         shift_below_unquantized=shift_below_unquantized,
     )
 
@@ -167,12 +180,37 @@ def default_columns(
     if descriptions is None:
         descriptions = shown(all_metrics())
     present = {name for record in records for name in record.metrics}
-    columns = _identity_columns(several_seeds=len({record.seed for record in records}) > 1)
-    columns += _metric_columns(descriptions, present=present)
+    calibrated = [r for r in records if r.method not in UNQUANTIZED and r.status == "ok"]
+    draws = {(r.protocol.get("calibration_prompts"), r.protocol.get(DRAW)) for r in calibrated}
+    columns = _identity_columns(
+        several_seeds=len({record.seed for record in records}) > 1,
+        several_calibrations=len(draws) > 1,
+    )
+    columns += _metric_columns(descriptions, present=present, records=records)
     return columns + _cost_columns()
 
 
-def _metric_columns(descriptions: Sequence[Shown], *, present: set[str]) -> list[Column]:
+def expand(item: Shown, *, names: set[str]) -> list[Shown]:
+    """The words for each feature extractor that `names` know; `per_image` is filled in."""
+    extractors = _extractors(item.metric, names=names) | _extractors(item.per_image, names=names)
+    return [_named(item, extractor=name) for name in sorted(extractors)] or (
+        [] if FEATURES in item.metric else [_named(item, extractor="")]
+    )
+
+
+def _named(item: Shown, *, extractor: str) -> Shown:
+    return replace(
+        item,
+        metric=item.metric.replace(FEATURES, extractor),
+        title=item.title.replace(FEATURES, extractor),
+        legend=item.legend.replace(FEATURES, extractor),
+        per_image=(item.per_image or item.metric).replace(FEATURES, extractor),
+    )
+
+
+def _metric_columns(
+    descriptions: Sequence[Shown], *, present: set[str], records: Sequence[Record]
+) -> list[Column]:
     """By place; where neighbours are of feature extractors, each extractor's stand together."""
     columns: dict[str, Column] = {}
     ordered = sorted(descriptions, key=lambda item: item.place)
@@ -180,10 +218,9 @@ def _metric_columns(descriptions: Sequence[Shown], *, present: set[str]) -> list
         items = list(group)
         extractors = {name for item in items for name in _extractors(item.metric, names=present)}
         for extractor in sorted(extractors) if of_features else [""]:
-            for item in items:
-                column = _shown_column(item, extractor=extractor)
-                if column.key in present:
-                    columns.setdefault(column.key, column)
+            for item in (_named(item, extractor=extractor) for item in items):
+                if item.metric in present:
+                    columns.setdefault(item.metric, _shown_column(item, records=records))
     return list(columns.values())
 
 
@@ -195,18 +232,40 @@ def _extractors(template: str, *, names: set[str]) -> set[str]:
     return {match[1] for name in names if (match := pattern.fullmatch(name))}
 
 
-def _shown_column(item: Shown, *, extractor: str) -> Column:
+def _shown_column(item: Shown, *, records: Sequence[Record]) -> Column:
+    title = item.title
+    if item.biased_below is not None:
+        title += _bias(item.metric, records=records, biased_below=item.biased_below)
     return metric_column(
-        item.metric.replace(FEATURES, extractor),
-        title=item.title.replace(FEATURES, extractor),
-        legend=item.legend.replace(FEATURES, extractor),
+        item.metric,
+        title=title,
+        legend=item.legend,
+        per_image=item.per_image,
         scale=item.scale,
         digits=item.digits,
         shift_below_unquantized=item.shift_below_unquantized,
     )
 
 
-def _identity_columns(*, several_seeds: bool) -> list[Column]:
+def _bias(name: str, *, records: Sequence[Record], biased_below: int) -> str:
+    measured = (record.metrics.get(name) for record in records)
+    sizes = sorted({m.n for m in measured if m is not None and m.value is not None})
+    if not sizes or sizes[0] >= biased_below:
+        return ""
+    return f" (biased, n = {', '.join(map(str, sizes))})"
+
+
+def calibration(record: Record) -> str:
+    """How many prompts a row was calibrated with, and how many draws of them it is of."""
+    if record.method in UNQUANTIZED or record.status != "ok":
+        return ""
+    prompts = record.protocol.get("calibration_prompts")
+    draws = record.protocol.get(CALIBRATION_DRAWS, 1)
+    said = "" if prompts is None else f"{prompts} prompts"
+    return f"{said}, {draws} draws" if draws > 1 else said
+
+
+def _identity_columns(*, several_seeds: bool, several_calibrations: bool) -> list[Column]:
     columns = [
         text_column("model", title="Model", legend="model, by its key", text=lambda r: r.model),
         text_column(
@@ -223,6 +282,16 @@ def _identity_columns(*, several_seeds: bool) -> list[Column]:
             text=granularity,
         ),
     ]
+    if several_calibrations:
+        columns.append(
+            text_column(
+                "calibration",
+                title="Calibration",
+                legend="prompts that the row was calibrated with, and how many draws of them it is "
+                "the mean of; its intervals are then over draws and prompts",
+                text=calibration,
+            )
+        )
     if several_seeds:
         columns.append(
             text_column("seed", title="Seed", legend="the cell's seed", text=lambda r: str(r.seed))

@@ -1,12 +1,15 @@
 """Methods held against one of them, prompt by prompt: what is better, what is worse, by how much.
 
-A row of `compare_rows` is one method at one model and bits beside the baseline's row of the same.
-The verdict is by the teacher-forced step error, the metric that the fewest prompts decide; p-values
-are adjusted by Holm's method within a model and its bits, a family that one reads as one question.
+A row of `compare_rows` is one method at one setting beside the baseline's row of the same: model,
+bits, seed, sampling, prompts, number of calibration prompts. Several calibration draws are crossed
+with the prompts: a verdict then holds for another draw. The verdict is by the teacher-forced step
+error, the metric that the fewest prompts decide; p-values are adjusted by Holm's method over the
+whole table.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +17,31 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 from evaluation.metrics.metric_catalogue import all_metrics, shown
-from evaluation.metrics.metric_interface import MetricBase
+from evaluation.metrics.metric_interface import DELTA, Shown
 from evaluation.metrics.step_error import StepError
 from evaluation.records import Record
 from evaluation.report.columns import (
     NO_VALUE,
     Cell,
     Column,
+    calibration,
+    expand,
     metric_cell,
     number_column,
     text_column,
 )
-from evaluation.report.tables import FLOAT_METHOD, FLOOR_METHOD, Row, Table
+from evaluation.report.marks import Row
+from evaluation.report.rows import (
+    FEWEST_DRAWS,
+    UNQUANTIZED,
+    Pair,
+    Pooled,
+    Scored,
+    pair,
+    pool,
+    setting,
+)
+from evaluation.report.tables import Table
 from evaluation.statistics import (
     Difference,
     holm,
@@ -35,7 +51,6 @@ from evaluation.statistics import (
 )
 
 STEP_ERROR = StepError.columns[0]  # decides the verdict
-_UNQUANTIZED = (FLOAT_METHOD, FLOOR_METHOD)
 
 
 class Verdict(Enum):
@@ -45,14 +60,6 @@ class Verdict(Enum):
     worse = "worse"
     unclear = "not told apart"
     equal = "equal"  # to the last bit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A cell's record with its metrics prompt by prompt: metric -> prompt id -> value."""
-
-    record: Record
-    scores: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,80 +82,121 @@ class Reason:
 
 @dataclass(kw_only=True)
 class Compared:
-    """One row beside the baseline's."""
+    """One row beside the baseline's.
+
+    `identical` counts, for the row and the baseline, prompts that a difference leaves out since an
+    image is the reference's own.
+    """
 
     record: Record
     ratio: Difference | None  # of step errors; None where one of them is 0 or not there
+    draws: int = 1  # calibration draws that both have
     verdict: Verdict | None = None
     adjusted: float | None = None
     differences: dict[str, Difference] = field(default_factory=dict)
+    identical: dict[str, tuple[int, int]] = field(default_factory=dict)
     layer_ratio: float | None = None  # of the layers' own errors on calibration rows
+
+    @property
+    def said(self) -> str:
+        """The verdict, and what it is of where it is of less than `FEWEST_DRAWS` draws."""
+        if self.verdict is None:
+            return ""
+        if self.verdict not in (Verdict.better, Verdict.worse) or self.draws >= FEWEST_DRAWS:
+            return self.verdict.value
+        return f"{self.verdict.value} ({self.draws} calibration draw{'s' * (self.draws > 1)})"
 
 
 def compare_rows(
-    rows: Sequence[Scored],
+    cells: Sequence[Scored],
     *,
     against: str,
     seed: int = 0,
-    metrics: Sequence[MetricBase] | None = None,
+    descriptions: Sequence[Shown] | None = None,
 ) -> list[Compared]:
-    """Every quantized row that has the baseline's row at its model and bits, in the order given.
+    """Every quantized row that has the baseline's row at its setting, in the order given.
 
     Args:
-        metrics: whose first columns are compared; None for every metric that is known here.
+        descriptions: of the metrics that are compared; None for every one that is known here.
 
     Raises:
-        ValueError: no row is the baseline's.
+        ValueError: no row is the baseline's, or rows of one setting cannot be paired.
     """
-    home = {_family(row): row for row in rows if row.record.method_label == against}
+    rows = pool(cells, columns={})
+    home = {_family(row.record): row for row in rows if row.record.method_label == against}
     if not home:
         known = dict.fromkeys(row.record.method_label for row in rows)
         raise ValueError(f"no row of {against}; there are {', '.join(known) or 'none'}")
-    names = [metric.columns[0] for metric in _differing(metrics)]
-    by_number: dict[int, Compared] = {}
-    for family, base in home.items():
-        members = [
-            (number, row)
-            for number, row in enumerate(rows)
-            if _family(row) == family
-            and row.record.method_label != against
-            and row.record.method not in _UNQUANTIZED
-        ]
-        compared = {n: _beside(row, base, names=names, seed=seed) for n, row in members}
-        _judge(list(compared.values()))
-        by_number |= compared
-    return [by_number[number] for number in sorted(by_number)]
+    names = _compared(cells, descriptions)
+    compared = [
+        _beside(row, home[_family(row.record)], names=list(names), seed=seed)
+        for row in rows
+        if _family(row.record) in home
+        and row.record.method_label != against
+        and row.record.method not in UNQUANTIZED
+    ]
+    _judge(compared)
+    return compared
 
 
-def _differing(metrics: Sequence[MetricBase] | None) -> list[MetricBase]:
-    """The metrics whose difference is shown: one number a prompt, and not the verdict's."""
-    known = all_metrics() if metrics is None else metrics
-    return [metric for metric in known if metric.columns and metric.columns[0] != STEP_ERROR]
+def without_baseline(cells: Sequence[Scored], *, against: str) -> list[Record]:
+    """Quantized rows that `compare_rows` leaves out, as the baseline has none of their setting."""
+    rows = [row.record for row in pool(cells, columns={})]
+    home = {_family(record) for record in rows if record.method_label == against}
+    return [
+        record for record in rows
+        if record.method not in UNQUANTIZED and _family(record) not in home
+    ]  # fmt: skip
 
 
-def _family(row: Scored) -> tuple[str, str]:
-    return row.record.model, row.record.bits_label
+def _compared(cells: Sequence[Scored], descriptions: Sequence[Shown] | None) -> dict[str, Shown]:
+    """Per-image column -> the words of its metric, of what is compared: not the verdict's own."""
+    words = shown(all_metrics()) if descriptions is None else descriptions
+    present = {name for cell in cells for name in cell.scores}
+    expanded = (one for item in words for one in expand(item, names=present))
+    return {
+        item.per_image: item
+        for item in expanded
+        if item.per_image in present
+        and item.per_image != STEP_ERROR
+        and not item.metric.endswith(DELTA)
+    }
 
 
-def _beside(row: Scored, base: Scored, *, names: Sequence[str], seed: int) -> Compared:
-    differences = {}
-    for name in names:
-        if pair := _paired(row, base, name):
-            differences[name] = paired_difference(*pair, seed=seed)
-    errors = _paired(row, base, STEP_ERROR)
+def _family(record: Record) -> str:
+    """All that the two rows of a comparison have in common."""
+    parts = [setting(record), record.bits_label, record.protocol.get("calibration_prompts")]
+    others = {k: v for k, v in record.settings.items() if not k.startswith(("method.", "bits."))}
+    return json.dumps([*parts, others], sort_keys=True, default=str)
+
+
+def _beside(row: Pooled, base: Pooled, *, names: Sequence[str], seed: int) -> Compared:
     compared = Compared(
         record=row.record,
         ratio=None,
-        differences=differences,
         layer_ratio=layer_ratio(row.record, base.record),
     )
+    for name in names:
+        found = pair(row, base, name)
+        if found is None:
+            continue
+        if any(found.identical):
+            compared.identical[name] = found.identical
+        if difference := _subtracted(found, seed=seed):
+            compared.differences[name] = difference
+    errors = pair(row, base, STEP_ERROR)
     if errors is None:
         return compared
-    if errors[0] == errors[1]:
+    compared.draws = len(errors.a_CN)
+    if (errors.a_CN == errors.b_CN).all():
         compared.verdict = Verdict.equal
-    elif min(map(min, errors)) > 0:
-        compared.ratio = paired_ratio(*errors)
+    elif errors.prompts > 1 and min(errors.a_CN.min(), errors.b_CN.min()) > 0:
+        compared.ratio = paired_ratio(errors.a_CN, errors.b_CN)
     return compared
+
+
+def _subtracted(found: Pair, *, seed: int) -> Difference | None:
+    return paired_difference(found.a_CN, found.b_CN, seed=seed) if found.prompts else None
 
 
 def layer_ratio(record: Record, base: Record) -> float | None:
@@ -174,25 +222,10 @@ def layer_ratio(record: Record, base: Record) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def _paired(row: Scored, base: Scored, name: str) -> tuple[list[float], list[float]] | None:
-    """Values of the prompts, which must be the same ones."""
-    mine, theirs = row.scores.get(name), base.scores.get(name)
-    if not mine or not theirs:
-        return None
-    if set(mine) != set(theirs):
-        differing = sorted(set(mine) ^ set(theirs))
-        raise ValueError(
-            f"{row.record.model} {row.record.method_label} and {base.record.method_label} were "
-            f"measured on different prompts ({len(differing)} in one only, such as "
-            f"{differing[0]}); compare rows of one request"
-        )
-    return [mine[key] for key in theirs], list(theirs.values())
-
-
-def _judge(family: Sequence[Compared]) -> None:
-    p_values = {str(i): c.ratio.p_value for i, c in enumerate(family) if c.ratio is not None}
+def _judge(rows: Sequence[Compared]) -> None:
+    p_values = {str(i): c.ratio.p_value for i, c in enumerate(rows) if c.ratio is not None}
     for index, result in holm(p_values).items():
-        row = family[int(index)]
+        row = rows[int(index)]
         assert row.ratio is not None
         row.adjusted = result.adjusted
         if not result.rejected:
@@ -213,18 +246,27 @@ def comparison_table(
     against: str,
     reasons: Sequence[Reason] = (),
     title: str = "",
-    metrics: Sequence[MetricBase] | None = None,
+    descriptions: Sequence[Shown] | None = None,
+    alone: Sequence[Record] = (),
 ) -> Table:
-    """The table of `compare_rows`; a worse row's reason is a note under it."""
+    """The table of `compare_rows`; a worse row's reason is a note under it.
+
+    Args:
+        alone: rows that no baseline stands beside; the last lines say which.
+    """
     by_id = {id(row.record): row for row in rows}
-    columns = _columns(by_id, against=against, metrics=_differing(metrics))
+    columns = _columns(by_id, against=against, descriptions=descriptions)
     lines = [
-        Row(record=row.record, kind="method", cells=[column.cell(row.record) for column in columns])
+        Row(
+            pooled=Pooled(record=row.record, cells=()),
+            kind="method",
+            cells=[column.cell(row.record) for column in columns],
+        )
         for row in rows
     ]
     notes: list[str] = []
     for line in lines:
-        row = by_id[id(line.record)]
+        row = by_id[id(line.pooled.record)]
         if row.verdict is not Verdict.worse:
             continue
         line.cells[-1].bold = True
@@ -236,10 +278,21 @@ def comparison_table(
     said = ", ".join(f"{count} {v.value}" for v, count in counts.items() if count)
     sizes = sorted({row.ratio.n for row in rows if row.ratio is not None})
     caption = f"{title}: " if title else ""
-    caption += f"rows against {against} of the same model and bits: {said or 'none'}"
+    caption += f"rows against {against} of the same setting: {said or 'none'}"
     if sizes:
         caption += f"; step error on n = {', '.join(map(str, sizes))} prompts"
+    draws = sorted({row.draws for row in rows if row.verdict is not None})
+    if draws:
+        caption += f"; {', '.join(map(str, draws))} calibration draw{'s' * (draws != [1])}"
     legend = [f"{column.title}: {column.legend}." for column in columns]
+    if draws and draws[0] < FEWEST_DRAWS:
+        legend.append(
+            f"(1 calibration draw): another draw may say otherwise; {FEWEST_DRAWS} or more "
+            "(dataset.calibration_seed=0,1,2) are crossed with the prompts."
+        )
+    names = dict.fromkeys(f"{r.model} {r.method_label} {r.bits_label}" for r in alone)
+    if names:
+        legend.append(f"Left out, as {against} has no row of their setting: {', '.join(names)}.")
     return Table(
         caption=f"{caption}.",
         columns=columns,
@@ -250,7 +303,7 @@ def comparison_table(
 
 
 def _columns(
-    rows: Mapping[int, Compared], *, against: str, metrics: Sequence[MetricBase]
+    rows: Mapping[int, Compared], *, against: str, descriptions: Sequence[Shown] | None
 ) -> list[Column]:
     def ratio(record: Record) -> Cell:
         return _difference_cell(rows[id(record)].ratio)
@@ -260,8 +313,7 @@ def _columns(
         return Cell(text=NO_VALUE if p is None else f"{p:.2g}", value=p)
 
     def verdict(record: Record) -> str:
-        judged = rows[id(record)].verdict
-        return "" if judged is None else judged.value
+        return rows[id(record)].said
 
     return [
         text_column("model", title="Model", legend="model, by its key", text=lambda r: r.model),
@@ -269,11 +321,12 @@ def _columns(
         text_column(
             "method", title="Method", legend="method, by its key", text=lambda r: r.method_label
         ),
+        *_varying(rows),
         Column(
             key="step_error_ratio",
             title="Step error ratio",
-            legend=f"the row's step error over {against}'s, geometric mean over prompts; lower is "
-            "better; [Student's 95 % interval on the logarithms]",
+            legend=f"the row's step error over {against}'s, geometric mean over prompts (and "
+            "calibration draws); lower is better; [Student's 95 % interval on the logarithms]",
             cell=ratio,
         ),
         number_column(
@@ -283,15 +336,11 @@ def _columns(
             "saw; geometric mean over layers; lower is better",
             number=lambda record: rows[id(record)].layer_ratio,
         ),
-        *(
-            _difference_column(metric, rows, against=against)
-            for metric in metrics
-            if any(metric.columns[0] in row.differences for row in rows.values())
-        ),
+        *_difference_columns(rows, against=against, descriptions=descriptions),
         Column(
             key="p_adjusted",
             title="p",
-            legend="two-sided, of the step error's ratio, adjusted by Holm within a model and bits",
+            legend="two-sided, of the step error's ratio, adjusted by Holm over the table",
             cell=adjusted,
         ),
         text_column(
@@ -303,23 +352,71 @@ def _columns(
     ]
 
 
-def _difference_column(metric: MetricBase, rows: Mapping[int, Compared], *, against: str) -> Column:
-    name = metric.columns[0]
-    titles = {item.metric: item.title for item in shown([metric])}
-    better = {True: " higher is better;", False: " lower is better;", None: ""}
+def _varying(rows: Mapping[int, Compared]) -> list[Column]:
+    """What tells rows apart beside model, bits and method, where they differ in it."""
+    columns = [
+        text_column("seed", title="Seed", legend="the cell's seed", text=lambda r: str(r.seed)),
+        text_column(
+            "steps",
+            title="Steps",
+            legend="sampling steps",
+            text=lambda r: str(r.protocol.get("num_inference_steps", "")),
+        ),
+        text_column(
+            "calibration",
+            title="Calibration",
+            legend="calibration prompts, and draws of them",
+            text=calibration,
+        ),
+    ]
+    records = [row.record for row in rows.values()]
+    return [c for c in columns if len({c.cell(record).text for record in records}) > 1]
+
+
+def _difference_columns(
+    rows: Mapping[int, Compared], *, against: str, descriptions: Sequence[Shown] | None
+) -> list[Column]:
+    words = shown(all_metrics()) if descriptions is None else descriptions
+    present = {name for row in rows.values() for name in (*row.differences, *row.identical)}
+    expanded = [one for item in words for one in expand(item, names=present)]
+    return [
+        _difference_column(item, rows, against=against)
+        for item in expanded
+        if item.per_image in present and not item.metric.endswith(DELTA)
+    ]
+
+
+def _difference_column(item: Shown, rows: Mapping[int, Compared], *, against: str) -> Column:
+    known = [row.record.metrics.get(item.metric) for row in rows.values()]
+    higher = next((metric.higher_is_better for metric in known if metric is not None), None)
+    better = {True: " higher is better;", False: " lower is better;", None: ""}[higher]
+
+    def cell(record: Record) -> Cell:
+        row = rows[id(record)]
+        shown_ = _difference_cell(row.differences.get(item.per_image), scale=item.scale)
+        if item.per_image in row.identical:
+            mine, theirs = row.identical[item.per_image]
+            shown_.text += f" (= {mine}, {theirs})"
+        return shown_
+
+    legend = f"the row's minus {against}'s, mean over prompts;{better} [95 % paired interval]"
+    if any(item.per_image in row.identical for row in rows.values()):
+        legend += (
+            "; (= a, b): prompts left out, as the row's image or "
+            f"{against}'s is the reference's own"
+        )
     return Column(
-        key=f"{name}_difference",
-        title=f"{titles.get(metric.name, metric.name)} difference",
-        legend=f"the row's minus {against}'s, mean over prompts;{better[metric.higher_is_better]} "
-        "[95 % paired bootstrap interval]",
-        cell=lambda record: _difference_cell(rows[id(record)].differences.get(name)),
+        key=f"{item.per_image}_difference",
+        title=f"{item.title} difference",
+        legend=legend,
+        cell=cell,
     )
 
 
-def _difference_cell(difference: Difference | None) -> Cell:
+def _difference_cell(difference: Difference | None, *, scale: float = 1.0) -> Cell:
     if difference is None:
         return Cell(text=NO_VALUE)
     metric = metric_from_estimate(
         difference, higher_is_better=None, against="a baseline", note="", unit=""
     )
-    return metric_cell(metric)
+    return metric_cell(metric, scale=scale)

@@ -8,7 +8,8 @@ import re
 
 from evaluation.report.columns import Cell
 from evaluation.report.markdown import pipe_table
-from evaluation.report.tables import Row, Table
+from evaluation.report.marks import Row
+from evaluation.report.tables import Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -73,9 +74,9 @@ def to_latex(table: Table) -> str:
     ]
     previous = None
     for row in table.rows:
-        if previous is not None and row.record.model != previous:
+        if previous is not None and row.pooled.record.model != previous:
             lines.append(r"\midrule")
-        previous = row.record.model
+        previous = row.pooled.record.model
         lines.append(" & ".join(_latex_cell(cell) for cell in row.cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\footnotesize"]
     lines += [escape_latex(line) + r"\par" for line in table.legend]
@@ -125,9 +126,9 @@ def _csv_row(row: Row, *, table: Table) -> list[str]:
         marks += [f"{column.key}: {mark}" for mark in cell.marks if not mark.startswith("(")]
         if cell.note and column.key != "status":
             marks.append(f"{column.key}: {cell.note}")
-    sizes = sorted({metric.n for metric in row.record.metrics.values() if metric.n})
+    sizes = sorted({metric.n for metric in row.pooled.record.metrics.values() if metric.n})
     shown = " ".join(map(str, sizes))
-    return [*values, row.kind, shown, row.record.reason, "; ".join(marks)]
+    return [*values, row.kind, shown, row.pooled.record.reason, "; ".join(marks)]
 
 
 def _csv_number(value: float | str | None) -> str:

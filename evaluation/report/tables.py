@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evaluation.metrics.flat_images import FlatImages
 from evaluation.metrics.metric_interface import Shown
-from evaluation.metrics.step_error import ENTRIES_BEGIN, StepError
-from evaluation.records import Metric, Record
+from evaluation.metrics.step_error import StepError
+from evaluation.records import Record
 from evaluation.report.columns import NO_VALUE, Cell, Column, default_columns
-from evaluation.statistics import separable_from_floor
+from evaluation.report.marks import (
+    MARK_BELOW_FLOAT,
+    MARK_FLOOR,
+    Row,
+    Winner,
+    embolden,
+    mark_metrics,
+)
+from evaluation.report.rows import (
+    FEWEST_DRAWS,
+    FLOAT_METHOD,
+    FLOOR_METHOD,
+    Scored,
+    comparability,
+    pool,
+    sample_size,
+    setting,
+)
 
-FLOAT_METHOD = "fp"
-FLOOR_METHOD = "noise_floor"
 MISSING = "missing"
 
-MARK_FLOOR = "~"
-MARK_BELOW_FLOAT = "↓fp"
 MARK_OTHER_PROTOCOL = "‡"
 MARK_DAMAGED = "!"
 _MARK_LEGENDS = {
-    MARK_FLOOR: "cannot be told from the noise floor (the unquantized model run twice): the "
-    "intervals overlap, or it lies nearer to the reference than the floor does",
-    MARK_BELOW_FLOAT: "distance to the dataset below the unquantized model's: a shift of the "
-    "distribution, not an improvement; never bold",
-    MARK_OTHER_PROTOCOL: "other dataset, number of images or protocol than the rest of its model's "
-    "rows: not to be compared with them",
+    MARK_FLOOR: "cannot be told from the noise floor (the unquantized model run twice): to the "
+    "reference, not farther than the floor by the 95 % interval of the paired difference; else "
+    "that of the difference from fp lies within the floor's",
+    MARK_BELOW_FLOAT: "distance to the dataset below the unquantized model's, by the 95 % interval "
+    "of the paired difference: a shift of the distribution, not an improvement; never bold",
+    MARK_OTHER_PROTOCOL: "other dataset, seed, number of images or protocol than the first rows of "
+    "its model: not to be compared with them",
     MARK_DAMAGED: "some images are flat (one colour); they are scored like all others",
 }
-# what rows must share to be compared, where a record states it
-SHARED_PROTOCOL_FIELDS = (
-    "protocol_hash",
-    "revision",
-    "scheduler",
-    "num_inference_steps",
-    "guidance_scale",
-    "resolution",
-    "height",
-    "width",
-    "dtype",
-    "prompts_hash",
-    "seed_rule",
-    "image_format",
-    "evaluator",
-)
 SWITCHES = ("latents", "image")  # settings of the sampling that replay a published protocol
-
-
-@dataclass(kw_only=True)
-class Row:
-    record: Record
-    kind: str  # "float", "floor", "method" or "missing"
-    cells: list[Cell]
 
 
 @dataclass(kw_only=True)
@@ -69,41 +57,51 @@ class Table:
 
 
 def make_table(
-    records: Sequence[Record],
+    cells: Sequence[Scored],
     *,
     columns: Sequence[Column] | None = None,
     descriptions: Sequence[Shown] | None = None,
-    expected: Sequence[tuple[str, str, str]] = (),
+    missing: Sequence[tuple[str, str, str]] = (),
     title: str = "",
 ) -> Table:
     """Arrange records.
 
-    For each model: `fp`, `noise_floor`, then the methods side by side at each bit-width.
+    For each model: `fp`, `noise_floor`, then the methods side by side at each bit-width. Cells that
+    differ in their calibration draw alone are one row. Without scores image by image there are no
+    marks and nothing is bold.
 
     Args:
         columns: None for `default_columns`, which `descriptions` of metrics are for.
-        expected: (model, method, bits) that were asked for; those without a record get a row too.
+        missing: (model, method, bits) that were asked for and have no record; each gets a row.
         title: first words of the caption.
     """
-    records = [*records, *_missing_records(records, expected=expected)]
-    if not records:
-        raise ValueError("no records: run the cells first, or say which are expected")
+    cells = [*cells, *(Scored(record=_no_record(*names)) for names in dict.fromkeys(missing))]
+    if not cells:
+        raise ValueError("no records: run the cells first, or say which are missing")
+    records = [cell.record for cell in cells]
     if columns is None:
         columns = default_columns(records, descriptions=descriptions)
     chosen = list(columns)
+    per_image = {column.metric: column.per_image for column in chosen if column.metric}
+    pooled = {id(row.record): row for row in pool(cells, columns=per_image)}
     rows = [
-        Row(record=record, kind=_kind(record), cells=[column.cell(record) for column in chosen])
-        for record in sort_records(records)
+        Row(
+            pooled=pooled[id(record)],
+            kind=_kind(record),
+            cells=[column.cell(record) for column in chosen],
+        )
+        for record in sort_records([row.record for row in pooled.values()])
     ]
     for row in rows:
         _blank_failed(row, columns=chosen)
-    _mark(rows, columns=chosen)
+    winners = _mark(rows, columns=chosen)
+    embolden(winners)
     notes = _number_notes(rows)
     return Table(
-        caption=_caption(records, title=title),
+        caption=_caption(rows, title=title),
         columns=chosen,
         rows=rows,
-        legend=_legend(rows, columns=chosen),
+        legend=_legend(rows, columns=chosen, winners=winners),
         notes=notes,
     )
 
@@ -125,81 +123,63 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
     )
 
 
-def comparability(record: Record) -> dict[str, Any]:
-    """What must be equal for two rows of one model to be compared."""
-    shared = {
-        name: record.protocol[name] for name in SHARED_PROTOCOL_FIELDS if name in record.protocol
-    }
-    return {"dataset": record.dataset, "n": sample_size(record), **shared}
-
-
-def sample_size(record: Record) -> int | None:
-    """The number of images behind most metrics; None where nothing was measured."""
-    sizes = Counter(
-        metric.n
-        for name, metric in record.metrics.items()
-        if metric.value is not None and not name.startswith(ENTRIES_BEGIN)
-    )
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
 def _kind(record: Record) -> str:
     if record.status == MISSING:
         return "missing"
     return {FLOAT_METHOD: "float", FLOOR_METHOD: "floor"}.get(record.method, "method")
 
 
-def _missing_records(
-    records: Sequence[Record], *, expected: Sequence[tuple[str, str, str]]
-) -> list[Record]:
-    present = {(record.model, record.method_label, record.bits_label) for record in records}
-    return [
-        Record(
-            run_id="", status=MISSING, reason="no record on disk", model=model, method=method,
-            bits=bits, dataset="", seed=0,
-        )
-        for model, method, bits in expected
-        if (model, method, bits) not in present
-    ]  # fmt: skip
+def _no_record(model: str, method: str, bits: str) -> Record:
+    return Record(
+        run_id="", status=MISSING, reason="no record on disk", model=model, method=method,
+        bits=bits, dataset="", seed=0,
+    )  # fmt: skip
 
 
 def _blank_failed(row: Row, *, columns: Sequence[Column]) -> None:
-    if row.record.status == "ok":
+    if row.pooled.record.status == "ok":
         return
-    identity = {"model", "method", "bits", "granularity", "seed", "status"}
+    identity = {"model", "method", "bits", "granularity", "seed", "calibration", "status"}
     for index, column in enumerate(columns):
         if column.key not in identity:
             row.cells[index] = Cell(text=NO_VALUE)
 
 
-def _mark(rows: Sequence[Row], *, columns: Sequence[Column]) -> None:
-    for model in dict.fromkeys(row.record.model for row in rows):
-        group = [row for row in rows if row.record.model == model and row.record.status == "ok"]
-        if not group:
+def _mark(rows: Sequence[Row], *, columns: Sequence[Column]) -> list[Winner]:
+    """Rows are held against those of their own setting alone."""
+    settings: dict[str, list[Row]] = {}
+    first: dict[str, Row] = {}
+    for row in rows:
+        record = row.pooled.record
+        if record.status != "ok":
             continue
-        home = _digest(_home(group).record)
-        same = [row for row in group if _digest(row.record) == home]
-        for row in group:
-            _note_switches(row, columns=columns)
-            if _digest(row.record) != home:
-                row.cells[_name_index(columns)].marks.append(MARK_OTHER_PROTOCOL)
-                _add_note(row, _differences(row.record, other=_home(group).record), columns)
-            damaged = row.record.metrics.get(FlatImages.name)
-            if damaged is not None and damaged.value:
-                row.cells[_name_index(columns)].marks.append(MARK_DAMAGED)
-                _add_note(row, f"{damaged.value:.0f} of {damaged.n} images", columns)
-        for index, column in enumerate(columns):
-            if column.metric is not None:
-                _mark_metric(same, index=index, column=column)
+        settings.setdefault(setting(record), []).append(row)
+        _note_switches(row, columns=columns)
+        damaged = record.metrics.get(FlatImages.name)
+        if damaged is not None and damaged.value:
+            row.cells[_name_index(columns)].marks.append(MARK_DAMAGED)
+            _add_note(row, f"{damaged.value:.0f} of {damaged.n} images", columns)
+    for model in dict.fromkeys(row.pooled.record.model for row in rows):
+        group = [row for row in rows if row.pooled.record.model == model]
+        group = [row for row in group if row.pooled.record.status == "ok"]
+        if group:
+            first[model] = _home(group)
+    for group in settings.values():
+        home = first[group[0].pooled.record.model].pooled.record
+        for row in group if setting(home) != setting(group[0].pooled.record) else ():
+            row.cells[_name_index(columns)].marks.append(MARK_OTHER_PROTOCOL)
+            _add_note(row, _differences(row.pooled.record, other=home), columns)
+    return [
+        winner for group in settings.values() for winner in mark_metrics(group, columns=columns)
+    ]
 
 
 def _note_switches(row: Row, *, columns: Sequence[Column]) -> None:
     """What a row replays of a published protocol, or does otherwise on purpose."""
-    done = row.record.method_elements.get("included", [])
+    record = row.pooled.record
+    done = record.method_elements.get("included", [])
     said = [text for text in done if text.startswith(("switch ", "experiment "))]
-    said += [
-        f"switch {key}={row.record.settings[key]}" for key in SWITCHES if key in row.record.settings
-    ]
+    said += [f"switch {key}={record.settings[key]}" for key in SWITCHES if key in record.settings]
     if said:
         _add_note(row, "; ".join(said), columns)
 
@@ -209,65 +189,13 @@ def _add_note(row: Row, text: str, columns: Sequence[Column]) -> None:
     cell.note = "; ".join(part for part in (cell.note, text) if part)
 
 
-def _mark_metric(rows: Sequence[Row], *, index: int, column: Column) -> None:
-    """Marks and bold for one metric among comparable rows of one model."""
-    name = column.metric
-    assert name is not None
-    by_kind = {row.kind: row for row in reversed(rows)}
-    floor = by_kind["floor"].record.metrics.get(name) if "floor" in by_kind else None
-    unquantized = by_kind["float"].record.metrics.get(name) if "float" in by_kind else None
-    methods = [row for row in rows if row.kind == "method" and row.record.metrics.get(name)]
-    for row in methods:
-        metric = row.record.metrics[name]
-        if floor is not None and separable_from_floor(metric, floor=floor) is False:
-            row.cells[index].marks.append(MARK_FLOOR)
-        if column.shift_below_unquantized and _is_better(metric, than=unquantized):
-            row.cells[index].marks.append(MARK_BELOW_FLOAT)
-    for bits in dict.fromkeys(row.record.bits_label for row in methods):
-        same = [row for row in methods if row.record.bits_label == bits]
-        _embolden(same, index=index, name=name)
-
-
-def _is_better(metric: Metric, *, than: Metric | None) -> bool:
-    if than is None or metric.value is None or than.value is None:
-        return False
-    return metric.value > than.value if metric.higher_is_better else metric.value < than.value
-
-
-def _embolden(rows: Sequence[Row], *, index: int, name: str) -> None:
-    """The best of one bit-width, if its interval is clear of every other row's."""
-    candidates = [row for row in rows if row.record.metrics[name].value is not None]
-    better = candidates[0].record.metrics[name].higher_is_better if candidates else None
-    if len(candidates) < 2 or better is None:
-        return
-    sign = 1 if better else -1
-
-    def bounds(row: Row) -> tuple[float, float, float]:
-        metric = row.record.metrics[name]
-        assert metric.value is not None
-        low, high = metric.interval or [metric.value, metric.value]
-        worst, best = sorted((sign * low, sign * high))
-        return sign * metric.value, worst, best
-
-    winner = max(candidates, key=lambda row: bounds(row)[0])
-    rivals = [row for row in candidates if row is not winner]
-    clear = all(bounds(winner)[1] > bounds(row)[2] for row in rivals)
-    if clear and MARK_BELOW_FLOAT not in winner.cells[index].marks:
-        winner.cells[index].bold = True
-
-
 def _home(group: Sequence[Row]) -> Row:
-    """The row that the others are held against: fp, or else one of the largest comparable set."""
+    """The row whose setting is the model's: fp, or else one of the largest comparable set."""
     for row in group:
         if row.kind == "float":
             return row
-    most = Counter(_digest(row.record) for row in group).most_common(1)[0][0]
-    return next(row for row in group if _digest(row.record) == most)
-
-
-def _digest(record: Record) -> str:
-    text = json.dumps(comparability(record), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    most = Counter(setting(row.pooled.record) for row in group).most_common(1)[0][0]
+    return next(row for row in group if setting(row.pooled.record) == most)
 
 
 def _differences(record: Record, *, other: Record) -> str:
@@ -297,7 +225,8 @@ def _number_notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _caption(records: Sequence[Record], *, title: str) -> str:
+def _caption(rows: Sequence[Row], *, title: str) -> str:
+    records = [row.pooled.record for row in rows]
     measured = [record for record in records if sample_size(record) is not None]
     sizes = sorted({sample_size(record) or 0 for record in measured})
     datasets = list(dict.fromkeys(record.dataset for record in measured))
@@ -315,16 +244,32 @@ def _caption(records: Sequence[Record], *, title: str) -> str:
     )
     if steps and steps != sizes:
         parts.append(f"step error on n = {', '.join(map(str, steps))} prompts")
+    draws = sorted({row.pooled.draws for row in rows if _is_quantized(row)})
+    if draws:
+        plural = "" if draws == [1] else "s"
+        parts.append(f"{', '.join(map(str, draws))} calibration draw{plural}")
     return "; ".join(parts) + "."
 
 
-def _legend(rows: Sequence[Row], *, columns: Sequence[Column]) -> list[str]:
+def _is_quantized(row: Row) -> bool:
+    return row.kind == "method" and row.pooled.record.status == "ok"
+
+
+def _legend(
+    rows: Sequence[Row], *, columns: Sequence[Column], winners: Sequence[Winner]
+) -> list[str]:
     used = {mark for row in rows for cell in row.cells for mark in cell.marks}
     lines = [f"{column.title}: {column.legend}." for column in columns]
     lines += [f"{mark} {text}." for mark, text in _MARK_LEGENDS.items() if mark in used]
     if any(cell.bold for row in rows for cell in row.cells):
         lines.append(
-            "Bold: best quantized row of its bits, its interval clear of all others' of these bits."
+            "Bold: best quantized row of its bits, better than every other of them: paired tests "
+            "with calibration draws and prompts crossed, p at most 0.05 after Holm over the table."
+        )
+    elif winners and max(winner.draws for winner in winners) < FEWEST_DRAWS:
+        lines.append(
+            f"Nothing is bold: a winner has to win for {FEWEST_DRAWS} calibration draws or more "
+            "(dataset.calibration_seed=0,1,2); intervals here are over prompts alone."
         )
     lines.append("n/a: does not apply or could not be measured; -: not in the record.")
     return lines

@@ -93,10 +93,9 @@ class MetricStage(Stage):
         measured = self.together.of(self.metric)
         values = {name: encode_metric(metric) for name, metric in measured.metrics.items()}
         (folder / _VALUES).write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-        if self.metric.columns:
+        if measured.scores:
             ids = [prompt.id for prompt in self.around.dataset.evaluation]
-            columns = self.metric.columns
-            write_per_image(folder / _SCORES, ids=ids, columns=columns, scores=measured.scores)
+            write_per_image(folder / _SCORES, ids=ids, scores=measured.scores)
 
 
 def read_values(finished: Finished) -> dict[str, Metric]:
@@ -107,6 +106,6 @@ def read_values(finished: Finished) -> dict[str, Metric]:
 
 
 def read_scores(finished: Finished) -> Mapping[str, Mapping[str, float]]:
-    """Column -> prompt id -> score; empty for a metric of the whole set."""
+    """Column -> prompt id -> score; empty where it could not be had."""
     path = finished.path / _SCORES
     return read_per_image(path) if path.exists() else {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import traceback
 
-from evaluation.metrics.metric_catalogue import per_image_columns
 from evaluation.per_image import write_per_image
 from evaluation.records import Record
 from evaluation.resources import describe_environment, utc_now
@@ -143,9 +142,8 @@ def _fill_metrics(cell: Cell, record: Record) -> None:
         record.metrics |= read_values(finished)
         scores |= {column: dict(values) for column, values in read_scores(finished).items()}
     record.stages = cell.stage_hashes()
-    columns = per_image_columns(cell.around.metrics)
     ids = [prompt.id for prompt in cell.around.dataset.evaluation]
     if cell.scores_path.is_dir():
         set_aside(cell.scores_path)
-    write_per_image(cell.scores_path, ids=ids, scores=scores, columns=columns)
+    write_per_image(cell.scores_path, ids=ids, scores=scores)
     record.files = {SCORES: file_digest(cell.scores_path)}

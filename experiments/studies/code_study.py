@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report.markdown import pipe_table
-from evaluation.statistics import bootstrap_mean
+from evaluation.statistics import mean_estimate
 from experiments.config.compose import build, compose_config
 from experiments.store.folders import write_text
 from experiments.store.paths import RESULTS
@@ -81,7 +81,7 @@ def summarize(model: str, units: Sequence[Unit]) -> list[Row]:
 
 
 def _interval(values_P: NDArray[np.float64]) -> str:
-    mean = bootstrap_mean(values_P, seed=0)
+    mean = mean_estimate(values_P, seed=0)
     return f"{mean.value:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
 
 

@@ -80,7 +80,7 @@ def measure(
             )
             score, features = _score(Path(folder), prompts, evaluator)
         result[f"clip_score_{kind}"] = score
-        result[f"fid_shapes_dataset_{kind}"] = frechet_distance(features, true)
+        result[f"fid_shapes_dataset_{kind}"] = frechet_distance(features, true).value
         log.info("%s %s: %s", name, kind, result)
     return result
 

@@ -12,22 +12,22 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from evaluation.metrics.metric_catalogue import shown
 from evaluation.report.comparison import (
     Compared,
     Reason,
-    Scored,
     Verdict,
     compare_rows,
     comparison_table,
     unexplained,
+    without_baseline,
 )
 from evaluation.report.figures import Tile, ratio_map
 from evaluation.report.render import FORMATS
-from experiments.cell.cell import Cell
 from experiments.errors import UserError
 from experiments.store.folders import write_text
 from experiments.verbs.answer import Answer
-from experiments.verbs.report_files import tell_outdated
+from experiments.verbs.report_files import scored, tell_outdated
 from experiments.verbs.words import add_recorded, no_record, recorded_sweep
 
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
@@ -50,16 +50,21 @@ def run(options: argparse.Namespace) -> Answer:
     """
     reasons = [] if options.reasons is None else read_reasons(options.reasons)
     sweep, against = recorded_sweep(options), options.against
-    scored = [scores for cell in sweep.cells if (scores := _scored(cell)) is not None]
-    if not scored:
+    cells = scored(sweep)
+    if not cells:
         raise no_record(sweep)
-    metrics = sweep.cells[0].around.metrics
+    words = shown(sweep.cells[0].around.metrics)
     try:
-        rows = compare_rows(scored, against=against, seed=sweep.config.seed, metrics=metrics)
+        rows = compare_rows(cells, against=against, seed=sweep.config.seed, descriptions=words)
     except ValueError as error:
         raise UserError(f"--against {against}: {error}") from error
     table = comparison_table(
-        rows, against=against, reasons=reasons, title=sweep.name, metrics=metrics
+        rows,
+        against=against,
+        reasons=reasons,
+        title=sweep.name,
+        descriptions=words,
+        alone=without_baseline(cells, against=against),
     )
     _draw(rows, against=against, folder=sweep.folder, title=sweep.name)
     tell_outdated(sweep)
@@ -127,19 +132,15 @@ def _names(value: Any) -> Sequence[str]:
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
-def _scored(cell: Cell) -> Scored | None:
-    record = cell.read_record()
-    if record is None or record.status != "ok":
-        return None
-    return Scored(record=record, scores=cell.read_scores(record))
-
-
 def _plain(row: Compared) -> dict[str, Any]:
     return {
         "model": row.record.model,
         "bits": row.record.bits_label,
         "method": row.record.method_label,
         "verdict": None if row.verdict is None else row.verdict.value,
+        "calibration_draws": row.draws,
+        "seed": row.record.seed,
+        "identical": row.identical,
         "p_adjusted": row.adjusted,
         "layer_error_ratio": row.layer_ratio,
         "step_error_ratio": None if row.ratio is None else vars(row.ratio),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from evaluation.metrics.metric_catalogue import shown
 from evaluation.records import Record
-from evaluation.report.columns import default_columns
 from evaluation.report.figures import contact_sheet
 from evaluation.report.render import FORMATS, to_markdown
+from evaluation.report.rows import Scored
 from evaluation.report.tables import make_table
 from experiments.cell.cell import Cell
 from experiments.cell.sweep import Sweep
@@ -35,9 +35,13 @@ def write_report(sweep: Sweep, records: Sequence[Record]) -> Report:
 
     `records` may lack cells that were asked for: they get a row that says so.
     """
-    expected = [cell.names for cell in sweep.cells]
-    columns = default_columns(records, descriptions=shown(sweep.cells[0].around.metrics))
-    table = make_table(records, columns=columns, expected=expected, title=sweep.name)
+    known = {record.run_id for record in records}
+    table = make_table(
+        scored(sweep, records),
+        descriptions=shown(sweep.cells[0].around.metrics),
+        missing=[cell.names for cell in sweep.cells if cell.run_id not in known],
+        title=sweep.name,
+    )
     files = []
     for suffix, render in FORMATS.items():
         path = sweep.folder / f"table.{suffix}"
@@ -45,6 +49,24 @@ def write_report(sweep: Sweep, records: Sequence[Record]) -> Report:
         files.append(path)
     files += _contact_sheets(sweep, records)
     return Report(markdown=to_markdown(table), files=tuple(files))
+
+
+def scored(sweep: Sweep, records: Sequence[Record] | None = None) -> list[Scored]:
+    """Each record once, with its scores image by image where it is done.
+
+    Args:
+        records: those to look at; None for every one that is done.
+    """
+    cells = {cell.run_id: cell for cell in sweep.cells}
+    if records is None:
+        records = [record for record in sweep.records() if record.status == "ok"]
+    found = {}
+    for record in records:
+        cell = cells.get(record.run_id)
+        done = cell is not None and record.status == "ok"
+        scores = cell.read_scores(record) if cell is not None and done else {}
+        found[record.run_id, record.method_label] = Scored(record=record, scores=scores)
+    return list(found.values())
 
 
 def tell_outdated(sweep: Sweep) -> None:

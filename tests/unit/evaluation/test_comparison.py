@@ -9,24 +9,29 @@ from scipy.stats import ttest_1samp
 from evaluation.records import Record
 from evaluation.report.comparison import (
     Reason,
-    Scored,
     Verdict,
     compare_rows,
     comparison_table,
     unexplained,
+    without_baseline,
 )
 from evaluation.report.render import to_csv, to_markdown
+from evaluation.report.rows import Scored
 from evaluation.statistics import paired_ratio
 
 IDS = [f"p{n}" for n in range(8)]
 BASE = np.random.default_rng(0).uniform(0.01, 0.1, size=8)  # prompts differ tenfold
 
 
-def scored(method: str, factor: float, *, noise: float = 0.02, bits: str = "w8a8_int8") -> Scored:
-    record = Record(
-        run_id=method, status="ok", model="tiny", method=method, bits=bits, dataset="d", seed=0
-    )
-    generator = np.random.default_rng(len(method))
+def scored(
+    method: str, factor: float, *, noise: float = 0.02, bits: str = "w8a8_int8", draw: int = 0,
+    **changes,
+) -> Scored:  # fmt: skip
+    fields = {"model": "tiny", "dataset": "d", "seed": 0, "status": "ok", **changes}
+    protocol = {"calibration_prompts_hash": str(draw), "calibration_prompts": 4}
+    fields["protocol"] = protocol | fields.get("protocol", {})
+    record = Record(run_id=f"{method}{draw}", method=method, bits=bits, **fields)
+    generator = np.random.default_rng([len(method), draw])
     errors = BASE * factor * np.exp(noise * generator.normal(size=8))
     return Scored(
         record=record,
@@ -89,7 +94,7 @@ def test_verdicts_see_past_the_spread_of_prompts() -> None:
 
 
 def test_many_rows_need_smaller_p_values() -> None:
-    """Holm within the family: what one question would call a difference, fifty may not."""
+    """Holm over the table: what one question would call a difference, fifty may not."""
     alone = compare_rows(
         [scored("rtn", 1.0, noise=0.0), scored("m", 1.03, noise=0.03)], against="rtn"
     )
@@ -145,7 +150,8 @@ def test_a_worse_row_carries_its_reason_or_is_named() -> None:
     table = comparison_table(rows, against="rtn", reasons=reasons, title="sweep")
     text = to_markdown(table)
     assert "1 better, 2 worse" in text
-    assert "**worse** (1)" in text
+    assert "**worse (1 calibration draw)** (1)" in text
+    assert "another draw may say otherwise" in text
     assert "- (1) it is known why" in text
     header, *lines = to_csv(table).splitlines()
     assert header.split(",")[3:6] == [
@@ -154,3 +160,66 @@ def test_a_worse_row_carries_its_reason_or_is_named() -> None:
         "step_error_ratio_high",
     ]
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("dataset", "other"),
+        ("num_inference_steps", 4),
+        ("model_weights", "another folder of the same name"),
+        ("guidance_scale", 2.0),
+        ("prompts_hash", "x"),
+        ("calibration_prompts", 8),
+    ],
+)
+def test_each_row_meets_the_baseline_of_its_own_setting(name: str, value: object) -> None:
+    """Not the last one's: a row alone and the same row in a sweep have one ratio."""
+    changes = {name: value} if name in ("seed", "dataset") else {"protocol": {name: value}}
+    here = [scored("rtn", 1.0, noise=0.0), scored("gptq", 0.7)]
+    there = [scored("rtn", 3.0, noise=0.0, **changes), scored("gptq", 0.7, **changes)]
+    together = compare_rows([*here, *there], against="rtn")
+    alone = [compare_rows(rows, against="rtn")[0] for rows in (here, there)]
+    assert [row.ratio for row in together] == [row.ratio for row in alone]
+    assert together[0].ratio.value == pytest.approx(3 * together[1].ratio.value, rel=0.2)
+    assert without_baseline([*here, there[1]], against="rtn") == [there[1].record]
+    table = comparison_table(
+        compare_rows([*here, there[1]], against="rtn"), against="rtn", alone=[there[1].record]
+    )
+    assert "Left out, as rtn has no row of their setting: tiny gptq w8a8_int8." in table.legend
+
+
+def test_draws_are_crossed_and_a_verdict_on_one_says_so() -> None:
+    draws = range(4)
+    rows = [scored("rtn", 1.0, noise=0.0, draw=d) for d in draws]
+    rows += [scored("steady", 0.8, draw=d) for d in draws]
+    rows += [scored("lucky", [0.5, 1.4, 1.1, 0.9][d], draw=d) for d in draws]
+    by_name = {row.record.method: row for row in compare_rows(rows, against="rtn")}
+    assert len(by_name) == 2  # one row a method
+    assert (by_name["steady"].said, by_name["steady"].draws) == ("better", 4)
+    assert by_name["lucky"].said == "not told apart"
+    (one,) = compare_rows([rows[0], rows[8]], against="rtn")
+    assert one.said == "better (1 calibration draw)"
+    two = compare_rows([*rows[:2], *rows[4:6]], against="rtn")
+    assert two[0].said in ("better (2 calibration draws)", "not told apart")
+    with pytest.raises(ValueError, match="no calibration draw in common"):
+        compare_rows([rows[0], rows[5]], against="rtn")
+
+
+def test_identical_images_are_counted_not_subtracted() -> None:
+    rows = [scored("rtn", 1.0), scored("gptq", 0.5)]
+    for row, same in zip(rows, (["p0"], ["p0", "p1", "p2"]), strict=True):
+        row.scores["psnr"].update(dict.fromkeys(same, math.inf))
+    (found,) = compare_rows(rows, against="rtn")
+    assert found.differences["psnr"].n == 5
+    assert math.isfinite(found.differences["psnr"].high)
+    assert found.identical == {"psnr": (3, 1)}
+    text = to_markdown(comparison_table([found], against="rtn"))
+    assert "(= 3, 1)" in text
+    assert "∞" not in text
+    assert "NaN" not in text
+    rows[1].scores["psnr"].update(dict.fromkeys(IDS, math.inf))
+    (found,) = compare_rows(rows, against="rtn")
+    assert "psnr" not in found.differences
+    assert "- (= 8, 1)" in to_markdown(comparison_table([found], against="rtn"))

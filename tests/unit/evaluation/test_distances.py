@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import distances
 from evaluation.clip_evaluator import Evaluator
 from evaluation.distances import (
     check_prefix,
@@ -14,10 +15,9 @@ from evaluation.distances import (
     evaluator_extractor,
     folder_features,
     frechet_distance,
-    frechet_distance_gaussians,
+    image_values,
     inception_extractor,
     kernel_distance,
-    spread,
 )
 from evaluation.records import MetricUnavailable
 
@@ -26,6 +26,22 @@ def features(count: int, width: int, *, seed: int, shift: float = 0.0) -> np.nda
     generator = np.random.default_rng(seed)
     mixing = np.random.default_rng(99).normal(size=(width, width)) / math.sqrt(width)
     return generator.normal(size=(count, width)) @ mixing + shift
+
+
+def frechet_distance_gaussians(
+    mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray
+) -> float:
+    """Frechet distance of two Gaussians given by their moments; 0 or more.
+
+    Source: Dowson and Landau 1982; Tr sqrt(Ca Cb) = Tr sqrt(Ca^1/2 Cb Ca^1/2).
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    middle = np.linalg.eigvalsh(root @ covariance_b @ root)
+    shift = mean_a - mean_b
+    cross = np.sqrt(middle.clip(min=0)).sum()
+    distance = shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    return max(0.0, float(distance))
 
 
 def clean_fid_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -48,7 +64,7 @@ def test_features_with_exactly_those_moments() -> None:
     rows = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]) * math.sqrt(3 / 4)
     a = rows * np.array([2.0, 3.0]) + np.array([3.0, 4.0])  # covariance diag(4, 9)
     b = rows * np.array([1.0, 4.0])
-    assert frechet_distance(a, b) == pytest.approx(27)
+    assert frechet_distance(a, b).value == pytest.approx(27)
 
 
 @pytest.mark.parametrize(("count", "width"), [(200, 16), (12, 40)])
@@ -58,45 +74,47 @@ def test_frechet_agrees_with_the_gaussian_form(count: int, width: int) -> None:
         a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False)
     )
     # square roots of eigenvalues that are zero but for rounding limit the other form
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, b).value == pytest.approx(expected, rel=1e-6)
 
 
 def test_frechet_agrees_with_clean_fid() -> None:
     a, b = features(300, 24, seed=0), features(300, 24, seed=1, shift=0.2)
-    assert frechet_distance(a, b) == pytest.approx(clean_fid_distance(a, b), rel=1e-8)
+    assert frechet_distance(a, b).value == pytest.approx(clean_fid_distance(a, b), rel=1e-8)
 
 
 def test_identical_features_are_zero_and_never_negative() -> None:
     a = features(40, 64, seed=0)
-    assert frechet_distance(a, a.copy()) == 0.0
-    assert 0.0 <= frechet_distance(a, a[::-1]) < 1e-10  # the same set in another order
-    assert 0.0 <= frechet_distance(a, a + 1e-9) < 1e-10
+    assert frechet_distance(a, a.copy()).value == 0.0
+    assert 0.0 <= frechet_distance(a, a[::-1]).value < 1e-10  # the same set in another order
+    assert 0.0 <= frechet_distance(a, a + 1e-9).value < 1e-10
 
 
-def test_kernel_distance_agrees_with_clean_fid_bit_for_bit_in_its_draws() -> None:
+def test_kernel_distance_is_what_clean_fid_draws_around() -> None:
+    """clean-fid averages random subsets; over all pairs there is no draw left."""
     from cleanfid import fid
 
-    a, b = features(60, 8, seed=0), features(50, 8, seed=1, shift=0.1)
-    np.random.seed(7)
-    expected = fid.kernel_distance(a, b, num_subsets=20, max_subset_size=30)
-    value = kernel_distance(a, b, seed=7, subsets=20, max_subset_size=30)
-    assert value == pytest.approx(expected, rel=1e-9)
-    assert value != kernel_distance(a, b, seed=8, subsets=20, max_subset_size=30)
-
-
-def test_kernel_distance_of_whole_sets() -> None:
-    from cleanfid import fid
-
-    a, b = features(50, 8, seed=0), features(50, 8, seed=1, shift=0.1)
-    np.random.seed(0)
-    assert kernel_distance(a, b, seed=0) == pytest.approx(
+    a, b = features(60, 8, seed=0), features(60, 8, seed=1, shift=0.1)
+    assert kernel_distance(a, b).value == pytest.approx(
         fid.kernel_distance(a, b, num_subsets=3), rel=1e-9
     )
+    np.random.seed(7)
+    drawn = [fid.kernel_distance(a, b, num_subsets=1, max_subset_size=30) for _ in range(400)]
+    error = np.std(drawn) / math.sqrt(len(drawn))
+    assert kernel_distance(a, b).value == pytest.approx(np.mean(drawn), abs=4 * error)
+
+
+def test_kernel_sums_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = features(37, 5, seed=0), features(29, 5, seed=1)
+    whole = kernel_distance(a, b)
+    monkeypatch.setattr(distances, "_ROWS", 8)
+    parts = kernel_distance(a, b)
+    assert parts.value == pytest.approx(whole.value, rel=1e-12)
+    assert parts.of_a == pytest.approx(whole.of_a)
 
 
 def test_kernel_distance_is_unbiased() -> None:
     values = [
-        kernel_distance(features(40, 4, seed=s), features(40, 4, seed=1000 + s), seed=0)
+        kernel_distance(features(40, 4, seed=s), features(40, 4, seed=1000 + s)).value
         for s in range(200)
     ]
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
@@ -114,68 +132,82 @@ def test_kernel_distance_of_the_same_prompts_is_unbiased() -> None:
     pairs = [of_the_same_prompts(40, 4, seed=s) for s in range(200)]
     error = {}
     for paired in (True, False):
-        values = [kernel_distance(a, b, seed=0, paired=paired) for a, b in pairs]
+        values = [kernel_distance(a, b, paired=paired).value for a, b in pairs]
         error[paired] = np.mean(values) / (np.std(values) / math.sqrt(len(values)))
     assert abs(error[True]) < 3
     assert error[False] < -10
     a, b = pairs[0]
-    assert kernel_distance(a, a, seed=0, paired=True) == pytest.approx(0, abs=1e-12)
-    drawn = kernel_distance(a, a, seed=0, paired=True, subsets=5, max_subset_size=20)
-    assert drawn == pytest.approx(0, abs=1e-12)
-    assert kernel_distance(a, b + 1, seed=0, paired=True, max_subset_size=20) > 0
+    assert kernel_distance(a, a, paired=True).value == pytest.approx(0, abs=1e-12)
+    assert kernel_distance(a, b + 1, paired=True).value > 0
 
 
-def test_spread_of_the_same_prompts_is_that_of_the_distance() -> None:
-    """Halves of different prompts lie apart, and their spread is that of another distance."""
-    pairs = [of_the_same_prompts(60, 4, seed=s) for s in range(150)]
-    truth = float(np.std([frechet_distance(a, b) for a, b in pairs]))
-    found = {
-        paired: np.mean(
-            [spread(frechet_distance, *pair, seed=0, paired=paired) for pair in pairs[:20]]
-        )
-        for paired in (True, False)
-    }
-    assert 0.6 < found[True] / truth < 1.7
-    assert found[False] > 3 * found[True]
+def weighted_frechet(a: np.ndarray, b: np.ndarray, *, image: int, weight: float) -> float:
+    """The Frechet distance where one image of `a` has some more weight."""
+    weights = np.full(len(a), 1 - weight)
+    weights[image] += weight * len(a)
+    centred = a - np.average(a, axis=0, weights=weights)
+    covariance = (centred * weights[:, None]).T @ centred / (len(a) - 1)
+    return frechet_distance_gaussians(
+        np.average(a, axis=0, weights=weights), covariance, b.mean(axis=0), np.cov(b, rowvar=False)
+    )
 
 
-def test_spread_has_the_size_of_the_sampling_error() -> None:
-    def distance(a: np.ndarray, b: np.ndarray) -> float:
-        return float(a.mean() - b.mean())
+@pytest.mark.parametrize("image", [0, 7, 49])
+def test_what_an_image_contributes_is_the_derivative(image: int) -> None:
+    a, b = features(50, 6, seed=0), features(60, 6, seed=1, shift=0.2)
+    step = 1e-5
+    up, down = (weighted_frechet(a, b, image=image, weight=w) for w in (step, -step))
+    assert frechet_distance(a, b).of_a[image] == pytest.approx((up - down) / (2 * step), rel=1e-4)
+    # symmetric: the other set's images contribute as if the sets were swapped
+    assert frechet_distance(b, a).of_b[image] == pytest.approx(frechet_distance(a, b).of_a[image])
 
-    a, b = features(400, 1, seed=0), features(400, 1, seed=1)
-    estimate = spread(distance, a, b, seed=0, paired=False, resamples=400)
-    assert estimate == pytest.approx(math.sqrt(a.var() / 400 + b.var() / 400), rel=0.15)
-    assert spread(distance, a, a + 3, seed=0, paired=True, resamples=20) == pytest.approx(0)
-    again = spread(distance, a, b, seed=0, paired=False, resamples=400)
-    assert estimate == again
-    assert estimate != spread(distance, a, b, seed=1, paired=False, resamples=400)
+
+@pytest.mark.parametrize("name", ["frechet", "kernel"])
+@pytest.mark.parametrize("paired", [True, False])
+def test_spread_is_that_of_other_prompts(name: str, paired: bool) -> None:
+    """Of a difference between two rows too: it is far smaller than either distance's own."""
+    single, difference, said, said_difference = [], [], [], []
+    fixed = features(60, 8, seed=77_777)
+    for seed in range(150):
+        prompts = features(60, 8, seed=seed)
+        data = prompts + 0.5 * features(60, 8, seed=30_000 + seed) if paired else fixed
+        rows = [
+            1.05 * prompts + 0.1 * features(60, 8, seed=10_000 + seed),
+            prompts + 0.2 * features(60, 8, seed=20_000 + seed),
+        ]
+        found = []
+        for row in rows:
+            distance = (
+                frechet_distance(row, data)
+                if name == "frechet"
+                else kernel_distance(row, data, paired=paired)
+            )
+            values = image_values(distance, paired=paired)
+            assert values.mean() == pytest.approx(distance.value)
+            found.append((distance.value, values))
+        single.append(found[0][0])
+        difference.append(found[0][0] - found[1][0])
+        said.append(found[0][1].std(ddof=1) / math.sqrt(60))
+        said_difference.append((found[0][1] - found[1][1]).std(ddof=1) / math.sqrt(60))
+    assert 0.8 < np.mean(said) / np.std(single) < 1.4
+    assert 0.8 < np.mean(said_difference) / np.std(difference) < 1.4
+    assert np.mean(said_difference) < 0.75 * np.mean(said)
 
 
 def test_spread_of_the_metric() -> None:
-    a, b = features(40, 8, seed=0), features(40, 8, seed=1, shift=0.3)
-    arguments = {"paired": False, "note": "as said", "seed": 0, "resamples": 20}
-    fid = distance_metric(frechet_distance, a, b, against="dataset", **arguments)
-    assert fid.value == frechet_distance(a, b)
-    assert fid.standard_error is not None
-    assert fid.interval == [fid.value - fid.standard_error, fid.value + fid.standard_error]
-    assert fid.interval_kind == "sd"
-    assert fid.n == 40
-    assert fid.note == "as said"
-    once = distance_metric(
-        frechet_distance, a, b, against="dataset", **arguments | {"resamples": 0}
-    )
-    assert (once.value, once.standard_error, once.interval) == (fid.value, None, None)
+    values = features(40, 1, seed=0)[:, 0]
+    fid = distance_metric(values, value=3.0, against="dataset", note="as said")
+    sd = values.std(ddof=1) / math.sqrt(40)
+    assert (fid.value, fid.standard_error, fid.interval) == (3.0, sd, [3.0 - sd, 3.0 + sd])
+    assert (fid.interval_kind, fid.n, fid.note) == ("sd", 40, "as said")
     with pytest.raises(ValueError, match="bare FID"):
         check_prefix("")
-    with pytest.raises(ValueError, match="against='real'"):
-        distance_metric(frechet_distance, a, b, against="real", **arguments)
 
 
 def test_fid_falls_with_n() -> None:
     """Why numbers of different n are never compared: the same two distributions."""
-    few = frechet_distance(features(40, 16, seed=0), features(40, 16, seed=1))
-    many = frechet_distance(features(2000, 16, seed=0), features(2000, 16, seed=1))
+    few = frechet_distance(features(40, 16, seed=0), features(40, 16, seed=1)).value
+    many = frechet_distance(features(2000, 16, seed=0), features(2000, 16, seed=1)).value
     assert few > 5 * many
 
 

@@ -15,13 +15,14 @@ import pytest
 from evaluation import metrics as package
 from evaluation.measure import measure
 from evaluation.metrics import psnr
-from evaluation.metrics.metric_catalogue import all_metrics, per_image_columns, shown
+from evaluation.metrics.metric_catalogue import all_metrics, shown
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
 from evaluation.per_image import read_per_image, write_per_image
 from evaluation.records import Metric, Record
-from evaluation.report.comparison import Scored, compare_rows, comparison_table
+from evaluation.report.comparison import compare_rows, comparison_table
 from evaluation.report.render import to_csv, to_markdown
+from evaluation.report.rows import Scored
 from evaluation.report.tables import make_table
 
 IDS = ["p1", "p2", "p3"]
@@ -111,8 +112,8 @@ def test_one_file_is_a_metric(also: tuple[str, ...], image_folder, tmp_path: Pat
     for method, noise in (("rtn", 20), ("gptq", 40)):
         entries, scores = scores_of(metrics, image_folder(method, ids=IDS, noise=noise), reference)
         path = tmp_path / f"{method}.csv"
-        write_per_image(path, ids=IDS, columns=per_image_columns(metrics), scores=scores)
-        assert path.read_text().splitlines()[0].split(",")[-2:] == ["step_error", "gap"]
+        write_per_image(path, ids=IDS, scores=scores)
+        assert path.read_text().splitlines()[0].split(",") == ["id", "psnr", "gap"]
         assert read_per_image(path) == scores
         rows.append(Scored(record=record(method, entries), scores=read_per_image(path)))
     metric = rows[0].record.metrics["brightness_gap"]
@@ -121,16 +122,16 @@ def test_one_file_is_a_metric(also: tuple[str, ...], image_folder, tmp_path: Pat
     assert (metric.higher_is_better, metric.n, metric.against) == (False, 3, "reference")
     assert metric.interval is not None
 
-    table = make_table([row.record for row in rows], descriptions=shown(metrics))
+    table = make_table(rows, descriptions=shown(metrics))
     keys = [column.key for column in table.columns]
     assert keys.index("effective_bits_per_weight") == keys.index("brightness_gap") + 1
     assert "Brightness: a legend of its own." in table.legend
     assert float(next(csv.DictReader(io.StringIO(to_csv(table))))["brightness_gap"]) == metric.value
     if not also:  # known without being told
-        assert make_table([row.record for row in rows]).legend == table.legend
+        assert make_table(rows).legend == table.legend
 
-    compared = compare_rows(rows, against="rtn", metrics=metrics)
-    table = comparison_table(compared, against="rtn", metrics=metrics)
+    compared = compare_rows(rows, against="rtn", descriptions=shown(metrics))
+    table = comparison_table(compared, against="rtn", descriptions=shown(metrics))
     assert [column.key for column in table.columns if column.key.endswith("_difference")] == [
         "psnr_difference",
         "gap_difference",
@@ -205,11 +206,11 @@ def test_a_changed_legend_changes_the_table_alone(
 ) -> None:
     reference, images = image_folder("reference", ids=IDS), image_folder("i", ids=IDS, noise=9)
     before = scores_of(all_metrics(), images, reference)
-    old = make_table([record("rtn", before[0])])
+    old = make_table([Scored(record=record("rtn", before[0]))])
     (words,) = psnr.SHOWN
     monkeypatch.setattr(psnr, "SHOWN", (dataclasses.replace(words, legend="said otherwise"),))
     assert scores_of(all_metrics(), images, reference) == before
-    new = make_table([record("rtn", before[0])])
+    new = make_table([Scored(record=record("rtn", before[0]))])
     assert [a for a, b in zip(old.legend, new.legend, strict=True) if a != b] == [
         f"PSNR dB: {words.legend}."
     ]
@@ -225,8 +226,11 @@ def test_order_is_fixed() -> None:
         "psnr", "ssim", "lpips", "clip_score", "step_error", "fid", "kid", "damaged_images",
     ]  # fmt: skip
     assert [item.metric for item in shown(all_metrics())] == [
-        "fid_{features}_dataset", "fid_{features}_reference", "kid_{features}_dataset",
-        "clip_score", "psnr", "ssim", "lpips", "step_error",
+        "fid_{features}_dataset_same_prompts", "fid_{features}_dataset_same_prompts_delta",
+        "fid_{features}_dataset_other_prompts", "fid_{features}_dataset_other_prompts_delta",
+        "fid_{features}_reference",
+        "kid_{features}_dataset_same_prompts", "kid_{features}_dataset_other_prompts",
+        "clip_score", "clip_score_delta", "psnr", "ssim", "lpips", "step_error",
     ]  # fmt: skip
 
 

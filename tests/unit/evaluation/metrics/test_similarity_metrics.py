@@ -2,12 +2,11 @@ import math
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from evaluation.metrics import lpips, psnr, ssim
-from evaluation.records import MetricUnavailable
+from evaluation.records import Metric, MetricUnavailable
 
 
 def pair(noise: float = 0.1, *, count: int = 3, size: int = 48) -> tuple[torch.Tensor, ...]:
@@ -46,32 +45,31 @@ def test_identical_images() -> None:
     assert ssim.ssim_per_image(reference, reference).tolist() == pytest.approx([1.0] * 3)
 
 
-def test_ssim_against_a_plain_implementation() -> None:
-    """Wang et al. with scipy's Gaussian; torchmetrics mirrors the border and averages all of it."""
-    from scipy.ndimage import gaussian_filter
+@pytest.mark.parametrize(("size", "noise"), [(48, 0.1), (48, 0.4), (11, 0.1)])
+def test_ssim_agrees_with_torchmetrics(size: int, noise: float) -> None:
+    """One axis after the other is the same as the square window."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-    images, reference = pair()
-    for index, value in enumerate(ssim.ssim_per_image(images, reference).tolist()):
-        maps = []
-        for channel in range(3):
-            x = images[index, channel].double().numpy()
-            y = reference[index, channel].double().numpy()
+    images, reference = (x.double() for x in pair(noise, size=size))
+    expected = structural_similarity_index_measure(
+        images, reference, sigma=1.5, kernel_size=11, reduction="none", data_range=1.0
+    )
+    assert ssim.ssim_per_image(images, reference).tolist() == pytest.approx(expected.tolist())
 
-            def blur(z: np.ndarray) -> np.ndarray:
-                return gaussian_filter(z, 1.5, radius=5, mode="mirror")
 
-            mx, my = blur(x), blur(y)
-            vx, vy, cxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-            c1, c2 = 0.01**2, 0.03**2
-            maps.append(
-                (2 * mx * my + c1) * (2 * cxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-            )
-        assert value == pytest.approx(np.stack(maps).mean(), abs=1e-6)
+def test_ssim_needs_a_window() -> None:
+    images, reference = pair(size=10)
+    with pytest.raises(MetricUnavailable, match="at least 11 pixels a side; these are 10x10"):
+        ssim.ssim_per_image(images, reference)
+
+
+def psnr_of(values: list[float], *, flat: list[bool] | None = None) -> dict[str, Metric]:
+    flat_N = torch.tensor(flat or [False] * len(values))
+    return psnr.psnr_metrics(torch.tensor(values), flat_N=flat_N, seed=0, resamples=500)
 
 
 def test_psnr_aggregate_is_the_mean_of_decibels_with_its_tail() -> None:
-    values = torch.tensor([10.0, 20.0, 30.0, 40.0])
-    metrics = psnr.psnr_metrics(values, height=8, width=8, seed=0, resamples=500)
+    metrics = psnr_of([10.0, 20.0, 30.0, 40.0])
     assert metrics["psnr"].value == 25.0  # the PSNR of the mean MSE would be 15.6 dB
     assert metrics["psnr_median"].value == 20.0
     assert metrics["psnr_p10"].value == 10.0
@@ -79,24 +77,25 @@ def test_psnr_aggregate_is_the_mean_of_decibels_with_its_tail() -> None:
     assert metrics["psnr"].n == 4
 
 
-def test_psnr_aggregate_with_identical_images() -> None:
-    everything = psnr.psnr_metrics(torch.tensor([math.inf] * 3), height=8, width=8, seed=0)
+def test_psnr_leaves_identical_images_out_and_counts_them() -> None:
+    everything = psnr_of([math.inf] * 3)
     assert everything["psnr"].value == math.inf
     assert everything["psnr"].interval == [math.inf, math.inf]
-    values = torch.tensor([20.0, 20.0, math.inf])
-    some = psnr.psnr_metrics(values, height=8, width=8, seed=0)
-    ceiling = 10 * math.log10(255**2 * 3 * 64)
-    assert some["psnr"].value == pytest.approx((40 + ceiling) / 3)
-    assert "1 of 3 images are identical" in some["psnr"].note
-    assert some["psnr_median"].value == 20.0
+    some = psnr_of([20.0, 22.0, math.inf])
+    assert some["psnr"].value == 21.0  # whatever the size of the pictures
+    assert "1 of 3 images are identical and left out" in some["psnr"].note
+    assert (some["psnr_identical"].value, some["psnr"].n) == (1, 3)
+    assert some["psnr_median"].value == 22.0
 
 
-def test_ceiling_is_the_psnr_of_the_smallest_difference() -> None:
-    reference = torch.zeros((1, 3, 8, 8), dtype=torch.float64)
-    images = reference.clone()
-    images[0, 0, 0, 0] = 1 / 255
-    value = psnr.psnr_per_image(images, reference).item()
-    assert value == pytest.approx(psnr.largest_finite_psnr_db(height=8, width=8))
+def test_psnr_of_flat_pictures_says_nothing() -> None:
+    """A safety checker paints both pictures black: that is no perfect row."""
+    some = psnr_of([math.inf, 20.0, math.inf], flat=[True, False, False])
+    assert (some["psnr"].value, some["psnr_identical"].value) == (20.0, 1)
+    assert "1 are of one flat colour" in some["psnr"].note
+    with pytest.raises(MetricUnavailable, match="one flat colour"):
+        psnr_of([math.inf] * 2, flat=[True, True])
+    assert psnr_of([20.0, 30.0], flat=[True, True])["psnr"].value == 25.0  # not identical
 
 
 def test_wrong_scale_size_and_dtype_are_refused() -> None:
@@ -156,5 +155,8 @@ def test_lpips_is_zero_for_identical_and_agrees_with_the_lpips_package(alexnet_h
 
 
 def test_bad_case_rate_shows_what_a_mean_hides() -> None:
-    metric = lpips.bad_case_rate(torch.tensor([0.01] * 9 + [0.9]), seed=0, resamples=100)
+    metric = lpips.bad_case_rate(torch.tensor([0.01] * 9 + [0.9]))
     assert metric.value == pytest.approx(0.1)
+    assert metric.interval == pytest.approx([0.0025, 0.4450], abs=1e-4)  # Clopper and Pearson
+    none = lpips.bad_case_rate(torch.zeros(128))
+    assert none.interval == pytest.approx([0.0, 1 - 0.025 ** (1 / 128)])

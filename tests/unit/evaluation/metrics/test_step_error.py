@@ -53,6 +53,7 @@ def test_each_prompt_counts_alike_and_steps_are_named() -> None:
     assert metrics["step_error"].n == 2
     low, high = metrics["step_snr_db"].interval or []
     assert low < (metrics["step_snr_db"].value or 0) < high
+    assert high == math.inf  # two prompts: the interval of the error holds 0
 
 
 def test_zero_reference() -> None:
