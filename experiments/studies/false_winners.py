@@ -14,7 +14,7 @@ import argparse
 import itertools
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,14 +63,13 @@ def splits(
 ) -> list[tuple[tuple[int, ...], ...]]:
     """Ways to deal some of `count` draws to two arms; a fixed choice where there are too many."""
 
-    def every() -> Iterator[Split]:
-        for first in itertools.combinations(range(count), per_arm):
-            rest = [draw for draw in range(count) if draw not in first]
-            for second in itertools.combinations(rest, per_arm):
-                if first < second:
-                    yield first, second
-
-    found = list(every())
+    draws = range(count)
+    found = [
+        (first, second)
+        for first in itertools.combinations(draws, per_arm)
+        for second in itertools.combinations([d for d in draws if d not in first], per_arm)
+        if first < second
+    ]
     return found if len(found) <= most else random.Random(0).sample(found, most)
 
 
