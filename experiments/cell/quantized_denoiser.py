@@ -78,5 +78,9 @@ class QuantizedDenoiser(Stage):
                 f"{type(self.method).__name__}.quantize returned {type(report).__name__}; it must "
                 "return a QuantizationReport, as segquant.core.quantize.quantize_layers does"
             )
+        if needs.graph and around.graph.fallback:
+            report.left_out.append(
+                f"a static graph: it is of one run of the denoiser, since {around.graph.fallback}"
+            )
         write_quantized(denoiser, folder, report)
         return {"forwards": forwards + report.replay_forwards, "calibration_seconds": seconds}

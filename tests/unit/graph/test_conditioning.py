@@ -151,7 +151,7 @@ DENOISERS: dict[str, tuple[Callable[[], Case], set[str], set[str]]] = {
     ),
     "sd3": (
         small("sd3"),
-        {f"transformer_blocks.{n}.{norm}.linear" for n in (0, 1) for norm in ("norm1", "norm1_context")}
+        {f"transformer_blocks.{n}.norm1{x}.linear" for n in (0, 1) for x in ("", "_context")}
         | {"norm_out.linear"},
         {"time_text_embed.timestep_embedder.linear_2"},
     ),
