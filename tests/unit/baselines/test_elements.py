@@ -67,10 +67,10 @@ def quantized(given: Given, method: str, bits: str, *changes: str) -> Quantizati
     return config.method.quantize(model, calibration=calibration, bits=config.bits)
 
 
-QUICK = {
-    "adaround": ("method.iterations=4", "method.calls=1"),
-    "svdquant": ("method.iterations=1",),
-}
+LEARNED = ("method.iterations=4", "method.calls=1")
+QUICK = {"svdquant": ("method.iterations=1", "method.smooth_grids=2")} | dict.fromkeys(
+    ("adaround", "qdiffusion", "ptq4dm", "ptq4dit"), LEARNED
+)
 
 # method, bits, denoiser, an element that no layer has, a word of the reason
 ABSENT = [
@@ -80,9 +80,7 @@ ABSENT = [
     ("segquant_a", "w8a16_int", "sd3", "DualScale", "16 bit"),
     ("segquant_a", "w8a8_int8", "z_image", "attention heads as segments", ""),
     ("dmq_les", "w4a8_int", "sd3", "power-of-two scaling", "no static common step"),
-    ("dmq_les", "w8a8_int8", "sd3", "power-of-two scaling", "no concatenated input"),
     ("adaround", "w4a8_int", "sd3", "learned static steps", "no activation has static steps"),
-    ("qdiffusion", "w4a8_int", "sd3", "split quantizers", "no Linear reads a concatenation"),
     ("mixdq", "w8a16_int", "sd3", "inputs of the most sensitive", "no input is one of integers"),
 ]  # fmt: skip
 
@@ -91,21 +89,23 @@ ABSENT = [
 def test_what_no_layer_has_is_left_out(
     given: dict[str, Given], method: str, bits: str, denoiser: str, element: str, reason: str
 ) -> None:
-    changes = QUICK.get("adaround" if method == "qdiffusion" else method, ())
-    report = quantized(given[denoiser], method, bits, *changes)
+    report = quantized(given[denoiser], method, bits, *QUICK.get(method, ()))
     assert not [one for one in report.elements if element in one]
     assert [one for one in report.left_out if element in one and reason in one]
 
 
 # method, bits, denoiser, an element, the layers that have it
 PRESENT = [
-    ("svdquant", "w4a4_int_group32", "wan", "modulation with inputs in 16 bit", "time_proj"),
-    ("svdquant", "w4a4_int_group32", "z_image", "modulation with inputs in 16 bit", "adaLN"),
-    ("svdquant", "w4a4_int_group32", "sd3", "modulation with inputs in 16 bit", "norm1.linear"),
+    ("svdquant", "w4a4_int", "wan", "modulation with inputs in 16 bit", "time_proj"),
+    ("svdquant", "w4a4_int", "z_image", "modulation with inputs in 16 bit", "adaLN"),
+    ("svdquant", "w4a4_int", "sd3", "modulation with inputs in 16 bit", "norm1.linear"),
     ("tfmq_fsc", "w8a8_int8", "wan", "finite-set calibration", "time_embedder.linear_1"),
     ("tfmq_fsc", "w8a8_int8", "z_image", "finite-set calibration", "t_embedder.mlp.2"),
     ("segquant_a", "w8a8_int8", "sd3", "DualScale", "norm1.linear"),
     ("adaround", "w8a8_int8", "sd3", "learned static steps", "attn.to_q"),
+    # The sines and cosines of a timestep are a concatenation.
+    ("qdiffusion", "w8a8_int8", "sd3", "split quantizers", "timestep_embedder.linear_1"),
+    ("dmq_les", "w8a8_int8", "sd3", "power-of-two scaling", "timestep_embedder.linear_1"),
 ]
 
 
@@ -131,7 +131,7 @@ def test_without_a_graph_it_is_said(given: dict[str, Given]) -> None:
         steps=calibration.steps,
         graph=unread,
     )
-    report = quantized((model, blind), "svdquant", "w4a4_int_group32", *QUICK["svdquant"])
+    report = quantized((model, blind), "svdquant", "w4a4_int", *QUICK["svdquant"])
     (line,) = [one for one in report.left_out if "modulation with inputs in 16 bit" in one]
     assert "stopped at" in line
     report = quantized((model, blind), "tfmq_fsc", "w8a8_int8")
@@ -156,13 +156,12 @@ def test_no_method_claims_a_layers_element_without_a_layer(
     """Whatever names a number of Linears names at least one; nothing is both done and not."""
     if method.startswith("peer_"):
         pytest.skip("a library's row says what the library does")
-    changes = ("method.iterations=4", "method.calls=1") if method in RECONSTRUCTED else ()
     ran = 0
-    for bits in ("w4a4_nvfp4", "w4a8_int", "w8a8_int8"):
+    for bits in ("w4a4_nvfp4", "w8a8_int8"):
         config = build(compose_config([f"method={method}", f"bits={bits}"]), method_name=method)
         if config.method.unsupported(config.bits) is not None:
             continue
-        report = quantized(given["sd3"], method, bits, *(changes or QUICK.get(method, ())))
+        report = quantized(given["wan"], method, bits, *QUICK.get(method, ()))
         listed = {name for one in report.layers_quantized for name in one["elements"]}
         names = [one.split(" (")[0] for one in report.elements]
         left_out = [one.split(": ")[0] for one in report.left_out]
@@ -170,6 +169,3 @@ def test_no_method_claims_a_layers_element_without_a_layer(
         assert not listed & set(left_out)
         ran += 1
     assert ran or method in ("fp", "noise_floor")
-
-
-RECONSTRUCTED = ("adaround", "qdiffusion", "ptq4dm", "ptq4dit")
