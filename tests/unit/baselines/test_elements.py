@@ -161,7 +161,7 @@ def test_no_method_claims_a_layers_element_without_a_layer(
         config = build(compose_config([f"method={method}", f"bits={bits}"]), method_name=method)
         if config.method.unsupported(config.bits) is not None:
             continue
-        report = quantized(given["wan"], method, bits, *QUICK.get(method, ()))
+        report = quantized(given["z_image"], method, bits, *QUICK.get(method, ()))
         listed = {name for one in report.layers_quantized for name in one["elements"]}
         names = [one.split(" (")[0] for one in report.elements]
         left_out = [one.split(": ")[0] for one in report.left_out]
