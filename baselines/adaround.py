@@ -11,9 +11,11 @@ from torch import nn
 
 from baselines.budget import Budget, shortened
 from baselines.reconstruction import PAPER_ITERATIONS, Reconstruction, reconstruct
+from baselines.soft import has_static_steps
 from segquant.core import (
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     LayerShape,
     QuantizationReport,
@@ -26,6 +28,20 @@ from segquant.core.recorded_calls import Call
 from segquant.core.schemes import NumberFormat
 
 MEGABYTE = 2**20
+ON_BLOCKS = "AdaRound on blocks"
+
+
+def step_of(call: Call) -> float:
+    """The timestep of a call, for methods that draw by it.
+
+    Raises:
+        ValueError: the denoiser was called without one.
+    """
+    if call.timestep is None:
+        raise ValueError(
+            "a call of the denoiser has no timestep, and calls are drawn by it; use method=adaround"
+        )
+    return call.timestep
 
 
 @dataclass(kw_only=True)
@@ -100,7 +116,7 @@ class AdaRound:
                 "quantized attention products",
             ],
         )
-        reconstruct(
+        blocks = reconstruct(
             denoiser,
             unquantized=unquantized,
             calibration=calibration,
@@ -108,6 +124,9 @@ class AdaRound:
             settings=settings,
             report=report,
         )
+        if not blocks and ON_BLOCKS in report.elements:
+            report.elements.remove(ON_BLOCKS)
+            report.left_out.append(f"{ON_BLOCKS}: no module is a block, layers are done one by one")
         return report
 
     def _settings(self) -> Reconstruction:
@@ -151,8 +170,14 @@ class AdaRound:
         """Whether rounding and activation steps are learned at the same time."""
         return False
 
-    def elements(self) -> list[str]:
-        return ["AdaRound on blocks", *(["learned static steps"] if self.learn_steps else [])]
+    def elements(self) -> list[Element | str]:
+        together = "learned static steps, jointly with the rounding"
+        steps = Element(
+            name=together if self.joint() else "learned static steps",
+            has=lambda quant, entry: has_static_steps(quant),
+            otherwise="no activation has static steps at these bits",
+        )
+        return [ON_BLOCKS, *([steps] if self.learn_steps else [])]
 
     def left_out(self) -> list[str]:
         return [] if self.learn_steps else ["learned activation steps"]

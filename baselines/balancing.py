@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from segquant.core import Calibration
+from segquant.core import Calibration, Element, elements
 from segquant.core.smoothing import LARGEST_FACTOR, SMALLEST_FACTOR
 from segquant.core.stepwise import LayerSteps
 
@@ -26,6 +26,11 @@ def layer_steps(calibration: Calibration, name: str) -> LayerSteps:
             "calibrate with steps=True"
         )
     return calibration.steps[name]
+
+
+def balancing_by(name: str) -> Element:
+    """An element that the layers with factors have."""
+    return Element(name=name, has=elements.scaled, otherwise="no layer has factors")
 
 
 def safe_factors(factors_I: Tensor, *, alive_I: Tensor) -> Tensor:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from baselines.balancing import layer_steps, safe_factors
+from baselines.balancing import balancing_by, layer_steps, safe_factors
 from baselines.budget import Budget, iterations, shortened
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
+    elements,
     quantize_layers,
 )
 from segquant.core.layer_plan import LayerPlan
@@ -90,9 +93,9 @@ class DmqLes:
             recipe=LayerRecipe(),
             plan_of=plan_of,
             elements=[
-                "learned equivalent scaling (LES), weighted over steps",
-                *(["power-of-two scaling of concatenated inputs (PTS)"] * self.power_of_two),
-                "rounding to nearest",
+                balancing_by("learned equivalent scaling (LES), weighted over steps"),
+                *([_pts(bits)] if self.power_of_two else []),
+                TO_NEAREST,
             ],
             left_out=[
                 "block reconstruction (AdaRound) after the scaling",
@@ -109,7 +112,7 @@ class DmqLes:
         tau_I = self._learn(problem, steps.sample_SKI)
         transform = InputTransform(scale_I=tau_I)
         concatenated = self.power_of_two and _concatenated(name, linear, calibration=calibration)
-        if not concatenated or not bits.activation.calibrated or bits.activation.microscaled:
+        if not concatenated or not _one_step(bits):
             return LayerPlan(transform=transform)
         scaled = layer_problem(
             linear, name=name, seen=calibration.statistics[name], bits=bits, transform=transform
@@ -141,6 +144,20 @@ class DmqLes:
                 optimizer.step()
         alive_I = (problem.amax > 0) & (problem.w_OI.abs().amax(0) > 0)
         return safe_factors(theta_I.detach().exp(), alive_I=alive_I).cpu()
+
+
+def _one_step(bits: Bits) -> bool:
+    """Whether an input has a common step that is known beforehand."""
+    return bits.activation.calibrated and not bits.activation.microscaled
+
+
+def _pts(bits: Bits) -> Element:
+    why = "no concatenated input has channels that most steps want finer"
+    return Element(
+        name="power-of-two scaling of concatenated inputs (PTS)",
+        has=elements.power_scaled,
+        otherwise=why if _one_step(bits) else f"{bits.name} has no static common step to shift",
+    )
 
 
 def focal_weight(

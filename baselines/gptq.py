@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from segquant.core import (
+    BY_GPTQ,
     Bits,
     Calibration,
+    Element,
     GptqSettings,
     GptqVariant,
     LayerRecipe,
@@ -67,10 +69,12 @@ class Gptq:
             left_out=self._left_out(),
         )
 
-    def _elements(self) -> list[str]:
-        done = ["GPTQ with the upper Cholesky factor of the inverse", "lazy blocks"]
+    def _elements(self) -> list[Element | str]:
+        done: list[Element | str] = ["lazy blocks"]
+        name = "GPTQ with the upper Cholesky factor of the inverse"
         if self.variant is GptqVariant.released:
-            done[0] = "GPTQ; switch variant=released: the raw inverse for its Cholesky factor"
+            name = "GPTQ; switch variant=released: the raw inverse for its Cholesky factor"
+        done.insert(0, replace(BY_GPTQ, name=name))
         if self.sequential is not Sequential.none:
             done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
         return done

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
     quantize_layers,
 )
 from segquant.core.costs import stored_bits
+from segquant.core.elements import of_layers
 from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import quantize_linear
 from segquant.core.layer_plan import LayerPlan
@@ -107,8 +110,12 @@ class MixDq:
             plan_of=plan_of,
             elements=[
                 f"weight bits of {self.widths} per layer by an integer program",
-                f"inputs of {len(spared)} layers in 16 bit",
-                "rounding to nearest",
+                Element(
+                    name="inputs of the most sensitive layers in 16 bit",
+                    has=of_layers(spared),
+                    otherwise="no input is one of integers, or protected=0",
+                ),
+                TO_NEAREST,
             ],
             left_out=[
                 "sensitivity of content by structural similarity of images",

@@ -8,7 +8,7 @@ from torch import nn
 
 from baselines.adaround import AdaRound
 from baselines.ptq4dit_csb import CSB_LEFT_OUT, csb_elements, csb_factors
-from segquant.core import Calibration, StatisticsNeeds
+from segquant.core import Calibration, Element, StatisticsNeeds
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.transforms import InputTransform
 
@@ -38,9 +38,9 @@ class Ptq4Dit(AdaRound):
     def joint(self) -> bool:
         return True
 
-    def elements(self) -> list[str]:
+    def elements(self) -> list[Element | str]:
         balanced = csb_elements(correlation=self.correlation)
-        return [*balanced, "AdaRound on blocks, jointly with static steps"]
+        return [*balanced, *AdaRound.elements(self)]
 
     def left_out(self) -> list[str]:
         return [*AdaRound.left_out(self), CSB_LEFT_OUT[0]]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from baselines.balancing import layer_steps, power_factors, step_weights
+from baselines.balancing import balancing_by, layer_steps, power_factors, step_weights
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
@@ -59,7 +61,7 @@ class Ptq4DitCsb:
             bits=bits,
             recipe=LayerRecipe(),
             plan_of=plan_of,
-            elements=[*csb_elements(correlation=self.correlation), "rounding to nearest"],
+            elements=[*csb_elements(correlation=self.correlation), TO_NEAREST],
             left_out=["block reconstruction (AdaRound)", *CSB_LEFT_OUT],
         )
 
@@ -70,10 +72,11 @@ CSB_LEFT_OUT = (
 )
 
 
-def csb_elements(*, correlation: bool) -> list[str]:
+def csb_elements(*, correlation: bool) -> list[Element]:
     """What of the balancing is done, for the report."""
-    done = ["channel-wise salience balancing (CSB)"]
-    return done + (["Spearman-weighted salience over steps (SSC)"] if correlation else [])
+    names = ["channel-wise salience balancing (CSB)"]
+    names += ["Spearman-weighted salience over steps (SSC)"] if correlation else []
+    return [balancing_by(name) for name in names]
 
 
 def csb_factors(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from baselines.adaround import AdaRound
+from baselines.adaround import AdaRound, step_of
+from segquant.core import Element
 from segquant.core.recorded_calls import Call
 
 
@@ -40,7 +41,7 @@ class Ptq4Dm(AdaRound):
         """One call for each drawn timestep."""
         by_step: dict[float, list[Call]] = {}
         for call in calls:
-            by_step.setdefault(call.timestep, []).append(call)
+            by_step.setdefault(step_of(call), []).append(call)
         steps = torch.tensor(list(by_step), dtype=torch.float64)
         top = float(steps.max())
         normal = torch.randn(self.calls, generator=generator, dtype=torch.float64)
@@ -53,5 +54,5 @@ class Ptq4Dm(AdaRound):
             taken[step] += 1
         return draws
 
-    def elements(self) -> list[str]:
+    def elements(self) -> list[Element | str]:
         return ["steps drawn from a normal distribution (NDTC)", *AdaRound.elements(self)]

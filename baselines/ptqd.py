@@ -47,11 +47,14 @@ class Ptqd(CorrectedMethod):
         return [
             *(["correlated part of the error taken off per step"] if self.correlation else []),
             *(["bias per channel and step taken off"] if self.bias else []),
-            *(["variance taken off a stochastic sampler's noise"] if self.variance else []),
         ]
 
     def left_out(self) -> list[str]:
-        return ["bits per step by signal-to-noise ratio"]
+        return [
+            "bits per step by signal-to-noise ratio",
+            "learning on the guided prediction: under classifier-free guidance the slope, the bias "
+            "and the variance are those of the denoiser's raw output",
+        ]
 
     def corrector(self, *, calibration: Calibration) -> PtqdCorrector:
         return PtqdCorrector(

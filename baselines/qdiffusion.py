@@ -8,8 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from baselines.adaround import AdaRound
-from segquant.core import Calibration, LayerShape, StatisticsNeeds, shape_from_graph
+from baselines.adaround import AdaRound, step_of
+from segquant.core import (
+    Calibration,
+    Element,
+    LayerShape,
+    StatisticsNeeds,
+    elements,
+    shape_from_graph,
+)
 from segquant.core.recorded_calls import Call
 
 
@@ -36,7 +43,7 @@ class QDiffusion(AdaRound):
 
     def draw(self, calls: Sequence[Call], *, generator: torch.Generator) -> list[Call]:
         """Calls of evenly spaced steps, as many of each as there is room for."""
-        steps = list(dict.fromkeys(call.timestep for call in calls))
+        steps = list(dict.fromkeys(step_of(call) for call in calls))
         count = min(self.uniform_steps, len(steps))
         places = torch.linspace(0, len(steps) - 1, count).round().long().tolist()
         chosen = {steps[place] for place in places}
@@ -58,8 +65,11 @@ class QDiffusion(AdaRound):
         one_sided = (False,) * len(shape.input)
         return LayerShape(output=(shape.out_features,), input=shape.input, one_sided=one_sided)
 
-    def elements(self) -> list[str]:
-        split = ["split quantizers of concatenated inputs"] if self.split_shortcuts else []
+    def elements(self) -> list[Element | str]:
+        whole_inputs = "no Linear reads a concatenation that can be split at these bits"
+        name = "split quantizers of concatenated inputs"
+        element = Element(name=name, has=elements.input_split, otherwise=whole_inputs)
+        split = [element] if self.split_shortcuts else []
         return [f"samples of {self.uniform_steps} uniform steps", *split, *AdaRound.elements(self)]
 
     def left_out(self) -> list[str]:

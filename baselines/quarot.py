@@ -9,17 +9,26 @@ import torch
 from torch import nn
 
 from segquant.core import (
+    BY_GPTQ,
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     GptqSettings,
     LayerRecipe,
     QuantizationReport,
     Rounding,
     StatisticsNeeds,
+    elements,
     quantize_layers,
 )
 from segquant.core.layer_plan import LayerPlan
-from segquant.core.transforms import InputTransform, hadamard_blocks, rotation_block
+from segquant.core.transforms import (
+    SMALLEST_ROTATION,
+    InputTransform,
+    hadamard_blocks,
+    rotation_block,
+)
 
 
 @dataclass(kw_only=True)
@@ -68,9 +77,9 @@ class QuaRot:
             recipe=LayerRecipe(rounding=self.rounding, gptq=settings),
             plan_of=self._plan,
             elements=[
-                "online Hadamard rotation of every Linear's input",
-                *(["random signs"] if self.random_signs else []),
-                "GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest",
+                rotation_by("online Hadamard rotation of the Linears' inputs"),
+                *([rotation_by("random signs")] if self.random_signs else []),
+                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
             ],
             left_out=[
                 "rotations folded into weights: modulation stands between (see the docstring)",
@@ -82,13 +91,26 @@ class QuaRot:
     def _plan(self, name: str, linear: nn.Linear) -> LayerPlan:
         size = rotation_block(linear.in_features, largest=self.block_size)
         if size == 0:
-            return LayerPlan(notes=(f"not rotated: {linear.in_features} input features are odd",))
+            return LayerPlan(notes=(not_rotated(linear),))
         generator = layer_generator(name, seed=self.seed) if self.random_signs else None
         rotation_NBB = hadamard_blocks(linear.in_features, block_size=size, generator=generator)
         note = f"rotated in blocks of {size}"
         return LayerPlan(
             transform=InputTransform(rotation_NBB=rotation_NBB, hadamard=True), notes=(note,)
         )
+
+
+def not_rotated(linear: nn.Linear) -> str:
+    """Why a layer's input is not rotated, for its notes."""
+    return (
+        f"not rotated: {linear.in_features} input features are not divisible by {SMALLEST_ROTATION}"
+    )
+
+
+def rotation_by(name: str) -> Element:
+    """An element that the rotated layers have."""
+    why = f"no Linear's number of input features is divisible by {SMALLEST_ROTATION}"
+    return Element(name=name, has=elements.rotated, otherwise=why)
 
 
 def layer_generator(name: str, *, seed: int) -> torch.Generator:

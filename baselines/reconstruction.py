@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from baselines.budget import Budget, iterations
 from baselines.soft import SoftLinear, annealed_beta, rounding_loss
 from segquant.core import Calibration, QuantizationReport, QuantLinear
+from segquant.core.correction import channel_dim
 from segquant.core.layer import relative_error
 from segquant.core.quantize import replace_module
 from segquant.core.recorded_calls import Call, CapturedCalls, restore_tree, store_tree
@@ -115,13 +116,16 @@ def reconstruct(
     calls: Sequence[Call],
     settings: Reconstruction,
     report: QuantizationReport,
-) -> None:
+) -> int:
     """Learns the rounding of every QuantLinear in place, and says so in the report.
 
     Args:
         quantized: rounded to nearest already.
         unquantized: the same denoiser before that.
         calls: the stored calls to learn on, drawn by the method.
+
+    Returns:
+        How many blocks there are.
     """
     captured = calibration.captured
     if captured is None or not calls:
@@ -137,10 +141,11 @@ def reconstruct(
             _reconstruct_layer(work, name, quant)
     used = [_reconstruct_block(work, block, captured=captured, calls=calls) for block in blocks]
     _amend(report, work)
-    logger.info("%d blocks reconstructed on %d to %d calls", len(blocks), min(used), max(used))
+    logger.info("%d blocks reconstructed on %s calls", len(blocks), sorted(set(used)))
     report.left_out += [
         f"of {settings.iterations} iterations on V, {settings.rate:g} is the learning rate",
     ]
+    return len(blocks)
 
 
 def ordered_blocks(denoiser: nn.Module, *, captured: CapturedCalls, call: Call) -> list[str]:
@@ -302,9 +307,9 @@ def _soften(
 
 
 def output_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Squared errors summed over channels (the last dimension), a mean over all else."""
+    """Squared errors summed over channels, a mean over all else."""
     parts = [
-        (output.float() - other.float()).square().sum(-1).mean()
+        (output.float() - other.float()).square().sum(channel_dim(output)).mean()
         for output, other in zip(outputs, target, strict=True)
     ]
     return torch.stack(parts).sum()

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
+    elements,
     quantize_layers,
+)
+
+LARGEST = Element(
+    name="range from the largest magnitude",
+    has=elements.largest_magnitude,
+    otherwise="the bits have another range rule",
 )
 
 
@@ -45,5 +54,5 @@ class RoundToNearest:
             calibration=calibration,
             bits=bits,
             recipe=LayerRecipe(),
-            elements=["range from the largest magnitude", "rounding to nearest"],
+            elements=[LARGEST, TO_NEAREST],
         )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
-    FOLDED,
+    FOLDING,
     NOT_FOLDED,
+    TO_NEAREST,
     AlphaGrid,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     SmoothingMode,
@@ -55,10 +57,10 @@ class SmoothSearch:
     def quantize(
         self, denoiser: nn.Module, *, calibration: Calibration, bits: Bits
     ) -> QuantizationReport:
-        elements = [
+        elements: list[Element | str] = [
             f"smoothing of every Linear, alpha searched{', held out' if self.held_out else ''}",
-            *([FOLDED] if self.fold else []),
-            "rounding to nearest",
+            *([FOLDING] if self.fold else []),
+            TO_NEAREST,
         ]
         if self.alpha_grid is AlphaGrid.released:
             elements.append(

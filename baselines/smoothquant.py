@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
-    FOLDED,
+    FOLDING,
     NOT_FOLDED,
+    TO_NEAREST,
     Bits,
     Calibration,
     LayerRecipe,
@@ -17,6 +18,7 @@ from segquant.core import (
     SmoothingSettings,
     StatisticsNeeds,
     quantize_layers,
+    smoothing_by,
 )
 
 
@@ -51,9 +53,9 @@ class SmoothQuant:
             bits=bits,
             recipe=LayerRecipe(smoothing=smoothing, fold=self.fold),
             elements=[
-                f"smoothing of every Linear, alpha {self.alpha:g}",
-                *([FOLDED] if self.fold else []),
-                "rounding to nearest",
+                smoothing_by(f"smoothing of every Linear, alpha {self.alpha:g}"),
+                *([FOLDING] if self.fold else []),
+                TO_NEAREST,
             ],
             left_out=[] if self.fold else [NOT_FOLDED],
         )

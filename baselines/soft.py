@@ -49,6 +49,13 @@ def annealed_beta(progress: float, *, warm_up: float, start: float, end: float) 
     return end + 0.5 * (start - end) * (1 + math.cos(part * math.pi))
 
 
+def has_static_steps(quant: QuantLinear) -> bool:
+    """Whether the input has one set of static steps, that can be learned."""
+    grid = quant.spec.activation_grid
+    static = quant.activation_scale is not None and grid is not None
+    return static and not quant.spec.activation.microscaled and not quant.spec.steps
+
+
 class SoftLinear(nn.Module):
     """Takes the place of a QuantLinear of integer weights, uncut output, no smoothing or branch.
 
@@ -85,8 +92,7 @@ class SoftLinear(nn.Module):
     def _step_parameter(self) -> nn.Parameter | None:
         """The logarithm of the learned static step over the calibrated one; None if dynamic."""
         scale = self.quant.activation_scale
-        grid = self.quant.spec.activation_grid
-        if scale is None or grid is None or grid.scheme.microscaled or self.quant.spec.steps:
+        if scale is None or not has_static_steps(self.quant):
             return None
         return nn.Parameter(torch.zeros_like(scale))
 

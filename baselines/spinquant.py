@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from baselines.budget import Budget, iterations, shortened
-from baselines.quarot import layer_generator, unsupported_rotation
+from baselines.quarot import layer_generator, not_rotated, rotation_by, unsupported_rotation
 from segquant.core import (
+    BY_GPTQ,
+    TO_NEAREST,
     Bits,
     Calibration,
     GptqSettings,
@@ -85,7 +87,7 @@ class SpinQuant:
         def plan_of(name: str, linear: nn.Linear) -> LayerPlan:
             size = rotation_block(linear.in_features, largest=self.block_size)
             if size == 0:
-                return LayerPlan(notes=(f"not rotated: {linear.in_features} features are odd",))
+                return LayerPlan(notes=(not_rotated(linear),))
             seen = calibration.statistics[name]
             problem = layer_problem(linear, name=name, seen=seen, bits=bits)
             rotation_NBB = self._learn(problem, name=name, size=size)
@@ -99,8 +101,8 @@ class SpinQuant:
             recipe=LayerRecipe(rounding=self.rounding, gptq=settings),
             plan_of=plan_of,
             elements=[
-                "rotation learned by Cayley SGD, weights in 16 bit meanwhile",
-                "GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest",
+                rotation_by("rotation learned by Cayley SGD, weights in 16 bit meanwhile"),
+                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
             ],
             left_out=[
                 "the model's own loss: each layer's output error is minimised",

@@ -5,32 +5,36 @@ Legend: T rows, O output features, I input features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from baselines.balancing import safe_factors
 from segquant.core import (
+    BY_GPTQ,
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     GptqSettings,
     LayerRecipe,
     LowRankSettings,
     QuantizationReport,
     Rounding,
     StatisticsNeeds,
+    elements,
     quantize_layers,
 )
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.lowrank import factor_dtype, truncated_svd
 from segquant.core.outputs import LayerProblem, layer_problem
 from segquant.core.schemes import NumberFormat, TensorScheme
+from segquant.core.segments import conditioning_of, no_conditioning
 from segquant.core.transforms import InputTransform
 
+MODULATION = "modulation"  # the graph's word
 GELU_SHIFT = 0.171875  # above the magnitude of GELU's minimum, 0.16997
-MODULATION = ("*norm*.linear", "adaln_single.linear")  # diffusers' names of AdaLN's Linears
 
 
 @dataclass(kw_only=True)
@@ -44,7 +48,7 @@ class SvdQuant:
     b in {0, 1 - a}, and no smoothing, by the output error of the quantized layer.
     An input that comes from GELU is shifted by 0.171875, so that it is never negative, and takes
     unsigned codes; the bias takes the shift back. The modulation's Linears (AdaLN) keep their
-    input in 16 bit.
+    input in 16 bit: those of the timestep alone whose output meets tokens, by the static graph.
     Source: Li et al. 2024, arXiv 2411.05007, for the method; defaults (rank 32, 100 iterations,
     20 grids, shift, W4A16 modulation) are those of the authors' quantization library's configs.
     INT4 there is per group of 64 for weights and activations: that is the bits' business,
@@ -61,8 +65,7 @@ class SvdQuant:
     smooth_grids: int = 20  # n; 0 for no smoothing
     search_with_low_rank: bool = True  # candidates are judged with a branch of a single SVD
     unsigned_shift: bool = True
-    modulation_in_16_bit: bool = True  # inputs of the layers that `modulation` names
-    modulation: list[str] = field(default_factory=lambda: list(MODULATION))
+    modulation_in_16_bit: bool = True  # inputs of the layers that make shift, scale and gate
     rounding: Rounding = Rounding.rtn  # gptq: the authors' optional last step
     damping: float = 0.01
     block_size: int = 128
@@ -75,7 +78,9 @@ class SvdQuant:
 
     def needs(self) -> StatisticsNeeds:
         return StatisticsNeeds(
-            gram=self.rounding is Rounding.gptq, rows=self.sample_rows, graph=self.unsigned_shift
+            gram=self.rounding is Rounding.gptq,
+            rows=self.sample_rows,
+            graph=self.unsigned_shift or self.modulation_in_16_bit,
         )
 
     def unsupported(self, bits: Bits) -> str | None:
@@ -103,7 +108,7 @@ class SvdQuant:
             bits=bits,
             recipe=recipe,
             plan_of=plan_of,
-            elements=self._elements(),
+            elements=self._elements(bits, graph=calibration.graph),
             left_out=self._left_out(bits),
         )
         report.search_candidates = len(exponents(self.smooth_grids))
@@ -117,9 +122,7 @@ class SvdQuant:
     ) -> LayerPlan:
         notes: list[str] = []
         own, shift_I = bits, None
-        if self.modulation_in_16_bit and any(
-            fnmatchcase(name, pattern) for pattern in self.modulation
-        ):
+        if self.modulation_in_16_bit and conditioning_of(calibration.graph, name) == MODULATION:
             own = replace(bits, activation=TensorScheme(num_bits=16))
             notes.append("modulation: its input stays in 16 bit")
         elif self.unsigned_shift and _unsigned(bits) and _after_gelu(calibration.graph, name):
@@ -162,15 +165,37 @@ class SvdQuant:
         assert best is not None
         return best
 
-    def _elements(self) -> list[str]:
-        done = [f"low-rank branch in 16 bit, rank {self.rank}"] if self.rank else []
-        if self.rank and self.iterations > 1:
-            done.append(f"refined in turn, up to {self.iterations} times, best output error kept")
+    def _elements(self, bits: Bits, *, graph: object) -> list[Element | str]:
+        done: list[Element | str] = []
+        if self.rank:
+            names = [f"low-rank branch in 16 bit, rank {self.rank}"]
+            if self.iterations > 1:
+                names.append(
+                    f"refined in turn, up to {self.iterations} times, best output error kept"
+                )
+            why = "no weight has room for one"
+            done += [Element(name=one, has=elements.low_rank, otherwise=why) for one in names]
         if self.smooth_grids:
             done.append(f"smoothing searched over {len(exponents(self.smooth_grids))} candidates")
-        done += ["unsigned codes after GELU by a shift"] if self.unsigned_shift else []
-        done += ["modulation with inputs in 16 bit"] if self.modulation_in_16_bit else []
-        return [*done, "GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest"]
+        if self.unsigned_shift:
+            why = "no Linear's input is proven to come from GELU"
+            done.append(
+                Element(
+                    name="unsigned codes after GELU by a shift",
+                    has=elements.shifted,
+                    otherwise=why if _unsigned(bits) else f"{bits.name} has no integer inputs",
+                )
+            )
+        if self.modulation_in_16_bit:
+            why = no_conditioning(graph)
+            done.append(
+                Element(
+                    name="modulation with inputs in 16 bit",
+                    has=_input_in_16_bit(bits),
+                    otherwise=why if bits.activation.quantized else f"{bits.name} leaves all so",
+                )
+            )
+        return [*done, BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST]
 
     def _left_out(self, bits: Bits) -> list[str]:
         missing = [] if self.iterations > 1 else ["iterated refinement: a single SVD"]
@@ -203,6 +228,11 @@ def smooth_scale(problem: LayerProblem, *, a: float, b: float) -> Tensor:
 def _unsigned(bits: Bits) -> bool:
     """Whether the activation's grid can be unsigned: integers can, floats cannot."""
     return bits.activation.quantized and bits.activation.number_format is NumberFormat.integer
+
+
+def _input_in_16_bit(bits: Bits) -> elements.Has:
+    """Whether a layer's input alone is not quantized; none is alone where the bits say so."""
+    return lambda quant, entry: bits.activation.quantized and not quant.spec.activation.quantized
 
 
 def _after_gelu(graph: object, name: str) -> bool:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 
 from torch import nn
 
 from baselines.balancing import layer_steps
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
+    elements,
     quantize_layers,
 )
 from segquant.core.layer_plan import LayerPlan
-
-# Layers whose input depends on the step and the prompt alone, by the names that diffusers gives.
-TIME_LAYERS = (
-    "*norm*.linear",
-    "time_text_embed.*",
-    "time_embed*",
-    "add_embedding.*",
-    "adaln_single.*",
-    "*.time_emb_proj",
-)
+from segquant.core.segments import conditioning_of, no_conditioning
 
 
 @dataclass(kw_only=True)
@@ -34,7 +27,9 @@ class TfmqFsc:
     """Scales of their own for each sampling step, in the layers that see little but the step.
 
     The input of these layers takes as many values as there are steps (and prompts' pooled
-    embeddings): a range common to all steps is too wide for each. So each step t has its own
+    embeddings): a range common to all steps is too wide for each. They are those whose input
+    depends on the timestep and on no tokens, which the static graph tells, whatever their names:
+    the embedding of the timestep, and the modulation. So each step t has its own
     `(scale_t, zero_point_t)` from that step's minimum and maximum.
     Source: Huang et al. 2024, arXiv 2311.16503 (finite set calibration).
     The ranges are those of the whole calibration at a step, not the authors' running mean over
@@ -45,11 +40,10 @@ class TfmqFsc:
     Cost: no forward beyond the calibration; one float32 scale per layer and step.
     """
 
-    time_layers: list[str] = field(default_factory=lambda: list(TIME_LAYERS))
     sample_rows: int = 256
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows, steps=True)
+        return StatisticsNeeds(rows=self.sample_rows, steps=True, graph=True)
 
     def unsupported(self, bits: Bits) -> str | None:
         if not bits.activation.quantized:
@@ -68,7 +62,7 @@ class TfmqFsc:
             raise ValueError(reason)
 
         def plan_of(name: str, linear: nn.Linear) -> LayerPlan:
-            if not any(fnmatchcase(name, pattern) for pattern in self.time_layers):
+            if not conditioning_of(calibration.graph, name):
                 return LayerPlan()
             return LayerPlan(steps=layer_steps(calibration, name))
 
@@ -78,7 +72,14 @@ class TfmqFsc:
             bits=bits,
             recipe=LayerRecipe(),
             plan_of=plan_of,
-            elements=["finite-set calibration of the time-dependent layers", "rounding to nearest"],
+            elements=[
+                Element(
+                    name="finite-set calibration of the time-dependent layers",
+                    has=elements.stepped,
+                    otherwise=no_conditioning(calibration.graph),
+                ),
+                TO_NEAREST,
+            ],
             left_out=[
                 "reconstruction of the time-embedding block (TIAR)",
                 "Q-Diffusion's reconstruction of the other blocks",

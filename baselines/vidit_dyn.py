@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from baselines.balancing import layer_steps, power_factors
-from baselines.quarot import layer_generator, unsupported_rotation
+from baselines.balancing import balancing_by, layer_steps, power_factors
+from baselines.quarot import layer_generator, rotation_by, unsupported_rotation
 from segquant.core import (
+    TO_NEAREST,
     Bits,
     Calibration,
+    Element,
     LayerRecipe,
     QuantizationReport,
     StatisticsNeeds,
+    elements,
     quantize_layers,
 )
 from segquant.core.layer_plan import LayerPlan
@@ -74,10 +77,14 @@ class ViditDyn:
             recipe=LayerRecipe(),
             plan_of=plan_of,
             elements=[
-                "dynamic activation scales",
-                f"static balancing from the first step, alpha {self.alpha:g}",
-                *(["Hadamard rotation for the rest"] if self.rotate else []),
-                "rounding to nearest",
+                Element(
+                    name="dynamic activation scales",
+                    has=elements.dynamic,
+                    otherwise=f"{bits.name} leaves every input in 16 bit",
+                ),
+                balancing_by(f"static balancing from the first step, alpha {self.alpha:g}"),
+                *([rotation_by("Hadamard rotation for the rest")] if self.rotate else []),
+                TO_NEAREST,
             ],
             left_out=[
                 *([] if self.rotate else ["rotation"]),

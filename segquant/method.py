@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
-    FOLDED,
+    BY_GPTQ,
+    FOLDING,
+    TO_NEAREST,
     AlphaGrid,
     Bits,
     Boundaries,
     Calibration,
+    Element,
     GptqSettings,
     GptqVariant,
     LayerRecipe,
@@ -24,11 +27,14 @@ from segquant.core import (
     SmoothingMode,
     SmoothingSettings,
     StatisticsNeeds,
+    elements,
     moved_boundaries,
     quantize_layers,
     shape_from_graph,
+    smoothing_by,
     whole,
 )
+from segquant.core.recipe import no_dual_scale
 
 
 @dataclass(kw_only=True)
@@ -110,6 +116,9 @@ class SegQuant:
                 "calibration.graph, or seg_linear=false, dual_scale=false and fold=false"
             )
 
+        if error := getattr(graph, "error", ""):
+            raise ValueError(f"SegQuant needs the denoiser's static graph: {error}")
+
         def shape_of(name: str, linear: nn.Linear) -> LayerShape:
             sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
             if graph is None:
@@ -127,7 +136,7 @@ class SegQuant:
             bits=bits,
             recipe=self._recipe(),
             shape_of=shape_of,
-            elements=self._elements(),
+            elements=self._elements(bits),
             left_out=self._left_out(),
         )
 
@@ -162,22 +171,32 @@ class SegQuant:
             fold=self.fold,
         )
 
-    def _elements(self) -> list[str]:
-        done = ["SegLinear"] if self.seg_linear else []
-        done += ["attention heads as segments"] if self.seg_linear and self.head_segments else []
-        done += ["DualScale"] if self.dual_scale else []
+    def _elements(self, bits: Bits) -> list[Element | str]:
+        done: list[Element | str] = []
+        if self.seg_linear:
+            why = "no Linear has segments that change anything at these bits"
+            done.append(Element(name="SegLinear", has=elements.segmented, otherwise=why))
+            heads = Element(
+                name="attention heads as segments", has=elements.input_split, otherwise=why
+            )
+            done += [heads] if self.head_segments else []
+        if self.dual_scale:
+            why = no_dual_scale(bits.activation) or "no Linear's input is proven one-sided"
+            done.append(Element(name="DualScale", has=elements.dual_scaled, otherwise=why))
         if self.smoothing is SmoothingMode.search:
             where = " and segment" if self.seg_linear else ""
             done.append(f"alpha searched per layer{where}{', held out' if self.held_out else ''}")
         elif self.smoothing is SmoothingMode.fixed:
-            done.append(f"smoothing, alpha {self.alpha:g}")
-        done += [FOLDED] if self.fold and self.smoothing is not SmoothingMode.none else []
+            done.append(smoothing_by(f"smoothing, alpha {self.alpha:g}"))
+        done += [FOLDING] if self.fold and self.smoothing is not SmoothingMode.none else []
         whose = "layer" if self.low_rank_budget is LowRankBudget.iso else "segment"
-        done += [f"low-rank branch, rank {self.rank} per {whose}"] if self.rank else []
-        done.append("GPTQ" if self.rounding is Rounding.gptq else "rounding to nearest")
+        if self.rank:
+            name, why = f"low-rank branch, rank {self.rank} per {whose}", "no weight leaves room"
+            done.append(Element(name=name, has=elements.low_rank, otherwise=why))
+        done.append(BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST)
         if self.sequential is not Sequential.none:
             done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
-        return done + self._switches()
+        return [*done, *self._switches()]
 
     def _switches(self) -> list[str]:
         """What is done otherwise than the paper has it, on request."""

@@ -10,12 +10,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from experiments.tiny import assemble, text
 from experiments.tiny.evaluator import model_config, save_evaluator
@@ -124,6 +128,46 @@ def save_pixart(folder: Path, *, seed: int = 0) -> Path:
         vae=shared["vae"],
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_z_image(folder: Path, *, seed: int = 0) -> Path:
+    """A denoiser that takes and returns lists of samples, and calls its timestep `t`."""
+    pieces = [*text._byte_alphabet(), "<|endoftext|>"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, merges=[]
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    torch.manual_seed(seed)
+    encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+        )
+    )
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=64,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[8, 12, 12],
+        axes_lens=[512, 64, 64],
+    )
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts(seed=seed)["vae"],
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
     ).save_pretrained(folder)
     return folder
 

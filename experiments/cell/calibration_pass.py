@@ -13,6 +13,7 @@ from experiments.sampling.calibrate import (
     calibration_batch_size,
     capture_bytes,
     load_calibration,
+    recorded_rows,
 )
 from experiments.sampling.loaded import LoadedModel
 from segquant.core.calibration import Calibration
@@ -36,7 +37,7 @@ class CalibrationStatistics(Stage):
         return {
             "sampler": self.around.sampler(batch_size=size),
             "prompts": self.around.prompts_hash.calibration,
-            "rows": self.around.sample_rows,
+            "rows": recorded_rows(self.needs),
             "gram": self.needs.gram,
             "steps": self.needs.steps,
             "capture_bytes": capture_bytes(self.needs),
@@ -52,7 +53,6 @@ class CalibrationStatistics(Stage):
                 prompts=around.dataset.calibration,
                 config=around.config,
                 needs=self.needs,
-                rows=around.sample_rows,
                 progress=around.progress.part("calibration"),
                 note=around.progress.note,
             ).run(folder)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.cell.denoiser import Denoiser, LoadedDenoiser
-from experiments.sampling.correct import corrected_noise, load_corrector, variance_note
+from experiments.sampling.correct import corrected_noise, load_corrector, note_variance
 
 if TYPE_CHECKING:
     from experiments.cell.learned_corrector import LearnedCorrector
@@ -33,8 +33,10 @@ class CorrectedDenoiser:
         folder = self.corrector.learn(loaded.module).path
         attached = load_corrector(loaded.module, self.corrector.fresh(), folder)
         scheduler = self.corrector.around.model.pipeline.scheduler
-        note = variance_note(attached.corrector, scheduler)
-        for left_out in (loaded.report.left_out, loaded.kernels.left_out):
-            left_out += [] if note is None else [note]
+        report, kernels = loaded.report, loaded.kernels
+        for left_out in (report.left_out, kernels.left_out):
+            done: list[str] = []
+            note_variance(attached.corrector, scheduler, elements=done, left_out=left_out)
+        report.elements += done
         loaded.sampling = lambda pipeline: corrected_noise(pipeline, attached)
         return loaded

@@ -16,6 +16,7 @@ from experiments.sampling.threads import threads
 from segquant.core.method_interface import QuantizationReport
 
 if TYPE_CHECKING:
+    from segquant.core.calibration import Calibration
     from segquant.core.method_interface import Method
     from segquant.core.schemes import Bits
 
@@ -52,25 +53,34 @@ class QuantizedDenoiser(Stage):
     def inputs(self) -> CalibrationInputs:
         return CalibrationInputs(around=self.around)
 
+    def read(self) -> Calibration:
+        """The sweep's calibration, as far as this method asked for it."""
+        needs = self.method.needs()
+        held = self.calibration().read()
+        if needs.graph:
+            held.graph = self.around.graph
+        if needs.replay:
+            held.replay = self.inputs().replay()
+        return needs.of(held)
+
     def make(self, folder: Path) -> dict[str, Any]:
         around, needs = self.around, self.method.needs()
-        statistics = self.calibration()
-        cost = statistics.build()
-        calibration = statistics.read()
+        cost = self.calibration().build()
         forwards, seconds = cost.notes["forwards"], cost.seconds
-        if needs.graph:
-            calibration.graph = around.graph
         if needs.replay:
-            calibration.replay = self.inputs().replay()
             cost = self.inputs().build()
             forwards, seconds = forwards + cost.notes["forwards"], seconds + cost.seconds
         denoiser = copy.deepcopy(around.model.denoiser)
         with threads(around.num_threads):
-            report = self.method.quantize(denoiser, calibration=calibration, bits=self.bits)
+            report = self.method.quantize(denoiser, calibration=self.read(), bits=self.bits)
         if not isinstance(report, QuantizationReport):
             raise TypeError(
                 f"{type(self.method).__name__}.quantize returned {type(report).__name__}; it must "
                 "return a QuantizationReport, as segquant.core.quantize.quantize_layers does"
+            )
+        if needs.graph and around.graph.fallback:
+            report.left_out.append(
+                f"a static graph: it is of one run of the denoiser, since {around.graph.fallback}"
             )
         write_quantized(denoiser, folder, report)
         return {"forwards": forwards + report.replay_forwards, "calibration_seconds": seconds}

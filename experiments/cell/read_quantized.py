@@ -23,7 +23,7 @@ def read_quantized(quantized: QuantizedDenoiser) -> tuple[nn.Module, Quantizatio
     denoiser = copy.deepcopy(around.model.denoiser)
     if not (folder / REPORT).exists():
         return load_quantized(denoiser, folder / CHECKPOINT)
-    calibration = quantized.calibration().read()
+    calibration = quantized.read()
     with threads(around.num_threads):
         report = quantized.method.quantize(denoiser, calibration=calibration, bits=quantized.bits)
     return denoiser, report

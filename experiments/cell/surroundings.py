@@ -28,7 +28,6 @@ from experiments.sampling.weights_hash import weights_hash
 from experiments.store.file_hashes import FileHashes
 from experiments.store.folders import Store
 from experiments.store.paths import resolve_path
-from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS
 from segquant.core.method_interface import StatisticsNeeds
 from segquant.graph import LayerGraph
 
@@ -81,11 +80,6 @@ class Surroundings:
     @cached_property
     def num_threads(self) -> int:
         return self.config.num_threads or len(os.sched_getaffinity(0))
-
-    @property
-    def sample_rows(self) -> int:
-        """As many for a cell alone as in a sweep, so that its result is the same."""
-        return max(DEFAULT_SAMPLE_ROWS, self.needs.rows)
 
     @cached_property
     def dataset(self) -> LoadedDataset:

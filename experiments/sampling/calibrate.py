@@ -12,7 +12,7 @@ from torch import nn
 
 from experiments.sampling.sample import batches, sample
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import PARTS, StatisticsRecorder
+from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
 from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.method_interface import StatisticsNeeds
 from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 def capture_bytes(needs: StatisticsNeeds) -> int:
     """As many for a cell alone as in a sweep; a method takes the first calls under its own cap."""
     return max(DEFAULT_CAPTURE_BYTES, needs.capture_bytes) if needs.capture_bytes else 0
+
+
+def recorded_rows(needs: StatisticsNeeds) -> int:
+    """As many for a cell alone as in most sweeps; a method takes the first of them."""
+    return max(DEFAULT_SAMPLE_ROWS, needs.rows)
 
 
 def calibration_batch_size(config: RunConfig, *, prompts: int) -> int:
@@ -53,7 +58,6 @@ class CalibrationPass:
     prompts: Sequence[Prompt]
     config: RunConfig
     needs: StatisticsNeeds
-    rows: int  # sampled a layer
     progress: Callable[[int], None]  # prompts done
     note: Callable[[str], None]
 
@@ -66,7 +70,7 @@ class CalibrationPass:
             self.denoiser,
             forward=lambda denoiser: denoiser(**inputs),
             gram=self.needs.gram,
-            rows=self.rows,
+            rows=recorded_rows(self.needs),
             budget_bytes=self._budget_bytes(),
         )
         self.note(plan.describe())
@@ -86,7 +90,7 @@ class CalibrationPass:
             plan=plan,
             run=one_pass,
             gram=self.needs.gram,
-            rows=self.rows,
+            rows=recorded_rows(self.needs),
             seed=self.config.seed,
         )
         # One more forward has shown what the plan needs.

@@ -20,6 +20,7 @@ from segquant.core.correction import (
     Attached,
     Corrector,
     StepPair,
+    as_batch,
     attach_corrector,
     first_of,
     latents_argument,
@@ -86,7 +87,7 @@ def _own_path(pipeline: Any, batch: Sequence[Prompt], *, config: ModelConfig, se
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latents = kwargs[name] if name in kwargs else args[0]
-        path.latents.append(latents.detach().clone())
+        path.latents.append(as_batch(latents).detach().clone())
         path.timesteps.append(timestep_of(module, args, kwargs))
 
     handle = denoiser.register_forward_pre_hook(see, with_kwargs=True)
@@ -113,7 +114,7 @@ def _observing(
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = kwargs[name] if name in kwargs else args[0]
-        calls.append(given.detach().clone())
+        calls.append(as_batch(given).detach().clone())
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         number = len(calls) - 1
@@ -178,14 +179,17 @@ def corrected_noise(pipeline: Any, attached: Attached | None) -> Iterator[None]:
         del scheduler._get_variance
 
 
-def variance_note(corrector: Corrector, scheduler: Any) -> str | None:
-    """What became of a corrector's variance part, for the record; None if it has none."""
+def note_variance(
+    corrector: Corrector, scheduler: Any, *, elements: list[str], left_out: list[str]
+) -> None:
+    """Says what became of a corrector's variance part, if it has one, for the record."""
     if not getattr(corrector, "variance", False):
-        return None
-    kind = type(scheduler).__name__
+        return
+    kind, part = type(scheduler).__name__, "variance taken off a stochastic sampler's noise"
     if _stochastic_kind(scheduler):
-        return f"variance part done on {kind}"
-    return f"variance part: does not apply, {kind} adds no noise of its own (or is not DDPM's)"
+        elements.append(f"{part} ({kind})")
+    else:
+        left_out.append(f"{part}: {kind} adds no noise of its own (or is not DDPM's)")
 
 
 def _stochastic(corrector: Corrector, scheduler: Any) -> bool:

@@ -22,6 +22,7 @@ from torch import nn
 from experiments.sampling.pipelines import get_denoiser
 from experiments.sampling.sample import batches, sample
 from segquant.core.argument_trees import Tree, flatten_tree, unflatten_tree
+from segquant.core.correction import first_of
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
@@ -37,7 +38,7 @@ def observed(
     names = list(inspect.signature(denoiser.forward).parameters)
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        see({**dict(zip(names, args, strict=False)), **kwargs}, out[0])
+        see({**dict(zip(names, args, strict=False)), **kwargs}, first_of(out))
 
     handle = denoiser.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -134,7 +135,7 @@ def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> t
         steps = []
         for arguments, said in calls:
             with torch.no_grad():
-                output = denoiser(**arguments)[0].detach().cpu().double()
+                output = first_of(denoiser(**arguments)).detach().cpu().double()
             steps.append(_per_prompt(output, said.double(), described["prompts"]))
         rows.append(torch.stack(steps, dim=1))
     return torch.cat(rows)

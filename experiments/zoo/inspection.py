@@ -101,9 +101,14 @@ def render_table(graph: LayerGraph) -> str:
         for row in rows
     ]
     summary = [f"{name}: {count}" for name, count in summarize(graph).items()]
+    for kind in ("embedding", "modulation"):
+        named = [name for name, layer in graph.items() if layer.conditioning == kind]
+        summary += [f"of the timestep alone, {kind}: {len(named)}"] if named else []
     if graph.unknown_ops:
         operations = ", ".join(f"{name} x{count}" for name, count in graph.unknown_ops.items())
         summary.append(f"operations not followed: {operations}")
+    if graph.fallback:
+        summary.append(f"read by running the denoiser: {graph.fallback}")
     if graph.error:
         summary.append(f"no segments: {graph.error}")
     return "\n".join([*(line.rstrip() for line in lines), "", *summary, "", LEGEND])

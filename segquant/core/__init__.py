@@ -1,9 +1,11 @@
 """The ground that every method stands on: grids, statistics, smoothing, rounding, QuantLinear."""
 
+from segquant.core import elements
 from segquant.core.calibration import Calibration, Replay
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
 from segquant.core.cuts import Boundaries, moved_boundaries
+from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, smoothing_by
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
@@ -22,18 +24,21 @@ from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme
 from segquant.core.segments import LayerShape, shape_from_graph, whole
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
 from segquant.core.sequential import Sequential
-from segquant.core.shared import FOLDED, NOT_FOLDED
+from segquant.core.shared import FOLDING, NOT_FOLDED
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 
 __all__ = [
-    "FOLDED",
+    "BY_GPTQ",
+    "FOLDING",
     "NOT_FOLDED",
+    "TO_NEAREST",
     "AlphaGrid",
     "Bits",
     "Boundaries",
     "Calibration",
     "CorrectingMethod",
     "Corrector",
+    "Element",
     "GptqSettings",
     "GptqVariant",
     "Granularity",
@@ -57,6 +62,7 @@ __all__ = [
     "TensorScheme",
     "choose_kept_layers",
     "corrector_of",
+    "elements",
     "layer_sensitivities",
     "linear_layers",
     "load_quantized",
@@ -64,5 +70,6 @@ __all__ = [
     "quantize_layers",
     "save_quantized",
     "shape_from_graph",
+    "smoothing_by",
     "whole",
 ]

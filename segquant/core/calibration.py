@@ -91,6 +91,27 @@ class Calibration:
         return cls(statistics=stored, forwards=stored.forwards, graph=graph)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NarrowedStatistics(Mapping[str, LayerStatistics]):
+    """Others' statistics as if recorded with or without Gram matrices and with fewer rows."""
+
+    held: Mapping[str, LayerStatistics]
+    gram: bool
+    rows: int
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        return self.held[name].narrowed(gram=self.gram, rows=self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+
 class StoredStatistics(Mapping[str, LayerStatistics]):
     """Statistics on disk; the last layer's tensors are kept, so that q, k and v have one object."""
 

@@ -11,7 +11,7 @@ of a sequence [B, L, C] (FLUX's packed latents).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,10 +92,12 @@ def attach_corrector(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         now[0] = int((known - timestep_of(module, args, kwargs)).abs().argmin())
+        given = kwargs[name] if name in kwargs else args[0]
+        corrected = corrector.correct_input(as_batch(given), step=now[0])
+        changed = like_batch(given, corrected)
         if name in kwargs:
-            changed = corrector.correct_input(kwargs[name], step=now[0])
             return args, {**kwargs, name: changed}
-        return (corrector.correct_input(args[0], step=now[0]), *args[1:]), kwargs
+        return (changed, *args[1:]), kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return with_first(output, corrector(first_of(output), step=now[0]))
@@ -112,21 +114,42 @@ def latents_argument(denoiser: nn.Module) -> str:
     return next(iter(inspect.signature(denoiser.forward).parameters))
 
 
+def as_batch(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """Samples as one tensor: some denoisers (Z-Image's) take and return a list of them.
+
+    Raises:
+        ValueError: the samples are of several shapes.
+    """
+    if isinstance(value, Tensor):
+        return value
+    shapes = sorted({tuple(sample.shape) for sample in value})
+    if len(shapes) != 1:
+        raise ValueError(
+            f"the denoiser's samples of one batch have the shapes {shapes}; this is done with "
+            "samples of one shape: give all prompts of a batch the same size"
+        )
+    return torch.stack(list(value))
+
+
+def like_batch(given: Tensor | Sequence[Tensor], batch: Tensor) -> Any:
+    """The samples of a batch, held as `given` holds them."""
+    return batch if isinstance(given, Tensor) else type(given)(batch.unbind(0))  # type: ignore[call-arg]
+
+
 def first_of(output: Any) -> Tensor:
     """The prediction in a denoiser's output, a tuple or one of diffusers' output classes."""
-    prediction = output if isinstance(output, Tensor) else output[0]
-    assert isinstance(prediction, Tensor)
-    return prediction
+    return as_batch(output if isinstance(output, Tensor) else output[0])
 
 
 def with_first(output: Any, value: Tensor) -> Any:
     """The same output with another prediction; the one given is left as it is."""
     if isinstance(output, Tensor):
         return value
+    held = like_batch(output[0], value)
     if isinstance(output, tuple):
-        return (value, *output[1:])
+        return (held, *output[1:])
     name = next(iter(output.keys()))
-    return type(output)(**{**output, name: value})
+    return type(output)(**{**output, name: held})
 
 
 def channel_dim(x: Tensor) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -37,7 +37,7 @@ class LayerStatistics:
 
     low_I: Tensor
     high_I: Tensor
-    sample_TI: Tensor  # rows drawn uniformly, without replacement, from all rows
+    sample_TI: Tensor  # rows drawn uniformly, without replacement, from all; by their priority
     rows: int
     calls: int
     gram_II: Tensor | None = None  # sum over all rows; may be shared with other layers
@@ -54,6 +54,16 @@ class LayerStatistics:
     @property
     def in_features(self) -> int:
         return self.low_I.shape[0]
+
+    def narrowed(self, *, gram: bool, rows: int) -> LayerStatistics:
+        """As if recorded with these: sampled rows lie by priority, so fewer are the first ones."""
+        part_T = self.sample_part_T
+        return replace(
+            self,
+            sample_TI=self.sample_TI[:rows],
+            sample_part_T=None if part_T is None else part_T[:rows],
+            gram_II=self.gram_II if gram else None,
+        )
 
 
 @dataclass

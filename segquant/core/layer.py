@@ -44,6 +44,8 @@ from segquant.core.weights import (
     weight_scales,
 )
 
+NOT_GPTQ = "rounded to nearest, not by GPTQ"
+
 
 @dataclass(kw_only=True)
 class QuantizedLayer:
@@ -66,6 +68,7 @@ class QuantizedLayer:
     relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
     smoothing_at_run_time: bool = False
     notes: list[str] = field(default_factory=list)
+    elements: list[str] = field(default_factory=list)  # of the method's, those that it has
 
 
 def quantize_linear(
@@ -273,7 +276,7 @@ class _Job:
             block_size=self.recipe.gptq.block_size,
         )
         if rounded.fallback is not None:
-            self.notes.append(f"rounded to nearest, not by GPTQ: {rounded.fallback}")
+            self.notes.append(f"{NOT_GPTQ}: {rounded.fallback}")
         return rounded
 
     def _gram(self) -> Tensor:

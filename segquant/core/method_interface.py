@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from segquant.core.calibration import Calibration
+from segquant.core.calibration import Calibration, NarrowedStatistics
 from segquant.core.correction import Corrector
 from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS
 from segquant.core.schemes import Bits
@@ -36,6 +36,26 @@ class StatisticsNeeds:
             steps=self.steps or other.steps,
             capture_bytes=max(self.capture_bytes, other.capture_bytes),
             replay=self.replay or other.replay,
+        )
+
+    def of(self, calibration: Calibration) -> Calibration:
+        """What was asked for, and no more, of a calibration that others may have asked more of.
+
+        So a method makes the same of a sweep's calibration as of one of its own.
+        """
+        held = calibration.captured
+        within = None
+        if self.capture_bytes and held is not None:
+            within = held.within(self.capture_bytes)
+        return Calibration(
+            statistics=NarrowedStatistics(
+                held=calibration.statistics, gram=self.gram, rows=self.rows
+            ),
+            forwards=calibration.forwards,
+            graph=calibration.graph if self.graph else None,
+            replay=calibration.replay if self.replay else None,
+            steps=calibration.steps if self.steps else None,
+            captured=within,
         )
 
 

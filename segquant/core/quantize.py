@@ -10,6 +10,7 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
+from segquant.core.elements import Element, sort_elements
 from segquant.core.fold_smoothing import FoldSite, fold_smoothing
 from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import QuantizedLayer, needs_gram
@@ -60,7 +61,7 @@ def quantize_layers(
     recipe: LayerRecipe,
     shape_of: ShapeOf | None = None,
     plan_of: PlanOf | None = None,
-    elements: Sequence[str] = (),
+    elements: Sequence[Element | str] = (),
     left_out: Sequence[str] = (),
 ) -> QuantizationReport:
     """Replaces every Linear that the bits and the calibration allow, all or in stages.
@@ -70,7 +71,8 @@ def quantize_layers(
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
         plan_of: what a layer gets that others do not; None for one recipe for all.
-        elements: what of the published method is done, for the report.
+        elements: of the published method, for the report: a string is done to the whole row, an
+            `Element` to the layers that have it, and left out where none has.
         left_out: what is not.
     """
     linears = linear_layers(denoiser)
@@ -107,6 +109,8 @@ def quantize_layers(
     if recipe.fold:
         at_run_time = sum(made.entry.smoothing_at_run_time for made in done.values())
         logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
+    layers = [(done[name].quant, done[name].entry) for name in chosen if name in done]
+    included, missing = sort_elements(elements, layers)
     searched = recipe.smoothing.mode is SmoothingMode.search
     return _report(
         _cost(linears, done=done, calibration=calibration),
@@ -115,8 +119,8 @@ def quantize_layers(
         kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
         search_candidates=len(recipe.smoothing.candidates()) if searched else 0,
         replay_forwards=forwards,
-        elements=list(elements),
-        left_out=[*left_out, *reasons],
+        elements=included,
+        left_out=[*missing, *left_out, *reasons],
     )
 
 

@@ -49,7 +49,7 @@ def partitions(
     shape: LayerShape, *, name: str, bits: Bits, recipe: LayerRecipe, notes: list[str]
 ) -> list[Partition]:
     """The input segments with the blocks inside each, and where DualScale applies."""
-    obstacle = _no_dual_scale(bits.activation)
+    obstacle = no_dual_scale(bits.activation)
     dual_allowed = recipe.dual_scale and obstacle is None
     if recipe.dual_scale and any(shape.one_sided) and obstacle is not None:
         notes.append(f"dual scale is a no-op: {obstacle}")
@@ -72,7 +72,8 @@ def _blocks(size: int, *, scheme: TensorScheme, name: str) -> tuple[int, ...]:
     return group_blocks(size, group_size=scheme.group_size, layer=name)
 
 
-def _no_dual_scale(activation: TensorScheme) -> str | None:
+def no_dual_scale(activation: TensorScheme) -> str | None:
+    """Why DualScale changes nothing at these activations, or None."""
     if not activation.quantized:
         return "activations in 16 bit"
     if activation.microscaled:

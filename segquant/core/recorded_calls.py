@@ -25,6 +25,7 @@ from segquant.core.argument_trees import (
     unflatten_tree,
 )
 from segquant.core.stepwise import timestep_of
+from segquant.core.timesteps import timestep_name
 
 INDEX = "calls.json"
 DEFAULT_CAPTURE_BYTES = 2**28  # 256 MiB
@@ -34,7 +35,7 @@ DEFAULT_CAPTURE_BYTES = 2**28  # 256 MiB
 class Call:
     """One call: its timestep, the tree of its arguments, and how much of the disk it takes."""
 
-    timestep: float
+    timestep: float | None  # None where no argument tells it
     arguments: Tree
     stored_bytes: int  # of the tensors that no earlier call had
 
@@ -108,7 +109,7 @@ class CallRecorder:
         for name, tensor in fresh.items():
             save_file({"tensor": tensor}, self._folder / f"{name}.safetensors")
             self._stored[name] = tensor.nbytes
-        now = timestep_of(module, args, kwargs)
+        now = timestep_of(module, args, kwargs) if timestep_name(arguments) else None
         self._calls.append(Call(timestep=now, arguments=tree, stored_bytes=size))
 
 

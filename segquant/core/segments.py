@@ -38,6 +38,23 @@ def whole(*, in_features: int, out_features: int) -> LayerShape:
     return LayerShape(output=(out_features,), input=(in_features,), one_sided=(False,))
 
 
+def conditioning_of(graph: Any, layer: str) -> str:
+    """What the static graph says of a layer that sees the timestep and no tokens.
+
+    "modulation", "embedding", or "" for any other, and where there is no graph.
+    """
+    try:
+        return str(graph[layer].conditioning)
+    except (KeyError, TypeError, AttributeError):
+        return ""
+
+
+def no_conditioning(graph: Any) -> str:
+    """Why no layer is known to be of the timestep alone."""
+    error = "the calibration has no static graph" if graph is None else getattr(graph, "error", "")
+    return error or "the graph finds no Linear that sees the timestep and no tokens"
+
+
 def shape_from_graph(
     graph: Any,
     layer: str,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.elements import Element, folded
 from segquant.core.fold_smoothing import FoldSite
 from segquant.core.layer import layer_input
 from segquant.core.recipe import LayerRecipe, effective_shape, partitions
@@ -17,7 +18,11 @@ from segquant.core.segments import LayerShape
 from segquant.core.smoothing import Smoothing, SmoothingMode, smooth_together
 
 # What a method says of it among its elements, or among those left out.
-FOLDED = "factors folded where the graph proves it exact, one vector for layers of one input"
+FOLDING = Element(
+    name="factors folded where the graph proves it exact, one vector for layers of one input",
+    has=folded,
+    otherwise="the graph has no place for any",
+)
 NOT_FOLDED = "factors folded into the previous operation: they are applied at run time"
 
 ShapeOf = Callable[[str, nn.Linear], LayerShape]

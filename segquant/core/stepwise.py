@@ -1,8 +1,8 @@
 """What calibration saw at each sampling step, and how a quantized layer knows the step.
 
-A step is told by the `timestep` that the pipeline gives the denoiser: two calls with one timestep
-(guidance done as two calls) are one step, and a call whose timestep was never calibrated belongs to
-the nearest one.
+A step is told by the timestep that the pipeline gives the denoiser, whatever that argument is
+called: two calls with one timestep (guidance done as two calls) are one step, and a call whose
+timestep was never calibrated belongs to the nearest one.
 
 Legend: S steps, K sampled rows of a step, I input features.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from segquant.core.files import read_folder, write_folder
 from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
+from segquant.core.timesteps import timestep_name
 
 KIND = "statistics per step"
 STEP_ROWS = 32  # rows kept per layer and step
@@ -69,15 +70,16 @@ def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     Raises:
         ValueError: the call has none, or the samples of its batch are at different ones.
     """
-    value = kwargs.get("timestep")
-    if value is None:
-        names = list(inspect.signature(denoiser.forward).parameters)
-        value = dict(zip(names, args, strict=False)).get("timestep")
-    if value is None:
+    names = list(inspect.signature(denoiser.forward).parameters)
+    passed = {**dict(zip(names, args, strict=False)), **kwargs}
+    passed = {name: value for name, value in passed.items() if value is not None}
+    name = timestep_name(passed)
+    if name is None:
         raise ValueError(
-            f"{type(denoiser).__name__} was called without `timestep`, and a method that goes by "
-            "sampling step was asked for; use a method without, or name the argument timestep"
+            f"{type(denoiser).__name__} was called with {', '.join(passed)}: none of them is a "
+            "timestep, and a method that goes by sampling step was asked for; use one that does not"
         )
+    value = passed[name]
     given = torch.as_tensor(value).float().flatten()
     if bool((given != given[0]).any()):
         raise ValueError(
@@ -102,7 +104,7 @@ class StepRecorder:
     """Records extremes and some rows of every Linear's input for each step, while in the block.
 
     Args:
-        denoiser: its forward must take `timestep`; it stays as it is.
+        denoiser: its forward must take a timestep; it stays as it is.
         rows: kept per layer and step, drawn uniformly.
         seed: of the draw.
     """

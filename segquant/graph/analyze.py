@@ -1,5 +1,6 @@
 """`analyze`: a denoiser and an example of its inputs in, what its graph says of each layer out."""
 
+import inspect
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ def analyze(
     """Reads the static graph of a denoiser: the segments and the polarity of every layer.
 
     The module is taken as it is, with real weights, on the meta device or fake, in train mode or
-    not, and is left as it was. No weight is read unless `frontend="observe"`.
+    not, and is left as it was. No weight is read but by the front end "observe".
 
     Args:
         denoiser: Any module; its `nn.Linear` and `nn.Conv2d` children are reported.
@@ -42,7 +43,8 @@ def analyze(
             resolution, batch or sequence length. Integers and masks need real contents.
         frontend: "record" runs the forward once on fake weights; "export" reads
             `torch.export.export(strict=False)`; "observe" runs it for real, for a control flow
-            that depends on weights; "auto" tries the first two in turn.
+            that depends on weights or shapes that depend on a mask's contents; "auto" tries
+            them in turn (the last with real weights only) and `LayerGraph.fallback` says so.
         on_error: "unsegmented" returns every layer without findings where the graph cannot be
             read, with the message in `LayerGraph.error`.
 
@@ -79,7 +81,22 @@ def _trace(denoiser: nn.Module, inputs: Mapping[str, Any], *, frontend: str) -> 
         try:
             return _guarded("export", "", lambda: export_trace(denoiser, inputs))
         except GraphError as second:
-            raise GraphError(f"{failure}\n{second}") from second
+            return _run_for_real(denoiser, inputs, failures=(failure, second))
+
+
+def _run_for_real(
+    denoiser: nn.Module, inputs: Mapping[str, Any], *, failures: tuple[GraphError, GraphError]
+) -> Trace:
+    """What depends on numbers, such as a boolean mask that indexes, needs them."""
+    why = "\n".join(map(str, failures))
+    if any(tensor.is_meta for tensor in denoiser.state_dict().values()):
+        raise GraphError(f"{why}\nThe denoiser has no weights, so it cannot be run.") from failures[
+            1
+        ]
+    trace = _recorded(record(denoiser, fake=False), denoiser, inputs)
+    trace.fallback = str(failures[0])
+    logger.warning("the graph is read by running the denoiser: %s", trace.fallback)
+    return trace
 
 
 def _recorded(recorder: Recorder, denoiser: nn.Module, inputs: Mapping[str, Any]) -> Trace:
@@ -107,8 +124,7 @@ def _explained(frontend: str, operation: str, error: Exception) -> GraphError:
         f'frontend "{frontend}" stopped at {frame.filename}:{frame.lineno} ({frame.line})'
         f"{f', last operation {operation}' if operation else ''}: "
         f"{type(error).__name__}: {message[0] if message else ''}. "
-        'Use frontend="observe" with real weights if the control flow depends on them, '
-        'or on_error="unsegmented" to go on without segments.'
+        'Use on_error="unsegmented" to go on without segments.'
     )
 
 
@@ -128,7 +144,14 @@ def _read(denoiser: nn.Module, trace: Trace) -> LayerGraph:
     }
     flow = Flow(trace, layers=names, weights=weights)
     flow.run(rule)
-    return report(flow, layers, frontend=trace.frontend)
+    graph = report(
+        flow,
+        layers,
+        frontend=trace.frontend,
+        latents=next(iter(inspect.signature(denoiser.forward).parameters), ""),
+    )
+    graph.fallback = trace.fallback
+    return graph
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """From what the dataflow noted to one `LayerInfo` per layer, with a readable proof per finding."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 
 from torch import nn
 
 from segquant.graph.channels import Read, output_cuts
+from segquant.graph.conditioning import conditioning_layers
 from segquant.graph.flow import Call, Flow
 from segquant.graph.foldable import find_folds
 from segquant.graph.intervals import hull
@@ -43,14 +45,27 @@ def layers_of(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     return {name: child for name, child in modules if isinstance(child, (nn.Linear, nn.Conv2d))}
 
 
-def report(flow: Flow, layers: Mapping[str, nn.Linear | nn.Conv2d], *, frontend: str) -> LayerGraph:
+def report(
+    flow: Flow, layers: Mapping[str, nn.Linear | nn.Conv2d], *, frontend: str, latents: str
+) -> LayerGraph:
+    """Every layer's findings.
+
+    Args:
+        latents: the denoiser's argument that holds them.
+    """
     reads = flow.channels.reads()
     first_reader: dict[tuple[Ref, ...], str] = {}
     for name in flow.calls:
         first_reader.setdefault(_inputs(flow, name), name)
     tied = _by_weight(layers)
+    conditioning = conditioning_layers(
+        flow.trace, latents=latents, layer_of=lambda op: _called(flow, op)
+    )
     infos = {
-        name: _layer(flow, name, layer, reads, first_reader, tied[id(layer.weight)])
+        name: replace(
+            _layer(flow, name, layer, reads, first_reader, tied[id(layer.weight)]),
+            conditioning=conditioning.get(name, ""),
+        )
         for name, layer in layers.items()
     }
     folds, obstacles = find_folds(flow.trace, layer_of=lambda op: _called(flow, op))

@@ -59,6 +59,7 @@ class Flow:
         self._pairs: dict[Ref, Pair] = {}
         self._peaks: dict[Ref, tuple[int, int]] = {}
         self._already_read: set[Ref] = set()
+        self._base = shared_memory(trace)
         self._pinned = written_into(trace)
 
     # What the rules ask.
@@ -176,9 +177,10 @@ class Flow:
         varied = coded or next((ref for ref in op.refs() if not self.is_const(ref)), None)
         written = op.written()
         for ref in written:
-            pair = self.pair(ref)
+            pair = self._writable(ref)
             pair.origin.copy_(pairs[0].origin.expand(pair.origin.shape))
             pair.channel.copy_(pairs[0].channel.expand(pair.channel.shape))
+            self._tell_base(ref)
         for index, ref in enumerate(outputs):
             if ref in written:
                 continue
@@ -189,6 +191,30 @@ class Flow:
                 self._pairs[ref] = self._pairs[written[0]]
             else:
                 self._store(ref, pairs[index], view=op.is_view)
+
+    def _writable(self, ref: Ref) -> Pair:
+        """The shadows of a tensor with a number of their own for every element."""
+        pair = self.pair(ref)
+        if any(_overlaps(shadow) for shadow in pair):
+            pair = self._pairs[ref] = Pair(*(shadow.contiguous().clone() for shadow in pair))
+        return pair
+
+    def _tell_base(self, ref: Ref) -> None:
+        """What is written through a view whose shadow is no view (`as_strided`) is somewhere in
+        the tensor beneath it: nothing is known of that any more."""
+        base = self._base.get(ref, ref)
+        if base == ref or base not in self._pairs:
+            return
+        own, beneath = self._pairs[ref], self._writable(base)
+        if _share(own.origin, beneath.origin):
+            return
+        self.channels.read(own.channel, ref)
+        self.channels.read(beneath.channel, base)
+        const = self.is_const(ref) and self.is_const(base)
+        key = ("written", self.position, base.index)
+        label = CONST if const else self.labels.source(key, text="written through a view")
+        beneath.origin.fill_(label)
+        beneath.channel.fill_(NO_CODE)
 
     def _store(self, ref: Ref, pair: Pair, *, view: bool = False) -> None:
         shape = self.shape(ref)
@@ -221,14 +247,29 @@ def _runs(row: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts.tolist(), row[starts].tolist(), strict=True))
 
 
-def written_into(trace: Trace) -> set[Ref]:
-    """Every tensor that shares memory with one that some operation writes into."""
+def _overlaps(shadow: Tensor) -> bool:
+    pairs = zip(shadow.shape, shadow.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in pairs)
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def shared_memory(trace: Trace) -> dict[Ref, Ref]:
+    """Of every view, and of what an operation wrote into, the tensor that the memory began as."""
     base: dict[Ref, Ref] = {}
     for op in trace.ops:
         sources = op.written() or (list(op.refs())[:1] if op.is_view else [])
         for ref in op.outputs:
             if ref is not None and sources and ref not in sources:
                 base[ref] = base.get(sources[0], sources[0])
+    return base
+
+
+def written_into(trace: Trace) -> set[Ref]:
+    """Every tensor that shares memory with one that some operation writes into."""
+    base = shared_memory(trace)
     roots = {base.get(ref, ref) for op in trace.ops for ref in op.written()}
     pinned = {ref for ref, root in base.items() if root in roots}
     return pinned | roots

@@ -58,6 +58,7 @@ class Trace:
     a tensor that no operation made and that is in neither is a constant."""
 
     frontend: str
+    fallback: str = ""  # why it was no other front end
     ops: list[Op] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     inputs: dict[Ref, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isinf
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class GraphError(ValueError):
@@ -37,6 +37,8 @@ class LayerInfo:
 
     `output_segments`, `head_segments` and the sizes of `input_segments` each cover the whole axis.
     `shared_input` names the first layer that reads the very same tensor (itself if it is alone).
+    `conditioning` is not empty where the input depends on the timestep and on no tokens:
+    "modulation" if the output is shift, scale, gate or addend of tokens, else "embedding".
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerInfo:
     head_segments: tuple[int, ...]
     shared_input: str
     paths: tuple[str, ...]
+    conditioning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ class LayerGraph(Mapping[str, LayerInfo]):
     whole and what they return has no known origin, so they hide findings but never make one up.
     `folds` lists the groups of linears whose input can take a scale per feature from parameters
     before it; `fold_obstacles` says of every other linear that was called why not.
+    `fallback` says why the forward was run for real (`frontend` "observe"); empty if it was not.
     `error` is empty unless the analysis was given up (`analyze(..., on_error="unsegmented")`).
     """
 
@@ -94,6 +98,7 @@ class LayerGraph(Mapping[str, LayerInfo]):
         folds: tuple[Fold, ...] = (),
         fold_obstacles: Mapping[str, str] | None = None,
         frontend: str = "",
+        fallback: str = "",
         error: str = "",
     ) -> None:
         self._layers = dict(layers)
@@ -101,6 +106,7 @@ class LayerGraph(Mapping[str, LayerInfo]):
         self.fold_obstacles = dict(fold_obstacles or {})
         self.unknown_ops = dict(unknown_ops or {})
         self.frontend = frontend
+        self.fallback = fallback
         self.error = error
 
     def __getitem__(self, name: str) -> LayerInfo:
@@ -124,6 +130,7 @@ class LayerGraph(Mapping[str, LayerInfo]):
         content = {
             "schema_version": SCHEMA_VERSION,
             "frontend": self.frontend,
+            "fallback": self.fallback,
             "error": self.error,
             "unknown_ops": self.unknown_ops,
             "folds": [asdict(fold) for fold in self.folds],
@@ -147,6 +154,7 @@ class LayerGraph(Mapping[str, LayerInfo]):
             folds=tuple(_fold_from_dict(fold) for fold in content["folds"]),
             fold_obstacles=content["fold_obstacles"],
             frontend=content["frontend"],
+            fallback=content["fallback"],
             error=content["error"],
         )
 

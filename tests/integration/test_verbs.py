@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from tests import micro
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
@@ -59,6 +60,19 @@ def test_inspect_shows_segments_of_a_model_by_name(segbench: Segbench) -> None:
     assert answer.status == 0
     assert "proj_out" in answer.out
     assert json.loads(segbench("inspect", "model=tiny_flux", "--json").out)
+
+
+def test_inspect_captures_the_inputs_of_a_denoiser_that_it_does_not_know(
+    segbench: Segbench, tmp_path: Path
+) -> None:
+    words = ("model.height=16", "model.width=16")
+    folder = micro.save_z_image(tmp_path / "z_image")
+    answer = segbench("inspect", f"model.path={folder}", *words, "--json")
+    assert answer.status == 0, answer.err
+    layers = {one["name"]: one for one in json.loads(answer.out)["layers"]}
+    assert layers["layers.0.adaLN_modulation.0"]["output_segments"] == [64] * 4
+    assert layers["layers.0.adaLN_modulation.0"]["conditioning"] == "modulation"
+    assert "modulation: 3" in segbench("inspect", f"model.path={folder}", *words).out
 
 
 def test_inspect_of_nothing_is_refused_in_one_line(segbench: Segbench) -> None:

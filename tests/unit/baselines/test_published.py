@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,16 @@ def setting(folder: Path) -> tuple[Timed, Calibration]:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Timed, Calibration]:
     return setting(tmp_path_factory.mktemp("calls"))
+
+
+def of_the_step(given: tuple[Timed, Calibration], *names: str) -> tuple[Timed, Calibration]:
+    """The same with a graph that says of these layers that they see the timestep alone."""
+    model, calibration = given
+    layer = SimpleNamespace(
+        output_segments=(), input_segments=(), head_segments=(), conditioning="modulation"
+    )
+    graph = {**calibration.graph, **dict.fromkeys(names, layer)}
+    return model, replace(calibration, graph=graph)
 
 
 def quantized(method: Any, how: Bits, given: tuple[Timed, Calibration]) -> tuple[Timed, Any]:
@@ -197,10 +208,10 @@ def test_vidit_against_the_equations(given: Any, rotate: bool) -> None:
 # steps ---------------------------------------------------------------------------------------
 
 
-def test_tfmq_gives_named_layers_the_range_of_the_step(given: Any) -> None:
+def test_tfmq_gives_layers_of_the_step_the_range_of_the_step(given: Any) -> None:
     model, _ = given
     how = bits(8, 4, symmetric=False)
-    made, report = quantized(TfmqFsc(time_layers=["first"]), how, given)
+    made, report = quantized(TfmqFsc(), how, of_the_step(given, "first"))
     w = model.first.weight.detach().double()
     step_w = (w.max() - w.min()) / 255
     zero_w = (-128 - w.min() / step_w).round()
@@ -222,7 +233,8 @@ def test_tfmq_gives_named_layers_the_range_of_the_step(given: Any) -> None:
 
 def test_tfmq_is_finer_than_one_range(given: Any) -> None:
     how, exact = bits(8, 4), outputs(given[0])
-    per_step = outputs(quantized(TfmqFsc(time_layers=["*"]), how, given)[0])
+    every = of_the_step(given, "first", "block.up", "block.down")
+    per_step = outputs(quantized(TfmqFsc(), how, every)[0])
     one_range = outputs(quantized(RoundToNearest(), how, given)[0])
     assert power_ratio(per_step, exact) < power_ratio(one_range, exact)
 
@@ -384,10 +396,13 @@ def test_svdquant_shifts_gelu_above_zero_and_back(given: Any) -> None:
 
 
 def test_svdquant_keeps_the_modulations_input(given: Any) -> None:
-    _, report = quantized(SvdQuant(modulation=["first"], rank=2), TOKEN, given)
+    _, report = quantized(SvdQuant(rank=2), TOKEN, of_the_step(given, "first"))
     assert report.layers_quantized[0]["activation"] == "16 bit"
     assert report.layers_quantized[1]["activation"] != "16 bit"
     assert report.search_candidates == 39
+    off = SvdQuant(rank=2, modulation_in_16_bit=False)
+    _, report = quantized(off, TOKEN, of_the_step(given, "first"))
+    assert report.layers_quantized[0]["activation"] != "16 bit"
 
 
 # mixed precision -----------------------------------------------------------------------------
@@ -475,7 +490,6 @@ STATIC = bits(4, 4)
         (ViditDyn, TOKEN, {"rotate": False}, {}),
         (ViditDyn, TOKEN, {"block_size": 4}, {}),
         (ViditDyn, TOKEN, {"seed": 1}, {}),
-        (TfmqFsc, STATIC, {"time_layers": ["first"]}, {}),
         (DmqLes, STATIC, {"learning_rate": 1e-2}, {}),
         (DmqLes, STATIC, {"focal": 5.0}, {}),
         (DmqLes, STATIC, {"momentum": 0.1}, {"focal": 5.0}),
@@ -485,8 +499,6 @@ STATIC = bits(4, 4)
         (SvdQuant, TOKEN, {"smooth_grids": 0}, {"rank": 4}),
         (SvdQuant, TOKEN, {"search_with_low_rank": False}, {"rank": 4}),
         (SvdQuant, TOKEN, {"unsigned_shift": False}, {"rank": 4}),
-        (SvdQuant, TOKEN, {"modulation": ["first"]}, {"rank": 4}),
-        (SvdQuant, TOKEN, {"modulation_in_16_bit": False}, {"rank": 4, "modulation": ["first"]}),
         (SvdQuant, TOKEN, {"rounding": Rounding.gptq}, {"rank": 4}),
         (SvdQuant, TOKEN, {"damping": 1.0}, {"rank": 4, "rounding": Rounding.gptq}),
         (MixDq, TOKEN, {"protected": 0.9}, {}),

@@ -16,6 +16,7 @@ from baselines.budget import Budget
 from baselines.ptq4dit import Ptq4Dit
 from baselines.ptq4dm import Ptq4Dm
 from baselines.qdiffusion import QDiffusion
+from baselines.quarot import QuaRot
 from baselines.reconstruction import Reconstruction, learn, ordered_blocks, output_loss
 from baselines.rtn import RoundToNearest
 from baselines.soft import (
@@ -25,6 +26,7 @@ from baselines.soft import (
     rounding_loss,
     soft_bit,
 )
+from baselines.spinquant import SpinQuant
 from segquant.core import Calibration
 from segquant.core.recorded_calls import Call
 from segquant.core.schemes import Bits, NumberFormat, TensorScheme
@@ -266,3 +268,26 @@ def test_the_float_model_and_its_gradients_are_left_alone(given: Any) -> None:
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)
         assert new.grad is None
+
+
+def test_channels_are_summed_where_they_lie() -> None:
+    """A map's are dimension 1, a sequence's the last: the mean is over all else."""
+    g = torch.Generator().manual_seed(0)
+    for shape, dim in (((2, 3, 4, 5), 1), ((2, 7, 3), 2), ((2, 3, 2, 4, 5), 1), ((6, 3), 1)):
+        a, b = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+        expected = (a - b).double().square().sum(dim).mean()
+        assert float(output_loss([a], [b])) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("features", "rotated"), [(6, False), (7, False), (12, True)])
+@pytest.mark.parametrize("method", [QuaRot, SpinQuant])
+def test_what_is_not_rotated_is_said_by_its_rule(
+    method: type, features: int, rotated: bool
+) -> None:
+    model = one(features, 4)
+    calibration = calibrate(model, [correlated(64, features, seed=0)])
+    report = method().quantize(model, calibration=calibration, bits=bits(8, 8, fine=True))
+    notes = " ".join(report.layers_quantized[0]["notes"])
+    assert (f"{features} input features are not divisible by 4" in notes) == (not rotated)
+    missing = [line for line in report.left_out if "divisible by 4" in line]
+    assert bool(missing) == (not rotated)

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.linalg import hadamard as scipy_hadamard
+from torch import nn
 
+from baselines.adaround import AdaRound
+from baselines.ptq4dm import Ptq4Dm
+from baselines.qdiffusion import QDiffusion
 from segquant.core import LayerRecipe, quantize_layers
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.layer import quantize_linear
@@ -15,6 +19,7 @@ from segquant.core.layer_plan import LayerPlan, quantize_planned
 from segquant.core.recorded_calls import CallRecorder, CapturedCalls
 from segquant.core.segments import whole
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
+from segquant.core.timesteps import timestep_name
 from segquant.core.transforms import InputTransform, hadamard, hadamard_blocks, rotation_block
 from tests.unit.baselines.timed import TIMESTEPS, Timed, calibrated, calls
 from tests.unit.core.helpers import bits, calibrate, correlated, generator, one, power_ratio
@@ -41,8 +46,54 @@ def test_one_call_has_one_timestep() -> None:
     model = Timed()
     with StepRecorder(model), pytest.raises(ValueError, match="same timestep"):
         model(torch.ones(2, 16), torch.tensor([1.0, 2.0])[:, None])
-    with StepRecorder(one(4, 4)) as recorder, pytest.raises(ValueError, match="without `timestep`"):
+    with (
+        StepRecorder(one(4, 4)) as recorder,
+        pytest.raises(ValueError, match="with x: none of them is a timestep"),
+    ):
         recorder._denoiser(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("passed", "told"),
+    [
+        (("hidden_states", "timestep", "timestep_cond"), "timestep"),
+        (("hidden_states", "timesteps"), "timesteps"),
+        (("x", "t", "cap_feats"), "t"),
+        (("vision_tokens", "vision_timesteps"), "vision_timesteps"),
+        (("text", "sample"), None),
+    ],
+)
+def test_the_step_is_told_by_what_is_passed(passed: tuple[str, ...], told: str | None) -> None:
+    assert timestep_name(passed) == told
+
+
+class CalledT(nn.Module):
+    """Its timestep has another name, and may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor | None = None) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_a_method_that_does_not_use_the_step_asks_for_none(tmp_path: Path) -> None:
+    model, x = CalledT(), torch.ones(2, 4)
+    with torch.no_grad(), StepRecorder(model) as steps:
+        for time in (0.9, 0.4):
+            model(x, t=torch.tensor([time, time]))
+    assert steps.statistics()["linear"].timesteps == pytest.approx((0.9, 0.4))
+    with torch.no_grad(), CallRecorder(model, tmp_path, cap_bytes=10**6):
+        model(x)
+        model(x, torch.tensor(0.5))
+    kept = CapturedCalls.load(tmp_path).calls
+    assert [call.timestep for call in kept] == [None, 0.5]
+    draw = {"generator": torch.Generator().manual_seed(0)}
+    assert len(AdaRound(calls=2).draw(kept, **draw)) == 2
+    for method in (QDiffusion(), Ptq4Dm()):
+        with pytest.raises(ValueError, match="has no timestep"):
+            method.draw(kept, **draw)
 
 
 def test_calls_come_back_and_stay_under_the_cap(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from baselines.ptqd import Ptqd
-from experiments.sampling.correct import corrected_noise, variance_note
+from experiments.sampling.correct import corrected_noise, note_variance
 from segquant.core import Calibration
 from tests.conftest import Answer
 
@@ -34,6 +34,13 @@ def learned(**settings: bool) -> SimpleNamespace:
     corrector.variance_SC = torch.full((STEPS, 4), ERROR)
     times = tuple(float(t) for t in scheduler().timesteps)
     return SimpleNamespace(corrector=corrector, timesteps=times)
+
+
+def noted(attached: SimpleNamespace, made: DDPMScheduler) -> tuple[list[str], list[str]]:
+    """What the record has of the variance part: done, and left out."""
+    lists: tuple[list[str], list[str]] = ([], [])
+    note_variance(attached.corrector, made, elements=lists[0], left_out=lists[1])
+    return lists
 
 
 def step(made: DDPMScheduler, t: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
@@ -64,9 +71,12 @@ def test_where_it_does_not_apply_it_is_said_and_nothing_is_touched() -> None:
         made = scheduler(**changes)
         with corrected_noise(SimpleNamespace(scheduler=made), learned(**settings)):
             assert "_get_variance" not in vars(made)
-        note = variance_note(learned(**settings).corrector, made)
-        assert note is None if settings else note is not None and "does not apply" in note
-    assert "done on DDPM" in (variance_note(learned().corrector, scheduler()) or "")
+        done, missing = noted(learned(**settings), made)
+        assert done == []
+        assert missing == [] if settings else "adds no noise" in missing[0]
+    done, missing = noted(learned(), scheduler())
+    assert "DDPMScheduler" in done[0]
+    assert missing == []
 
 
 def test_a_cell_on_a_stochastic_sampler(
@@ -87,6 +97,6 @@ def test_a_cell_on_a_stochastic_sampler(
         assert answer.status == 0, answer.err
         (record,) = answer.records
         found[variance] = record
-    notes = found["true"]["method_elements"]["left_out"]
-    assert any("variance part done on DDPMScheduler" in line for line in notes)
+    notes = found["true"]["method_elements"]["included"]
+    assert any("variance" in line and "DDPMScheduler" in line for line in notes)
     assert found["true"]["metrics"]["psnr"] != found["false"]["metrics"]["psnr"]

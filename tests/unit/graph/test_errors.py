@@ -36,15 +36,18 @@ class _Sorted(nn.Module):
 def test_error_names_the_line_and_the_ways_out() -> None:
     inputs = {"x": torch.ones(2, 3, 4)}
     with pytest.raises(GraphError, match=r"test_errors\.py:\d+ .*the line to name") as caught:
-        analyze(_Routed(), inputs)
+        analyze(_Routed(), inputs, frontend="record")
     assert "aten._local_scalar_dense" in str(caught.value)
     assert 'on_error="unsegmented"' in str(caught.value)
-    observed = analyze(_Routed(), inputs, frontend="observe")
+    observed = analyze(_Routed(), inputs)
     assert observed["expert"].calls == 1
+    assert observed.frontend == "observe"
+    assert "the line to name" in observed.fallback
 
 
 def test_unsegmented_goes_on() -> None:
-    graph = analyze(_Routed(), {"x": torch.ones(2, 3, 4)}, on_error="unsegmented")
+    without = _Routed().to("meta")
+    graph = analyze(without, {"x": torch.ones(2, 3, 4)}, on_error="unsegmented")
     assert "the line to name" in graph.error
     assert [layer.output_segments for layer in graph.values()] == [(2,), (4,)]
 
