@@ -64,13 +64,13 @@ def splits(
     """Ways to deal some of `count` draws to two arms; a fixed choice where there are too many."""
 
     draws = range(count)
-    found = [
+    found: list[Split] = [
         (first, second)
         for first in itertools.combinations(draws, per_arm)
         for second in itertools.combinations([d for d in draws if d not in first], per_arm)
         if first < second
     ]
-    return found if len(found) <= most else random.Random(0).sample(found, most)
+    return random.Random(0).sample(found, most) if len(found) > most else found
 
 
 def false_winners(cells: Sequence[Scored], *, per_arm: int, most: int = MOST_TABLES) -> Rate:
