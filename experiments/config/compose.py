@@ -19,9 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.checks import boolean, check_values, integer, positive
+from experiments.config.checks import boolean, check_values, integer, positive, text
+from experiments.config.limits import check_plain
 from experiments.config.overrides import key_of
-from experiments.config.parts import build_part, in_one_line
+from experiments.config.parts import REQUIRED, build_part, in_one_line
 from experiments.config.places import GROUPS, config_dirs, read_yaml, stands_alone
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
@@ -119,15 +120,26 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    except OmegaConfBaseException as error:
+    except RecursionError as error:
+        raise UserError("a value refers to itself with ${...}; write the value") from error
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(in_one_line(error)) from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
 def _top_level(node: DictConfig) -> dict[str, Any]:
-    """The values that belong to no group."""
-    return {str(key): node[key] for key in node if key not in (*GROUPS, "sweep")}
+    """The values that belong to no group.
+
+    Raises:
+        UserError: one is not given, or no value that a setting can have.
+    """
+    values = {k: v for k, v in _plain(node).items() if k not in (*GROUPS, "sweep")}
+    for key, value in values.items():
+        if value == REQUIRED:
+            raise UserError(f"{key} is not given; give {key}=...")
+    check_plain(values)
+    return values
 
 
 def _assembled(
@@ -138,19 +150,19 @@ def _assembled(
         **parts,
         method_name=method_name,
         seed=integer(values, "seed"),
-        device=str(values["device"]),
-        execution=str(values["execution"]),
-        activation_code=str(values["activation_code"]),
+        device=text(values, "device"),
+        execution=text(values, "execution"),
+        activation_code=text(values, "activation_code"),
         fuse_activations=boolean(values, "fuse_activations"),
         num_threads=None if threads is None else integer(values, "num_threads"),
-        latents=str(values["latents"]),
-        image=str(values["image"]),
+        latents=text(values, "latents"),
+        image=text(values, "image"),
         statistics_gigabytes=(
             None if gigabytes is None else positive(values, "statistics_gigabytes")
         ),
         replay_gigabytes=positive(values, "replay_gigabytes"),
-        out=str(values["out"]),
-        group=str(values["group"]),
+        out=text(values, "out"),
+        group=text(values, "group"),
     )
     check_values(config)
     return _settled(config)
