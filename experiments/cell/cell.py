@@ -77,6 +77,13 @@ class Cell:
         return not isinstance(self.config.method, NoiseFloor | FullPrecision)
 
     @property
+    def fits_layers(self) -> bool:
+        """Whether groups and ranks must fit the layers; libraries have rules of their own."""
+        kind = type(self.config.method)
+        library = kind.__module__.startswith("baselines.peers.")
+        return self.quantizes and self.unsupported is None and not library
+
+    @property
     def num_threads(self) -> int:
         """The floor's thread count; one more where that is what every other row has."""
         if self.floor is None:
