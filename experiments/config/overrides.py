@@ -7,7 +7,7 @@ import itertools
 from dataclasses import fields
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from evaluation.datasets.interface import Dataset
@@ -79,7 +79,9 @@ def _check_removal(key: str) -> None:
 
 def _check_sweep(override: Override) -> None:
     """A choice of values that can be counted, and not too many."""
-    if not override.is_discrete_sweep():
+    if not (override.is_choice_sweep() or override.is_range_sweep()) or isinstance(
+        override.value(), Glob
+    ):
         raise UserError(
             f"{override.input_line!r}: glob and interval are not read here; write the values, as "
             f"in {override.key_or_group}=a,b"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_LIKE = (torch.randn_like, torch.rand_like)
 _PLAIN: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.randn: torch.randn,
+    torch.rand: torch.rand,
     torch.randn_like: torch.randn,
     torch.rand_like: torch.rand,
 }
@@ -55,7 +56,7 @@ def own_noise(pipeline: Any, keys: Sequence[str], *, seed: int) -> Iterator[None
 
 
 class _PerPrompt(TorchFunctionMode):
-    """Draws like a tensor of one entry a prompt come from the prompts' generators."""
+    """Draws of a tensor with one entry a prompt come from the prompts' generators."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -69,14 +70,18 @@ class _PerPrompt(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if func not in _LIKE or given.get("generator") is not None:
+        if func not in _PLAIN or given.get("generator") is not None:
             return func(*args, **given)
-        like = args[0] if args else given["input"]
-        if like.shape[:1] != (len(self.generators),):
+        first = args[0] if args else given.get("input", given.get("size"))
+        like = first if isinstance(first, torch.Tensor) else None
+        shape = tuple(like.shape if like is not None else args if isinstance(first, int) else first)
+        if shape[:1] != (len(self.generators),):
             return func(*args, **given)
-        dtype = given.get("dtype") or like.dtype
+        dtype, device = given.get("dtype"), given.get("device")
+        if like is not None:
+            dtype, device = dtype or like.dtype, device or like.device
         drawn = [
-            _PLAIN[func](like.shape[1:], generator=generator, dtype=dtype)
+            _PLAIN[func](shape[1:], generator=generator, dtype=dtype)
             for generator in self.generators
         ]
-        return torch.stack(drawn).to(like.device)
+        return torch.stack(drawn).to(device=device)
