@@ -6,7 +6,6 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
@@ -299,10 +298,3 @@ class Cell:
         hashes = self.stage_hashes()
         made = all(record.stages.get(name) == hash_ for name, hash_ in hashes.items())
         return made and self._scores_are_whole(record)
-
-
-def describe_config(config: RunConfig) -> dict[str, Any]:
-    """The whole config in JSON's types."""
-    described = plain(asdict(config))
-    assert isinstance(described, dict)
-    return described

@@ -96,12 +96,14 @@ class Sweep:
             )
             with told_to_the_user():
                 check_pictures_of(around.dataset)
-            _ = around.evaluator_key, around.metrics
+            _ = around.evaluator_folder, around.metrics
         check_kept([cell.config for cell in self.cells], denoisers)
         for cell in self.cells:
             side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)
             pixels += cell.config.dataset.evaluation_prompts * side
         self.store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
+        for group in self.groups():  # keeps checksums of files in the store: nothing before does
+            _ = group[0].around.evaluator_key
 
     def plan(self) -> Plan:
         """Looks into the store; runs nothing and loads no weights."""

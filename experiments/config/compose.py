@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.store.paths import CONF
 
+_ENVIRONMENT = "oc.env:"  # omegaconf's name of what reads environment variables
+
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The composed, unchecked config of one cell (or of an experiment, with its `sweep`)."""
@@ -41,7 +43,8 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         UserError: a key that does not exist, a value of the wrong type or out of range.
     """
     parts = {group: build_part(group, _plain(node[group])) for group in GROUPS}
-    return _assembled(_top_level(node), parts, method_name=method_name)
+    secret = tuple(key for group in GROUPS for key in _from_environment(node[group], group))
+    return _assembled(_top_level(node), parts, method_name=method_name, secret=secret)
 
 
 def build_cell(overrides: Sequence[str], *, method_name: str) -> RunConfig:
@@ -59,21 +62,24 @@ def build_cell(overrides: Sequence[str], *, method_name: str) -> RunConfig:
         head = re.split(r"[.@]", key_of(item), maxsplit=1)[0]
         by_group.setdefault(head if head in GROUPS else "", []).append(item)
     shared, places = tuple(by_group.pop("", [])), config_dirs()
-    parts = {
-        group: copy.deepcopy(_built(shared, tuple(by_group.get(group, ())), group, places))
-        for group in GROUPS
+    built = {
+        group: _built(shared, tuple(by_group.get(group, ())), group, places) for group in GROUPS
     }
-    return _assembled(_shared_values(shared, places), parts, method_name=method_name)
+    parts = {group: copy.deepcopy(part) for group, (part, _) in built.items()}
+    secret = tuple(key for _, keys in built.values() for key in keys)
+    values = _shared_values(shared, places)
+    return _assembled(values, parts, method_name=method_name, secret=secret)
 
 
 @functools.cache
 def _built(
     shared: tuple[str, ...], own: tuple[str, ...], group: str, places: tuple[Path, ...]
-) -> Any:
-    """A group's dataclass; `places` is here for the cache's sake."""
+) -> tuple[Any, tuple[str, ...]]:
+    """A group's dataclass and its values of the environment; `places` is for the cache's sake."""
     if len(own) == 1 and (option := _decided_by_its_file(own[0], group, shared)):
-        return build_part(group, read_yaml(group, option))
-    return build_part(group, _plain(_composed((*shared, *own), places)[group]))
+        return build_part(group, read_yaml(group, option)), ()
+    node = _composed((*shared, *own), places)[group]
+    return build_part(group, _plain(node)), _from_environment(node, group)
 
 
 def _decided_by_its_file(override: str, group: str, shared: Sequence[str]) -> str:
@@ -128,6 +134,21 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def _from_environment(node: DictConfig, key: str) -> tuple[str, ...]:
+    """Dotted keys of the values that are read from environment variables."""
+
+    def found(value: Any, key: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from found(item, f"{key}.{name}")
+        elif isinstance(value, list):
+            yield from (key for item in value for _ in found(item, key))
+        elif isinstance(value, str) and _ENVIRONMENT in value:
+            yield key
+
+    return tuple(dict.fromkeys(found(OmegaConf.to_container(node, resolve=False), key)))
+
+
 def _top_level(node: DictConfig) -> dict[str, Any]:
     """The values that belong to no group.
 
@@ -143,7 +164,11 @@ def _top_level(node: DictConfig) -> dict[str, Any]:
 
 
 def _assembled(
-    values: Mapping[str, Any], parts: Mapping[str, Any], *, method_name: str
+    values: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    *,
+    method_name: str,
+    secret: tuple[str, ...],
 ) -> RunConfig:
     gigabytes, threads = values["statistics_gigabytes"], values["num_threads"]
     config = RunConfig(
@@ -163,6 +188,7 @@ def _assembled(
         replay_gigabytes=positive(values, "replay_gigabytes"),
         out=text(values, "out"),
         group=text(values, "group"),
+        from_environment=secret,
     )
     check_values(config)
     return _settled(config)

@@ -72,9 +72,11 @@ class _PerPrompt(TorchFunctionMode):
         given = dict(kwargs or {})
         if func not in _PLAIN or given.get("generator") is not None:
             return func(*args, **given)
-        first = args[0] if args else given.get("input", given.get("size"))
+        first: Any = args[0] if args else given.get("input", given.get("size"))
         like = first if isinstance(first, torch.Tensor) else None
-        shape = tuple(like.shape if like is not None else args if isinstance(first, int) else first)
+        shape = tuple(
+            first.shape if like is not None else args if isinstance(first, int) else first
+        )
         if shape[:1] != (len(self.generators),):
             return func(*args, **given)
         dtype, device = given.get("dtype"), given.get("device")
