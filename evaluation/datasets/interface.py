@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,10 @@ def _id_fault(name: str) -> str | None:
         return "holds a '/', a line break or another sign that is not printed"
     if len(name.encode()) > MOST_ID_BYTES:
         return f"has {len(name.encode())} bytes, more than {MOST_ID_BYTES}"
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return f"has signs that this Python's {sys.getfilesystemencoding()} lacks (PYTHONUTF8=1)"
     return None
 
 
