@@ -17,7 +17,7 @@ from experiments.config.catalogue import bits_of
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
-from experiments.sampling.model_check import check_model
+from experiments.sampling.model_check import check_model, misfits
 from experiments.sampling.model_shapes import check_kept
 from experiments.store.folders import Store
 from segquant.core.method_interface import StatisticsNeeds
@@ -86,17 +86,18 @@ class Sweep:
                 f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
             )
         pixels = 0
-        denoisers = []
+        denoisers, wrong = [], list[UserError]()
         for group in self.groups():
             around = group[0].around
             _ = around.device, around.dataset
-            fit = [cell.config for cell in group if cell.fits_layers]
-            denoisers.append(
-                check_model(around.config.model, dataset=around.dataset, quantized=fit)
-            )
+            denoiser = check_model(around.config.model, dataset=around.dataset)
+            denoisers.append(denoiser)
+            wrong += misfits([cell.config for cell in group if cell.fits_layers], denoiser)
             with told_to_the_user():
                 check_pictures_of(around.dataset)
             _ = around.evaluator_folder, around.metrics
+        if wrong and len(wrong) == sum(cell.fits_layers for cell in self.cells):
+            raise wrong[0]  # of some cells alone it is their own: their records say it
         check_kept([cell.config for cell in self.cells], denoisers)
         for cell in self.cells:
             side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)

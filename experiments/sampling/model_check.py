@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from experiments.errors import UserError
 from experiments.sampling.model_call import check_call, pipeline_class
 from experiments.sampling.model_folder import check_folder, check_weights, pipeline_index
 from experiments.sampling.model_shapes import (
@@ -21,20 +22,15 @@ if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig, RunConfig
 
 
-def check_model(
-    model: ModelConfig, *, dataset: LoadedDataset, quantized: Sequence[RunConfig]
-) -> nn.Module | None:
+def check_model(model: ModelConfig, *, dataset: LoadedDataset) -> nn.Module | None:
     """Refuses a model that cannot be run as it is asked for.
-
-    Args:
-        quantized: the cells of this model that its layers must fit.
 
     Returns:
         The denoiser without weights, where its class is known.
 
     Raises:
         UserError: a folder that is no pipeline or lacks weights, a call that the harness cannot
-            make, sides or groups that do not fit.
+            make, sides that do not fit.
     """
     folder = check_folder(model)
     check_weights(folder)
@@ -45,7 +41,22 @@ def check_model(
     if denoiser is None:
         return None
     check_tensors(folder, denoiser)
-    alike = {(repr(c.bits), getattr(c.method, "rank", 0)): c for c in quantized}
-    for config in alike.values():
-        check_layers(config, denoiser)
     return denoiser
+
+
+def misfits(quantized: Sequence[RunConfig], denoiser: nn.Module | None) -> list[UserError]:
+    """Why cells do not fit a model's layers, an error for each that does not."""
+    if denoiser is None:
+        return []
+    known: dict[tuple[str, int], UserError | None] = {}
+    found = []
+    for config in quantized:
+        key = (repr(config.bits), getattr(config.method, "rank", 0))
+        if key not in known:
+            try:
+                check_layers(config, denoiser)
+                known[key] = None
+            except UserError as error:
+                known[key] = error
+        found.append(known[key])
+    return [error for error in found if error is not None]
