@@ -198,7 +198,8 @@ class SvdQuant:
         return [*done, BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST]
 
     def _left_out(self, bits: Bits) -> list[str]:
-        missing = [] if self.iterations > 1 else ["iterated refinement: a single SVD"]
+        missing = [] if self.rank else ["the low-rank branch: rank=0"]
+        missing += [] if self.iterations > 1 else ["iterated refinement: a single SVD"]
         missing += [] if self.smooth_grids else ["smoothing"]
         missing += [] if self.unsigned_shift else ["unsigned codes after GELU"]
         missing += [] if self.modulation_in_16_bit else ["modulation with inputs in 16 bit"]

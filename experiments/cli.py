@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import os
@@ -52,16 +53,38 @@ _OVERRIDES = ("key=value", "Hydra overrides")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _quiet(verbose="--verbose" in given)  # first: a verb's module brings libraries that read it
+    verbose = "--verbose" in given
+    _quiet(verbose=verbose)  # first: a verb's module brings libraries that read it
+    _say_in_any_encoding()
     options = _read(given)
     try:
         return _say(options, _run(options))
     except UserError as error:
-        sys.stderr.write(f"segbench: {error}\n")
+        sys.stderr.write(f"segbench: {_in_one_line(error)}\n")
         return EXIT_WRONG
     except KeyboardInterrupt:
         sys.stderr.write("\nsegbench: stopped; the same command goes on where it was\n")
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever reads the answer has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at its end
+        return EXIT_OK
+    except Exception as error:  # no traceback reaches a user who has not asked for it
+        if verbose:
+            raise
+        said = f"{type(error).__name__}: {_in_one_line(error)}"
+        sys.stderr.write(f"segbench: {said} (--verbose shows where)\n")
+        return EXIT_FAILED
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no reason given"
+
+
+def _say_in_any_encoding() -> None:
+    """What a terminal's or a file's encoding lacks is written as an escape, never raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(options: argparse.Namespace) -> Answer:

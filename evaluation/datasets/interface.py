@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from evaluation.outside_files import text_fault
+
 SPLITS = ("evaluation", "calibration")
+FILES = ("image", "mask_image", "control_image")  # pictures that a pipeline's call may take
+MOST_ID_BYTES = 200  # the id names files, which a file system lets have 255
+MOST_CHARACTERS = 20_000  # of a prompt: tokenizers need minutes for a million
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt and the id that names its images and seeds its noise."""
+    """A prompt and the id that names its images and seeds its noise.
+
+    Raises:
+        ValueError: an id that is no file's name, or a text that no tokenizer can be given.
+    """
 
     id: str
     text: str
+    files: tuple[tuple[str, str], ...] = ()  # names of `FILES`, each with the picture's path
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.text, str):
+            raise ValueError(f"id {self.id!r}, prompt {self.text!r}; both are texts")
+        fault = _id_fault(self.id)
+        if fault:
+            raise ValueError(
+                f"id {self.id[:40]!r} {fault}; it names the image's file: give letters, digits, "
+                "'-', '_' and the like"
+            )
+        if (fault := text_fault(self.text)) is not None:
+            raise ValueError(f"prompt of id {self.id!r} holds {fault}; take it out")
+        if len(self.text) > MOST_CHARACTERS:
+            raise ValueError(
+                f"prompt of id {self.id!r} has {len(self.text)} characters; give "
+                f"{MOST_CHARACTERS} at most"
+            )
+
+
+def _id_fault(name: str) -> str | None:
+    """Why an id cannot name a file."""
+    if not name:
+        return "is empty"
+    if name.startswith("."):
+        return "begins with a dot"
+    if (fault := text_fault(name)) is not None:
+        return f"holds {fault}"
+    if not name.isprintable() or "/" in name:
+        return "holds a '/', a line break or another sign that is not printed"
+    if len(name.encode()) > MOST_ID_BYTES:
+        return f"has {len(name.encode())} bytes, more than {MOST_ID_BYTES}"
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return f"has signs that this Python's {sys.getfilesystemencoding()} lacks (PYTHONUTF8=1)"
+    return None
 
 
 @runtime_checkable

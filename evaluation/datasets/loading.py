@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from evaluation.datasets.interface import SPLITS, Dataset, Prompt
+from evaluation.datasets.interface import FILES, SPLITS, Dataset, Prompt
+from evaluation.datasets.pictures import check_pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,29 @@ class LoadedDataset:
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """Identifies a list of prompts: ids, texts and order."""
-    text = json.dumps([[prompt.id, prompt.text] for prompt in prompts])
+    """Identifies a list of prompts: ids, texts, contents of their pictures, and order."""
+    text = json.dumps([[prompt.id, prompt.text, *_contents(prompt)] for prompt in prompts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _contents(prompt: Prompt) -> list[list[str]]:
+    """Name and checksum of each picture; nothing where there is none."""
+    return [
+        [name, hashlib.sha256(Path(path).read_bytes()).hexdigest()] for name, path in prompt.files
+    ]
+
+
+def check_pictures_of(dataset: LoadedDataset) -> None:
+    """Reads every picture that a run will need: a damaged one is found before anything is sampled.
+
+    Raises:
+        ValueError: one is missing, damaged, too large, or of another size than its like.
+    """
+    for name in FILES:
+        prompts = (*dataset.evaluation, *dataset.calibration)
+        check_pictures([Path(files[name]) for p in prompts if name in (files := dict(p.files))])
+    if dataset.config.has_images() and (check := getattr(dataset.config, "check_images", None)):
+        check(dataset.evaluation)
 
 
 def load_dataset(config: Dataset) -> LoadedDataset:
@@ -35,6 +57,7 @@ def load_dataset(config: Dataset) -> LoadedDataset:
     """
     splits = config.prompts()
     _check_counts(config, splits)
+    _check_files(config, splits)
     shared = {p.text for p in splits["evaluation"]} & {p.text for p in splits["calibration"]}
     if shared:
         raise ValueError(
@@ -64,3 +87,20 @@ def _check_counts(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> Non
                 f"dataset {config.name}: {len(splits[split])} {split} prompts with {len(ids)} "
                 f"different ids; dataset.{split}_prompts={asked} asks for as many"
             )
+
+
+def _check_files(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> None:
+    """A call of the pipeline gets a picture for each of its prompts, or for none."""
+    prompts = [prompt for split in SPLITS for prompt in splits[split]]
+    names = {prompt.id: sorted(name for name, _ in prompt.files) for prompt in prompts}
+    if len({tuple(given) for given in names.values()}) > 1:
+        first = prompts[0]
+        other = next(prompt for prompt in prompts if names[prompt.id] != names[first.id])
+        raise ValueError(
+            f"dataset {config.name}: prompt {first.id!r} has {_listed(names[first.id])}, "
+            f"{other.id!r} has {_listed(names[other.id])}; give every prompt the same pictures"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names) or "no picture"

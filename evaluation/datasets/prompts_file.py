@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
-
-from evaluation.datasets.interface import SPLITS, Prompt
+from evaluation.datasets.interface import FILES, SPLITS, Prompt
+from evaluation.datasets.pictures import check_pictures, read_picture
 from evaluation.images import write_png
+from evaluation.outside_files import json_lines
+
+_WRITE = '{"id": "...", "prompt": "...", "split": "evaluation" or "calibration"}'
 
 
 @dataclass(kw_only=True)
@@ -47,37 +49,61 @@ class PromptsFile:
     def images_source(self) -> str | None:
         return self.images
 
+    def check_images(self, prompts: Sequence[Prompt]) -> None:
+        check_pictures([self._true_image(prompt) for prompt in prompts])
+
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        source = Path(self.images or "")
         for prompt in prompts:
-            path = source / f"{prompt.id}.png"
-            if not path.is_file():
-                raise ValueError(f"dataset.images={source}: {path.name} is missing")
-            with Image.open(path) as image:
-                write_png(folder / path.name, image.convert("RGB"))
+            path = self._true_image(prompt)
+            write_png(folder / path.name, read_picture(path))
+
+    def _true_image(self, prompt: Prompt) -> Path:
+        source = Path(self.images or "")
+        path = source / f"{prompt.id}.png"
+        if not path.is_file():
+            raise ValueError(f"dataset.images={source}: {path.name} is missing")
+        return path
 
 
 def _read(path: Path) -> dict[str, list[Prompt]]:
     """All prompts of a file by split, in its order."""
     listed: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
+        where = f"{path}:{number}"
+        for key in ("id", "prompt"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(
+                    f"{where}: {key!r} is {_said(row, key)}, not a text; each line is {_WRITE}"
+                )
+        split = row.get("split", "evaluation")
+        if split not in SPLITS:
+            raise ValueError(f"{where}: split {split!r}; splits are {' or '.join(SPLITS)}")
+        if row["id"] in seen:
+            raise ValueError(f"{where}: id {row['id']!r} is there already; ids are unique")
         try:
-            row = json.loads(line)
-            prompt = Prompt(id=str(row["id"]), text=str(row["prompt"]))
-            split = str(row.get("split", "evaluation"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: cannot read this line ({error!r}); each is "
-                '{"id": "...", "prompt": "...", "split": "evaluation" or "calibration"}'
-            ) from error
-        if split not in SPLITS or prompt.id in seen or "/" in prompt.id:
-            raise ValueError(
-                f"{path}:{number}: id {prompt.id!r}, split {split!r}; ids are unique and without "
-                f"'/', splits are {' or '.join(SPLITS)}"
-            )
+            prompt = Prompt(id=row["id"], text=row["prompt"], files=_files(row, path.parent))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         seen.add(prompt.id)
         listed[split].append(prompt)
     return listed
+
+
+def _files(row: dict[str, Any], beside: Path) -> tuple[tuple[str, str], ...]:
+    """The pictures that a row gives to the pipeline's call; relative to the file of prompts."""
+    for name in FILES:
+        if name in row and not isinstance(row[name], str):
+            raise ValueError(f"{name!r} is {_said(row, name)}, not the path of a picture")
+    given = [(name, beside / row[name]) for name in FILES if name in row]
+    for name, path in given:
+        if not path.is_file():
+            raise ValueError(f"{name!r}: {path} is no file")
+    return tuple((name, str(path)) for name, path in given)
+
+
+def _said(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        return "missing"
+    shown = repr(row[key])
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."

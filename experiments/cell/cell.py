@@ -6,7 +6,6 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
@@ -75,6 +74,13 @@ class Cell:
     @property
     def quantizes(self) -> bool:
         return not isinstance(self.config.method, NoiseFloor | FullPrecision)
+
+    @property
+    def fits_layers(self) -> bool:
+        """Whether groups and ranks must fit the layers; libraries have rules of their own."""
+        kind = type(self.config.method)
+        library = kind.__module__.startswith("baselines.peers.")
+        return self.quantizes and self.unsupported is None and not library
 
     @property
     def num_threads(self) -> int:
@@ -292,10 +298,3 @@ class Cell:
         hashes = self.stage_hashes()
         made = all(record.stages.get(name) == hash_ for name, hash_ in hashes.items())
         return made and self._scores_are_whole(record)
-
-
-def describe_config(config: RunConfig) -> dict[str, Any]:
-    """The whole config in JSON's types."""
-    described = plain(asdict(config))
-    assert isinstance(described, dict)
-    return described

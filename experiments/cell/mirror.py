@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from evaluation.records import Record
 from evaluation.report.tracking import ImageRow, TrackingSettings, log_record
-from experiments.cell.cell import Cell, describe_config
+from experiments.cell.cell import Cell
+from experiments.config.describe import describe_config
 
 
 def log_cell(cell: Cell, record: Record) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from experiments.config.plain import method_fields
-from experiments.sampling.model_folder import check_folder
+from experiments.sampling.model_folder import (
+    SAFETY_CHECKER,
+    check_folder,
+    found_revision,
+    pipeline_index,
+    scheduler_config,
+    variant_of,
+)
 from segquant.core.input_statistics import linear_layers
 from segquant.core.quantize import BITS_OF_BYTE
 from segquant.core.schemes import UNQUANTIZED_BITS
@@ -36,12 +41,14 @@ def describe(cell: Cell) -> dict[str, Any]:
     config, around = cell.config, cell.around
     model, dataset, bits = config.model, around.dataset, config.bits
     folder = check_folder(model)
-    index = json.loads((folder / "model_index.json").read_text())
+    index = pipeline_index(folder)
     return {
         "model_weights": around.weights,
-        "model_revision": model.revision,
+        "model_revision": found_revision(model),
+        "model_variant": variant_of(folder),
+        "safety_checker": "switched off" if index.get(SAFETY_CHECKER, [None])[0] else None,
         "pipeline": index.get("_class_name"),
-        "scheduler": _scheduler(folder),
+        "scheduler": scheduler_config(folder),
         "num_inference_steps": model.num_inference_steps,
         "guidance_scale": model.guidance_scale,
         "call": dict(model.call),
@@ -96,11 +103,6 @@ def _granularity(scheme: TensorScheme) -> str:
         return ""
     group = "" if scheme.group_size is None else f" {scheme.group_size}"
     return f"{scheme.granularity.name}{group}"
-
-
-def _scheduler(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def fill_report(

@@ -45,7 +45,7 @@ def run_cell(cell: Cell) -> Record:
     except UserError:
         raise
     except Exception as error:  # one cell's failure is its own: recorded, never passed on
-        log.exception("%s failed", cell.label)
+        log.error("%s failed", cell.label, exc_info=log.isEnabledFor(logging.INFO))
         return record_failure(
             cell, f"{type(error).__name__}: {error}", trace=traceback.format_exc()
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.datasets.loading import check_pictures_of
 from evaluation.records import Record
 from experiments.cell.cell import Cell
 from experiments.cell.progress import Progress
@@ -15,8 +16,9 @@ from experiments.cell.surroundings import Surroundings
 from experiments.config.catalogue import bits_of
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig
-from experiments.errors import UserError
-from experiments.sampling.model_folder import check_folder, check_weights
+from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.model_check import check_model, misfits
+from experiments.sampling.model_shapes import check_kept
 from experiments.store.folders import Store
 from segquant.core.method_interface import StatisticsNeeds
 
@@ -84,15 +86,25 @@ class Sweep:
                 f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
             )
         pixels = 0
+        denoisers, wrong = [], list[UserError]()
         for group in self.groups():
             around = group[0].around
             _ = around.device, around.dataset
-            check_weights(check_folder(around.config.model))
-            _ = around.evaluator_key, around.metrics
+            denoiser = check_model(around.config.model, dataset=around.dataset)
+            denoisers.append(denoiser)
+            wrong += misfits([cell.config for cell in group if cell.fits_layers], denoiser)
+            with told_to_the_user():
+                check_pictures_of(around.dataset)
+            _ = around.evaluator_folder, around.metrics
+        if wrong and len(wrong) == sum(cell.fits_layers for cell in self.cells):
+            raise wrong[0]  # of some cells alone it is their own: their records say it
+        check_kept([cell.config for cell in self.cells], denoisers)
         for cell in self.cells:
             side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)
             pixels += cell.config.dataset.evaluation_prompts * side
         self.store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
+        for group in self.groups():  # keeps checksums of files in the store: nothing before does
+            _ = group[0].around.evaluator_key
 
     def plan(self) -> Plan:
         """Looks into the store; runs nothing and loads no weights."""

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evaluation.outside_files import read_json_object
 from experiments.config.compose import build_cell
 from experiments.config.parts import settings_of
 from experiments.config.places import config_dirs, find_yaml, options, read_yaml
@@ -211,7 +212,7 @@ def describe_models() -> list[dict[str, Any]]:
         folder = resolve_path(str(node["path"]))
         index = folder / "model_index.json"
         present = index.is_file()
-        kind = json.loads(index.read_text())["_class_name"] if present else ""
+        kind = str(read_json_object(index).get("_class_name", "")) if present else ""
         rows.append({"model": name, "present": present, "pipeline": kind, **node})
     return rows
 

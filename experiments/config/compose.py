@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.checks import boolean, check_values, integer, positive
+from experiments.config.checks import boolean, check_values, integer, positive, text
+from experiments.config.limits import check_plain
 from experiments.config.overrides import key_of
-from experiments.config.parts import build_part, in_one_line
+from experiments.config.parts import REQUIRED, build_part, in_one_line
 from experiments.config.places import GROUPS, config_dirs, read_yaml, stands_alone
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.store.paths import CONF
+
+_ENVIRONMENT = "oc.env:"  # omegaconf's name of what reads environment variables
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -40,7 +43,8 @@ def build(node: DictConfig, *, method_name: str) -> RunConfig:
         UserError: a key that does not exist, a value of the wrong type or out of range.
     """
     parts = {group: build_part(group, _plain(node[group])) for group in GROUPS}
-    return _assembled(_top_level(node), parts, method_name=method_name)
+    secret = tuple(key for group in GROUPS for key in _from_environment(node[group], group))
+    return _assembled(_top_level(node), parts, method_name=method_name, secret=secret)
 
 
 def build_cell(overrides: Sequence[str], *, method_name: str) -> RunConfig:
@@ -58,21 +62,24 @@ def build_cell(overrides: Sequence[str], *, method_name: str) -> RunConfig:
         head = re.split(r"[.@]", key_of(item), maxsplit=1)[0]
         by_group.setdefault(head if head in GROUPS else "", []).append(item)
     shared, places = tuple(by_group.pop("", [])), config_dirs()
-    parts = {
-        group: copy.deepcopy(_built(shared, tuple(by_group.get(group, ())), group, places))
-        for group in GROUPS
+    built = {
+        group: _built(shared, tuple(by_group.get(group, ())), group, places) for group in GROUPS
     }
-    return _assembled(_shared_values(shared, places), parts, method_name=method_name)
+    parts = {group: copy.deepcopy(part) for group, (part, _) in built.items()}
+    secret = tuple(key for _, keys in built.values() for key in keys)
+    values = _shared_values(shared, places)
+    return _assembled(values, parts, method_name=method_name, secret=secret)
 
 
 @functools.cache
 def _built(
     shared: tuple[str, ...], own: tuple[str, ...], group: str, places: tuple[Path, ...]
-) -> Any:
-    """A group's dataclass; `places` is here for the cache's sake."""
+) -> tuple[Any, tuple[str, ...]]:
+    """A group's dataclass and its values of the environment; `places` is for the cache's sake."""
     if len(own) == 1 and (option := _decided_by_its_file(own[0], group, shared)):
-        return build_part(group, read_yaml(group, option))
-    return build_part(group, _plain(_composed((*shared, *own), places)[group]))
+        return build_part(group, read_yaml(group, option)), ()
+    node = _composed((*shared, *own), places)[group]
+    return build_part(group, _plain(node)), _from_environment(node, group)
 
 
 def _decided_by_its_file(override: str, group: str, shared: Sequence[str]) -> str:
@@ -119,38 +126,69 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    except OmegaConfBaseException as error:
+    except RecursionError as error:
+        raise UserError("a value refers to itself with ${...}; write the value") from error
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(in_one_line(error)) from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
 
+def _from_environment(node: DictConfig, key: str) -> tuple[str, ...]:
+    """Dotted keys of the values that are read from environment variables."""
+
+    def found(value: Any, key: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from found(item, f"{key}.{name}")
+        elif isinstance(value, list):
+            yield from (key for item in value for _ in found(item, key))
+        elif isinstance(value, str) and _ENVIRONMENT in value:
+            yield key
+
+    return tuple(dict.fromkeys(found(OmegaConf.to_container(node, resolve=False), key)))
+
+
 def _top_level(node: DictConfig) -> dict[str, Any]:
-    """The values that belong to no group."""
-    return {str(key): node[key] for key in node if key not in (*GROUPS, "sweep")}
+    """The values that belong to no group.
+
+    Raises:
+        UserError: one is not given, or no value that a setting can have.
+    """
+    values = {k: v for k, v in _plain(node).items() if k not in (*GROUPS, "sweep")}
+    for key, value in values.items():
+        if value == REQUIRED:
+            raise UserError(f"{key} is not given; give {key}=...")
+    check_plain(values)
+    return values
 
 
 def _assembled(
-    values: Mapping[str, Any], parts: Mapping[str, Any], *, method_name: str
+    values: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    *,
+    method_name: str,
+    secret: tuple[str, ...],
 ) -> RunConfig:
     gigabytes, threads = values["statistics_gigabytes"], values["num_threads"]
     config = RunConfig(
         **parts,
         method_name=method_name,
         seed=integer(values, "seed"),
-        device=str(values["device"]),
-        execution=str(values["execution"]),
-        activation_code=str(values["activation_code"]),
+        device=text(values, "device"),
+        execution=text(values, "execution"),
+        activation_code=text(values, "activation_code"),
         fuse_activations=boolean(values, "fuse_activations"),
         num_threads=None if threads is None else integer(values, "num_threads"),
-        latents=str(values["latents"]),
-        image=str(values["image"]),
+        latents=text(values, "latents"),
+        image=text(values, "image"),
         statistics_gigabytes=(
             None if gigabytes is None else positive(values, "statistics_gigabytes")
         ),
         replay_gigabytes=positive(values, "replay_gigabytes"),
-        out=str(values["out"]),
-        group=str(values["group"]),
+        out=text(values, "out"),
+        group=text(values, "group"),
+        from_environment=secret,
     )
     check_values(config)
     return _settled(config)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from dataclasses import fields
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from evaluation.datasets.interface import Dataset
+from experiments.config.limits import MOST_CELLS
 from experiments.config.places import GROUPS, options, read_yaml
 from experiments.config.run_config import (
     ClusterConfig,
@@ -29,6 +31,14 @@ _SETTINGS = {
     "logger": [item.name for item in fields(LoggerConfig)],
     "bits": [item.name for item in fields(Bits)],
 }
+# Settings that hold entries of any name, of which one can be taken away.
+_OPEN = (
+    "model.call",
+    "metrics.settings",
+    "cluster.stages",
+    "cluster.jobs.options",
+    "cluster.jobs.environment",
+)
 _TOP_LEVEL = (
     "seed",
     "device",
@@ -58,6 +68,31 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
     return parsed
 
 
+def _check_removal(key: str) -> None:
+    """Only what a file lists beneath a setting can be taken away; a setting itself is needed."""
+    if not any(key.startswith(f"{open_one}.") for open_one in _OPEN):
+        raise UserError(
+            f"'~{key}' takes away a setting that every run needs; give it a value with {key}=..., "
+            f"or take away one of {', '.join(f'{open_one}.NAME' for open_one in _OPEN)}"
+        )
+
+
+def _check_sweep(override: Override) -> None:
+    """A choice of values that can be counted, and not too many."""
+    if not (override.is_choice_sweep() or override.is_range_sweep()) or isinstance(
+        override.value(), Glob
+    ):
+        raise UserError(
+            f"{override.input_line!r}: glob and interval are not read here; write the values, as "
+            f"in {override.key_or_group}=a,b"
+        )
+    count = sum(1 for _ in itertools.islice(override.sweep_iterator(), MOST_CELLS + 1))
+    if count > MOST_CELLS:
+        raise UserError(
+            f"{override.input_line!r} has more than {MOST_CELLS} values; each is a cell at least"
+        )
+
+
 def key_of(override: str) -> str:
     """The key of an override as it was written: `model.path` of `++model.path=/x`."""
     return override.lstrip("+~").partition("=")[0]
@@ -66,14 +101,20 @@ def key_of(override: str) -> str:
 def check_override(override: Override) -> None:
     """Names the nearest valid key, or the group's options, when an override names nothing."""
     key = override.key_or_group
+    if override.package is not None:
+        raise UserError(f"{override.input_line!r}: '@' has no meaning here; write {key}=...")
+    if override.is_delete():
+        _check_removal(key)
+    if override.is_sweep_override():
+        _check_sweep(override)
     if key in GROUPS or key == "experiment":
-        values = override.sweep_string_iterator() if override.is_sweep_override() else None
-        chosen = list(values) if values is not None else [override.value()]
+        several = override.is_sweep_override()
+        chosen = list(override.sweep_string_iterator()) if several else [override.value()]
         for value in chosen:
             _check_option(key, f"{value!s}")
         return
     head = key.split(".")[0]
-    if key in _TOP_LEVEL or (head in (*GROUPS, "hydra") and "." in key) or "@" in key:
+    if key in _TOP_LEVEL or (head in GROUPS and "." in key):
         return
     within = [f"{group}.{key}" for group, names in _SETTINGS.items() if key in names]
     known = [*GROUPS, "experiment", *_TOP_LEVEL]

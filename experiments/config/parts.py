@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evaluation.datasets.interface import Dataset
+from experiments.config.limits import check_part, check_plain
 from experiments.config.overrides import TARGET, unknown_field
 from experiments.config.run_config import (
     ClusterConfig,
@@ -24,7 +25,7 @@ from experiments.store.paths import resolve_path
 from segquant.core.method_interface import Method, StatisticsNeeds
 from segquant.core.schemes import Bits
 
-_REQUIRED = "???"
+REQUIRED = "???"  # a value that a file leaves to the command line
 _SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
     "metrics": MetricsConfig,
@@ -127,12 +128,14 @@ def _structured(kind: type, content: Mapping[str, Any], *, where: str) -> Any:
     for key in plain:
         if key not in allowed:
             raise unknown_field(f"{where}.{key!s}", allowed)
-    missing = [name for name in allowed if plain.get(name) == _REQUIRED]
+    missing = [name for name in allowed if plain.get(name) == REQUIRED]
     if missing:
         raise UserError(f"{where}.{missing[0]} is not given; give {where}.{missing[0]}=...")
+    check_plain(plain, where=where)
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {in_one_line(error)}") from error
     assert is_dataclass(built)
+    check_part(where, built)
     return built

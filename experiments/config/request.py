@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from experiments.config.compose import build_cell
+from experiments.config.limits import MOST_CELLS
 from experiments.config.overrides import (
     check_fields,
     check_override,
@@ -58,7 +60,13 @@ def read_request(arguments: Sequence[str], *, multirun: bool) -> Request:
         for item in line:
             key = key_of(item)
             check_fields(key, option=chosen.get(key.partition(".")[0], ""))
-        cells.append(build_cell(line, method_name=chosen["method"]))
+        cell = build_cell(line, method_name=chosen["method"])
+        if cell.bits.name != chosen["bits"]:
+            raise UserError(
+                f"bits.name={cell.bits.name} with bits={chosen['bits']}; a row is called what its "
+                "file is: leave bits.name as it is, or write a file of your own (--config-dir)"
+            )
+        cells.append(cell)
     return Request(name=experiment or _name_of(lines), cells=tuple(cells))
 
 
@@ -124,9 +132,12 @@ def _cell_lines(overrides: Sequence[Override], experiment: str | None) -> list[l
         for o in overrides
         if o.key_or_group in _SWEPT and not o.is_sweep_override()
     }
-    lines = []
+    lines: list[list[str]] = []
     for block in [{}] if experiment is None else _blocks(experiment):
         axes = {**block, **single, **several}  # the command line replaces what the block sweeps
+        count = len(lines) + math.prod(len(values) for values in axes.values())
+        if count > MOST_CELLS:
+            raise UserError(f"{count} cells; a sweep has {MOST_CELLS} at most: split it")
         for combination in itertools.product(*axes.values()):
             chosen = [f"{key}={value}" for key, value in zip(axes, combination, strict=True)]
             lines.append([*chosen, *fixed])

@@ -116,3 +116,4 @@ class RunConfig:
     replay_gigabytes: float  # disk for the denoiser's inputs, for methods that run it again
     out: str
     group: str  # name under which W&B groups the cells
+    from_environment: tuple[str, ...] = ()  # keys whose values nobody is told

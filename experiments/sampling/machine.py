@@ -20,8 +20,12 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device={device!r}; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index is not None):
+        raise UserError(f"device={device!r}; use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device!r}, but torch sees no CUDA device; use device=cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={device!r}; torch sees {torch.cuda.device_count()} CUDA devices")
     return chosen
 
 

@@ -2,46 +2,99 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UserError
+from evaluation.outside_files import read_json_object
+from experiments.errors import UserError, told_to_the_user
 from experiments.store.paths import resolve_path
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
 
 DENOISERS = ("transformer", "unet")  # attribute names that diffusers gives the denoiser
+SAFETY_CHECKER = "safety_checker"  # paints images black: it is left out, and the record says so
+_INDEX = "model_index.json"
+_MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
+_CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What diffusers and transformers call a network's files, a variant's name in one of two places.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<before>\w+))?"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<after>\w+))?\.(?:safetensors|bin)"
+)
 
 
 def check_folder(config: ModelConfig) -> Path:
-    """The model's folder.
+    """The model's folder; of a hub id, the one in the hub's local cache.
 
     Raises:
-        UserError: it is not there, or is no diffusers pipeline with a denoiser.
+        UserError: it is not there, or is no diffusers pipeline with one denoiser.
     """
-    folder = resolve_path(config.path)
-    index = folder / "model_index.json"
-    if not folder.is_dir():
+    folder = _find(config)
+    if not (folder / _INDEX).is_file():
         raise UserError(
-            f"model.path={config.path}: no such folder; give a folder that "
-            "DiffusionPipeline.save_pretrained wrote (download a hub model to one beforehand)"
-        )
-    if not index.is_file():
-        raise UserError(
-            f"model.path={config.path} is no diffusers pipeline: it has no model_index.json; give "
+            f"model.path={config.path} is no diffusers pipeline: it has no {_INDEX}; give "
             "the folder that DiffusionPipeline.save_pretrained wrote"
         )
-    try:
-        parts = json.loads(index.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{index} is not JSON ({error})") from error
-    if not any(parts.get(name, [None])[0] for name in DENOISERS):
+    parts = pipeline_index(folder)
+    found = [name for name in parts if _is_denoiser(name) and _names_a_class(parts[name])]
+    if not found:
+        raise UserError(f"model.path={config.path}: its {_INDEX} names no {' or '.join(DENOISERS)}")
+    if len(found) > 1:
         raise UserError(
-            f"model.path={config.path}: its model_index.json names no {' or '.join(DENOISERS)}"
+            f"model.path={config.path} has several denoisers ({', '.join(sorted(found))}); one "
+            "would be quantized and the others not: pipelines with one can be run"
         )
     return folder
+
+
+def found_revision(config: ModelConfig) -> str | None:
+    """The commit of a model in the hub's cache; None of a folder, which has none."""
+    folder = _find(config)
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder says of its parts.
+
+    Raises:
+        UserError: it is no JSON of a pipeline's parts.
+    """
+    path = folder / _INDEX
+    parts = _read(path)
+    if not isinstance(parts.get("_class_name"), str):
+        raise UserError(f"{path}: _class_name is {parts.get('_class_name')!r}, not a class's name")
+    for name, kind in parts.items():
+        if name.startswith("_"):
+            continue
+        # what is no list is a setting of the pipeline, but for the parts that all have
+        wrong = isinstance(kind, list | dict) or _is_denoiser(name) or name in ("vae", "scheduler")
+        if wrong and not _names_a_class(kind) and kind != [None, None]:
+            raise UserError(
+                f"{path}: {name} is {kind!r}; a part is a list of its library and its class"
+            )
+        if ".." in name or "/" in name:
+            raise UserError(f"{path}: {name!r} is no name of a part")
+    return parts
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """The scheduler's settings; nothing where there are none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return _read(path) if path.is_file() else {}
+
+
+def denoiser_folder(folder: Path) -> Path:
+    """Where the denoiser's config and weights lie."""
+    parts = pipeline_index(folder)
+    return folder / next(n for n in parts if _is_denoiser(n) and _names_a_class(parts[n]))
+
+
+def part_config(folder: Path) -> dict[str, Any]:
+    """The config of a part that is a network."""
+    return _read(folder / "config.json")
 
 
 def check_weights(folder: Path) -> None:
@@ -50,25 +103,112 @@ def check_weights(folder: Path) -> None:
     Raises:
         UserError: names what is missing; nothing is fetched.
     """
-    parts = json.loads((folder / "model_index.json").read_text())
-    for name, kind in parts.items():
-        part = folder / name
-        if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
-            continue
+    for part in _parts(folder):
         if not part.is_dir():
-            raise UserError(f"{folder}: its model_index.json names {name}, and {part} is missing")
+            raise UserError(
+                f"{folder}: its {_INDEX} names {part.name}, and {part} is missing; copy the whole "
+                "model there"
+            )
+        for name in _CONFIGS:
+            if (part / name).is_file():
+                _read(part / name)
         if not (part / "config.json").is_file():
             continue  # a tokenizer or a scheduler
-        shards = {
-            shard
-            for index in part.glob("*.index.json")
-            for shard in json.loads(index.read_text())["weight_map"].values()
-        }
-        lost = sorted(shard for shard in shards if not (part / shard).is_file())
+        lost = sorted(shard for shard in _shards(part) if not (part / shard).is_file())
         if lost:
             raise UserError(f"{part}: {', '.join(lost)} is missing; copy the whole model there")
-        if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+        if not _variants(part):
             raise UserError(
-                f"{part} has a config.json and no weights (*.safetensors or *.bin); copy the "
-                "whole model there beforehand"
+                f"{part} has a config.json and no weights (diffusion_pytorch_model or model, "
+                ".safetensors or .bin); copy the whole model there beforehand"
             )
+    variant_of(folder)
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant that must be asked for (`fp16`): some part has no weights without one.
+
+    Raises:
+        UserError: no variant is there of every such part.
+    """
+    lacking = [found for part in _parts(folder) if (found := _variants(part)) and "" not in found]
+    if not lacking:
+        return None
+    common = set.intersection(*lacking)
+    if not common:
+        listed = ", ".join(sorted(set.union(*lacking)))
+        raise UserError(f"{folder}: its parts have weights of different variants ({listed})")
+    return min(common, key=lambda name: (name != "fp16", name))
+
+
+def _find(config: ModelConfig) -> Path:
+    folder = resolve_path(config.path)
+    if folder.is_dir():
+        if config.revision is not None:
+            raise UserError(
+                f"model.revision={config.revision} with model.path={config.path}; a folder has no "
+                "revisions: leave it null, or give the hub's owner/name"
+            )
+        return folder
+    if folder.exists() or _HUB_ID.fullmatch(config.path) is None:
+        raise UserError(
+            f"model.path={config.path}: no such folder; give a folder that "
+            "DiffusionPipeline.save_pretrained wrote (download a hub model to one beforehand)"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(config.path, revision=config.revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        at = "" if config.revision is None else f" at model.revision={config.revision}"
+        raise UserError(
+            f"model.path={config.path}: no such folder, and the hub's local cache has no such "
+            f"model{at}; nothing is downloaded here: hf download {config.path} beforehand"
+        ) from error
+    return Path(found)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders of the parts that a run loads."""
+    return [
+        folder / name
+        for name, kind in pipeline_index(folder).items()
+        if not name.startswith("_") and name != SAFETY_CHECKER and _names_a_class(kind)
+    ]
+
+
+def _shards(part: Path) -> set[str]:
+    """The files that lists of shards name."""
+    shards: set[str] = set()
+    for path in part.glob("*.index*.json"):
+        listed = _read(path).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise UserError(f"{path}: it has no weight_map of tensors and files; copy it again")
+        names = set(listed.values()) if all(isinstance(v, str) for v in listed.values()) else {""}
+        if any(name != Path(name).name or not name for name in names):
+            raise UserError(f"{path}: its weight_map names what is no file; copy it again")
+        shards |= names
+    return shards
+
+
+def _variants(part: Path) -> set[str]:
+    """Variants of a part's weights, '' for those without; nothing of what is no network."""
+    matches = (_WEIGHTS.fullmatch(path.name) for path in part.iterdir()) if part.is_dir() else ()
+    return {match["before"] or match["after"] or "" for match in matches if match is not None}
+
+
+def _is_denoiser(name: str) -> bool:
+    return re.fullmatch(rf"({'|'.join(DENOISERS)})(_\d+)?", name) is not None
+
+
+def _names_a_class(kind: Any) -> bool:
+    return (
+        isinstance(kind, list)
+        and len(kind) == 2
+        and all(isinstance(item, str) and item for item in kind)
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with told_to_the_user():
+        return read_json_object(path, most_bytes=_MOST_BYTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,14 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError
-from experiments.sampling.model_folder import DENOISERS, check_folder
+from experiments.sampling.model_folder import (
+    DENOISERS,
+    SAFETY_CHECKER,
+    check_folder,
+    pipeline_index,
+    variant_of,
+)
+from experiments.sampling.model_shapes import check_values_of
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -19,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
-    """The pipeline in evaluation mode on the device, with its progress bar off."""
+    """The pipeline in evaluation mode on the device, with its progress bar off.
+
+    A safety checker is left out: it would paint images black, in every row alike.
+    """
     import diffusers
     import transformers
     from diffusers import DiffusionPipeline
@@ -27,27 +36,21 @@ def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     folder = check_folder(config)
-    dtype = getattr(torch, config.dtype)
+    left_out = {SAFETY_CHECKER: None} if SAFETY_CHECKER in pipeline_index(folder) else {}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True
+            folder,
+            torch_dtype=getattr(torch, config.dtype),
+            local_files_only=True,
+            variant=variant_of(folder),
+            **left_out,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"model.path={config.path}: diffusers cannot load it ({first})") from error
     pipeline.set_progress_bar_config(disable=True)
-    _check_call(config, pipeline)
+    check_values_of(pipeline, path=config.path)
     return pipeline.to(device)
-
-
-def _check_call(config: ModelConfig, pipeline: Any) -> None:
-    allowed = inspect.signature(type(pipeline).__call__).parameters
-    for key in config.call:
-        if key not in allowed:
-            raise UserError(
-                f"model.call.{key}: {type(pipeline).__name__} takes no such argument; it takes "
-                f"{', '.join(name for name in allowed if name != 'self')}"
-            )
 
 
 def denoiser_name(pipeline: Any) -> str:

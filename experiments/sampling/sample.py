@@ -6,7 +6,6 @@ the same noise, whatever the batch.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -16,21 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from evaluation.datasets.pictures import read_picture
 from evaluation.images import through_jpeg, write_png
+from experiments.sampling.step_noise import noise_seed, own_noise
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from evaluation.datasets.interface import Prompt
     from experiments.config.run_config import ModelConfig
 
 _NOT_FINITE = ".not_finite"  # an empty file beside the image that says so
 SHARED = "shared"  # in a prompt id's place, where all prompts share their noise
 Progress = Callable[[int], None]  # told how many prompts are done
-
-
-def noise_seed(prompt_id: str, *, seed: int) -> int:
-    """The seed of a prompt's initial noise: a hash of the run's seed and the prompt's id."""
-    raw = hashlib.sha256(f"noise|{seed}|{prompt_id}".encode()).digest()
-    return int.from_bytes(raw[:8], "little") >> 1  # torch takes 63 bits
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
@@ -59,14 +56,24 @@ def sample(
             settings[key] = getattr(config, key)
     accepted = inspect.signature(type(pipeline).__call__).parameters
     settings = {key: value for key, value in settings.items() if key in accepted}
-    with torch.no_grad():
+    with torch.no_grad(), own_noise(pipeline, keys, seed=seed):
         out = pipeline(
             prompt=[prompt.text for prompt in prompts],
             generator=generators,
             output_type=output_type,
+            **_pictures(prompts),
             **settings,
         )
     return out.images
+
+
+def _pictures(prompts: Sequence[Prompt]) -> dict[str, list[Image]]:
+    """What the rows of the data set give to the call beside prompts: a list for each argument."""
+    given: dict[str, list[Image]] = {}
+    for prompt in prompts:
+        for name, path in prompt.files:
+            given.setdefault(name, []).append(read_picture(Path(path)))
+    return given
 
 
 def generate_images(

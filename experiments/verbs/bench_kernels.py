@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     from experiments.speed.command import bench_kernels
+    from experiments.verbs.words import check_writable
 
+    check_writable(options.out)
     data, text = bench_kernels(options)
     return Answer(text, data)

@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     from experiments.speed.command import bench_model
+    from experiments.verbs.words import check_writable
 
+    check_writable(options.out)
     data, text = bench_model(options)
     return Answer(text, data)

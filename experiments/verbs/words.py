@@ -11,6 +11,7 @@ from experiments.cell.progress import Progress
 from experiments.cell.sweep import Sweep, open_sweep
 from experiments.config.request import read_recorded, read_request
 from experiments.errors import UserError
+from experiments.store.folders import Store
 
 _FOLLOW = "wait for the jobs, one line a cell"
 
@@ -59,6 +60,16 @@ def store_root(options: argparse.Namespace) -> Path:
     if not root.is_dir():
         raise UserError(f"out={root}: no such folder")
     return root
+
+
+def check_writable(folder: Path | None) -> None:
+    """Makes the folder that an answer will be written to, before the answer is worked for.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    if folder is not None:
+        Store(folder).prepare()
 
 
 def no_record(sweep: Sweep) -> UserError:

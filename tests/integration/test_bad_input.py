@@ -158,4 +158,4 @@ def test_a_prompt_file_with_a_bad_line(segbench: Segbench, small: Small, tmp_pat
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a", "prompt": "x"}\nnot json\n')
     arguments = small("tiny_mmdit", "dataset=prompts", f"dataset.path={path}", f"out={tmp_path}")
-    _refused(segbench("run", *arguments), "mine.jsonl:2", "split")
+    _refused(segbench("run", *arguments), "mine.jsonl:2", "JSON")

@@ -170,6 +170,21 @@ def test_importing_loads_no_weights_and_touches_no_file(package: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+PURE = {"isinstance", "len", "set", "all", "any", "type", "callable", "sorted", "is_dataclass"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_asserts_carry_no_work(path: Path) -> None:
+    """`python -O` leaves them out: none assigns, none calls what could do something."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert):
+            inside = list(ast.walk(node.test))
+            calls = {ast.unparse(part.func) for part in inside if isinstance(part, ast.Call)}
+            assigns = any(isinstance(part, ast.NamedExpr) for part in inside)
+            assert not assigns, ast.unparse(node)
+            assert calls <= PURE, ast.unparse(node)
+
+
 def test_no_package_index_is_named() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

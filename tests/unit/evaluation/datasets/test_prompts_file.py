@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from evaluation.datasets.interface import Dataset, Prompt
-from evaluation.datasets.loading import load_dataset
+from evaluation.datasets.loading import check_pictures_of, load_dataset, prompts_hash
 from evaluation.datasets.prompts_file import PromptsFile
 from evaluation.images import write_png
 
@@ -59,10 +62,10 @@ def test_a_calibration_seed_draws_the_calibration_prompts_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([{"id": "a"}], "mine.jsonl:1: cannot read this line"),
+        ([{"id": "a"}], r"mine.jsonl:1: 'prompt' is missing, not a text"),
         ([{"id": "a/b", "prompt": "x"}], "mine.jsonl:1: id 'a/b'"),
         ([{"id": "a", "prompt": "x", "split": "test"}], "split 'test'"),
-        ([*rows(), {"id": "e0", "prompt": "x"}], "mine.jsonl:13: id 'e0'"),
+        ([*rows(), {"id": "e0", "prompt": "x"}], "mine.jsonl:13: id 'e0' is there already"),
         (rows(1, 9), "1 evaluation prompts of 2 asked for; add prompts or set dataset.evalu"),
         (
             [*rows(2, 1), {"id": "s", "prompt": "evaluation 0", "split": "calibration"}],
@@ -73,6 +76,150 @@ def test_a_calibration_seed_draws_the_calibration_prompts_alone(tmp_path: Path) 
 def test_a_bad_file_is_refused(lines: list[dict[str, str]], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         load_dataset(prompts_file(tmp_path / "mine.jsonl", lines))
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_only_a_line_feed_ends_a_line(sign: str, tmp_path: Path) -> None:
+    """JSON lets these stand in a text as they are, and Python's splitlines cuts there."""
+    listed = [{"id": "a", "prompt": f"red{sign}circle"}, *rows()]
+    config = prompts_file(tmp_path / "mine.jsonl", [])
+    text = "\r\n".join(json.dumps(row, ensure_ascii=ord(sign) < 32) for row in listed)
+    Path(config.path).write_text(text, encoding="utf-8")
+    assert load_dataset(config).evaluation[0].text == f"red{sign}circle"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"id": "a", "prompt": None}, "'prompt' is None, not a text"),
+        ({"id": "a", "prompt": ["a", "b"]}, "'prompt' is .*, not a text"),
+        ({"id": "a", "prompt": {"a": 1}}, "'prompt' is .*, not a text"),
+        ({"id": "a", "prompt": 3}, "'prompt' is 3, not a text"),
+        ({"id": "a", "prompt": "x\ud83d"}, "half of a surrogate pair"),
+        ({"id": "a", "prompt": "x\0y"}, "holds a NUL character"),
+        ({"id": "a", "prompt": "x" * 1_000_000}, "1000000 characters; give 20000 at most"),
+        ({"id": None, "prompt": "x"}, "'id' is None, not a text"),
+        ({"id": ["a"], "prompt": "x"}, "'id' is .*, not a text"),
+        ({"id": 7, "prompt": "x"}, "'id' is 7, not a text"),
+        ({"id": "", "prompt": "x"}, "is empty"),
+        ({"id": ".", "prompt": "x"}, "begins with a dot"),
+        ({"id": "..", "prompt": "x"}, "begins with a dot"),
+        ({"id": ".h", "prompt": "x"}, "begins with a dot"),
+        ({"id": "a\0b", "prompt": "x"}, "holds a NUL"),
+        ({"id": "a\nb", "prompt": "x"}, "a line break"),
+        ({"id": "a\u2028b", "prompt": "x"}, "a line break"),
+        ({"id": "\ud800", "prompt": "x"}, "half of a surrogate pair"),
+        ({"id": "x" * 250, "prompt": "x"}, "250 bytes, more than 200"),
+        ({"id": "\u00e9" * 150, "prompt": "x"}, "300 bytes, more than 200"),
+        ({"id": "a", "prompt": "x", "split": None}, "split None"),
+        ({"id": "a", "prompt": "x", "split": ["evaluation"]}, "split .'evaluation'"),
+        ({"id": "a", "prompt": "x", "image": 5}, "'image' is 5, not the path of a picture"),
+        ({"id": "a", "prompt": "x", "mask_image": "no.png"}, "'mask_image': .*no.png is no file"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:30],
+)
+def test_a_row_that_is_none_is_refused_with_its_line(
+    row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    config = prompts_file(tmp_path / "mine.jsonl", [*rows(), row])
+    with pytest.raises(ValueError, match=f"mine.jsonl:13: .*{said}") as caught:
+        load_dataset(config)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"id": "a", "prompt": "caf\u00e9"}'.encode("latin-1"),
+            "mine.jsonl:1: byte 0xe9 is not UTF",
+        ),
+        ('{"id": "a", "prompt": "x"}'.encode("utf-16"), "mine.jsonl:1: byte 0xff is not UTF-8"),
+        (bytes(range(256)) * 4, "is not UTF-8"),
+        (b"\x00" * 100, "mine.jsonl:1: cannot be read as JSON"),
+        (b"[" * 100_000, "mine.jsonl:1: cannot be read as JSON .nested too deeply"),
+        (b'{"id": ' + b"9" * 5000 + b', "prompt": "x"}', "a number is too long"),
+        (b'\n\n["a"]', "mine.jsonl:3: is a list, not an object"),
+        (b"null", "mine.jsonl:1: is null"),
+    ],
+    ids=["latin-1", "utf-16", "binary", "zeros", "deep", "digits", "list", "null"],
+)
+def test_a_file_that_is_no_json_lines_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    config = prompts_file(tmp_path / "mine.jsonl", [])
+    Path(config.path).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        load_dataset(config)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    config = prompts_file(tmp_path / "mine.jsonl", rows())
+    Path(config.path).write_bytes(b"\xef\xbb\xbf" + Path(config.path).read_bytes())
+    assert load_dataset(config).evaluation[0].id == "e0"
+
+
+def _png(path: Path, *, width: int = 4) -> Path:
+    write_png(path, np.zeros((4, width, 3), np.uint8))
+    return path
+
+
+def _claims(path: Path, *, side: int) -> None:
+    """A PNG of a few bytes whose head says that it has side x side pixels."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": head, b"IDAT": zlib.compress(bytes(100)), b"IEND": b""}
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks.items()
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:40]), "cannot be read as a picture"),
+        (lambda path: path.write_bytes(b""), "cannot be read as a picture"),
+        (lambda path: path.write_text("not a picture"), "cannot be read as a picture"),
+        (lambda path: _claims(path, side=9000), "is 9000x9000; a picture has"),
+        (lambda path: _claims(path, side=60000), "too many pixels"),
+        (lambda path: _png(path, width=5), "e1.png is 5x4, e0.png is 4x4"),
+        (lambda path: path.unlink(), "e1.png is missing"),
+    ],
+    ids=["half", "empty", "text", "large", "bomb", "size", "missing"],
+)
+def test_a_damaged_true_image_is_found_before_anything_is_sampled(
+    damage: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
+    for name in ("e0", "e1"):
+        _png(tmp_path / f"{name}.png")
+    dataset = load_dataset(prompts_file(tmp_path / "mine.jsonl", rows(), images=str(tmp_path)))
+    check_pictures_of(dataset)
+    damage(tmp_path / "e1.png")
+    with pytest.raises(ValueError, match=said):
+        check_pictures_of(dataset)
+
+
+def test_pictures_of_the_rows_go_with_their_prompts(tmp_path: Path) -> None:
+    _png(tmp_path / "a.png")
+    given = [row | {"image": "a.png"} for row in rows()]
+    dataset = load_dataset(prompts_file(tmp_path / "mine.jsonl", given))
+    assert dataset.evaluation[0].files == (("image", str(tmp_path / "a.png")),)
+    check_pictures_of(dataset)
+    before = prompts_hash(dataset.evaluation)
+    _png(tmp_path / "a.png", width=5)
+    assert prompts_hash(dataset.evaluation) != before
+    (tmp_path / "a.png").write_text("none")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture"):
+        check_pictures_of(dataset)
+
+
+def test_either_every_prompt_has_a_picture_or_none(tmp_path: Path) -> None:
+    _png(tmp_path / "a.png")
+    first, *others = rows()
+    config = prompts_file(tmp_path / "mine.jsonl", [first | {"image": "a.png"}, *others])
+    with pytest.raises(ValueError, match="'e0' has image, 'e1' has no picture; give every"):
+        load_dataset(config)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
