@@ -58,9 +58,7 @@ class Rate:
     bold: int  # tables with a bold cell
 
 
-def splits(
-    count: int, *, per_arm: int, most: int = MOST_TABLES
-) -> list[tuple[tuple[int, ...], ...]]:
+def splits(count: int, *, per_arm: int, most: int = MOST_TABLES) -> list[Split]:
     """Ways to deal some of `count` draws to two arms; a fixed choice where there are too many."""
 
     draws = range(count)
