@@ -66,7 +66,7 @@ def _read(path: Path) -> np.ndarray[Any, Any] | None:
         stored: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         logger.warning("%s is damaged and is made again: %s", path, error)
         return None
     return stored

@@ -44,15 +44,13 @@ class PromptsFile:
     def has_images(self) -> bool:
         return self.images is not None
 
-    def images_source(self) -> str | None:
-        return self.images
+    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
+        return [] if self.images is None else [Path(self.images, f"{p.id}.png") for p in prompts]
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        source = Path(self.images or "")
-        for prompt in prompts:
-            path = source / f"{prompt.id}.png"
+        for path in self.image_files(prompts):
             if not path.is_file():
-                raise ValueError(f"dataset.images={source}: {path.name} is missing")
+                raise ValueError(f"dataset.images={self.images}: {path.name} is missing")
             with Image.open(path) as image:
                 write_png(folder / path.name, image.convert("RGB"))
 

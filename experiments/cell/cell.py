@@ -33,7 +33,7 @@ from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.store.digests import digest, file_digest
-from experiments.store.folders import set_aside
+from experiments.store.entries import clear_way
 from experiments.store.sources import code_digest
 from segquant.core.calibration import Calibration
 from segquant.core.correction import Corrector
@@ -245,17 +245,20 @@ class Cell:
         A damaged one is said, and counts as not there: the same command makes it again.
         """
         try:
-            return read_record(self.record_path)
+            record = read_record(self.record_path)
+            if record.run_id != self.run_id:
+                raise ValueError(f"{self.record_path}: the record of {record.run_id}")
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
             log.warning("%s; it counts as not there", error)
             return None
+        return record
 
     def write_record(self, record: Record) -> None:
         """Whole or not at all; what lies in its place and is no file is set aside."""
-        if self.record_path.is_dir():
-            set_aside(self.record_path)
+        self.around.store.ensure(self.folder)
+        clear_way(self.record_path)
         write_record(self.record_path, record)
 
     def read_scores(self, record: Record) -> dict[str, dict[str, float]]:

@@ -49,6 +49,9 @@ class Measurement:
 
     def _inputs(self, metrics: Sequence[MetricBase]) -> Inputs:
         around, errors = self.images.around, self.step_errors
+        settings = around.metric_settings
+        if settings.cache is not None:
+            around.store.ensure(settings.cache)
         judged = any(Need.evaluator in metric.needs for metric in metrics)
         return Inputs(
             images=self.images.build().path,
@@ -56,7 +59,7 @@ class Measurement:
             dataset=None if self.true_images is None else self.true_images.build().path,
             prompts={prompt.id: prompt.text for prompt in around.dataset.evaluation},
             step_errors=None if errors is None else errors.by_prompt(errors.build()),
-            settings=around.metric_settings,
+            settings=settings,
             loaded=around.evaluator if judged else None,
         )
 

@@ -20,7 +20,7 @@ from experiments.cell.protocol_fields import describe, fill_costs, fill_report
 from experiments.config.naming import changed_settings
 from experiments.errors import UserError
 from experiments.store.digests import file_digest
-from experiments.store.folders import set_aside
+from experiments.store.entries import set_aside
 from experiments.store.paths import ROOT
 from segquant.core.calibration import Calibration
 from segquant.core.method_interface import QuantizationReport
@@ -41,6 +41,7 @@ def run_cell(cell: Cell) -> Record:
     if known is not None:
         return known
     started = utc_now()
+    cell.around.store.ensure(cell.folder)
     try:
         record = _evaluated(cell) or _measured(cell)
     except UserError:

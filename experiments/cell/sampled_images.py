@@ -11,6 +11,8 @@ from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.sample import generate_images
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from experiments.cell.denoiser import Denoiser
 
 
@@ -56,3 +58,11 @@ class SampledImages(Stage):
                 shared_noise=config.latents == "shared",
                 jpeg=config.image == "jpeg",
             )
+
+    def damaged(self, ids: Sequence[str]) -> Path | None:
+        """The first of these pictures that is not what was written; its stage may be made again."""
+        finished = self.find()
+        if finished is None:
+            return self.folder
+        names = (f"{name}.png" for name in ids)
+        return next((finished.path / name for name in names if finished.differs(name)), None)
