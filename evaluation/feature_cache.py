@@ -56,20 +56,33 @@ def cached_array(
     return array
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of a cache is what was written."""
+    try:
+        _checked(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _read(path: Path) -> np.ndarray[Any, Any] | None:
     """What `_write` left; a damaged file is said and counts as not there."""
     try:
-        content = path.read_bytes()
-        checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-        if hashlib.sha256(data).digest() != checksum:
-            raise ValueError("not what was written")
-        stored: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        stored: np.ndarray[Any, Any] = np.load(io.BytesIO(_checked(path)), allow_pickle=False)
     except FileNotFoundError:
         return None
     except (ValueError, OSError, EOFError) as error:
         logger.warning("%s is damaged and is made again: %s", path, error)
         return None
     return stored
+
+
+def _checked(path: Path) -> bytes:
+    content = path.read_bytes()
+    checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    if hashlib.sha256(data).digest() != checksum:
+        raise ValueError("not what was written")
+    return data
 
 
 def _write(path: Path, array: np.ndarray[Any, Any]) -> None:

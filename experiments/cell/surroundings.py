@@ -26,7 +26,7 @@ from experiments.sampling.model_folder import check_folder
 from experiments.sampling.static_graph import graph_of
 from experiments.sampling.weights_hash import weights_hash
 from experiments.store.digests import digest
-from experiments.store.file_hashes import FileHashes
+from experiments.store.file_hashes import HASHES, FileHashes
 from experiments.store.folders import Store
 from experiments.store.paths import resolve_path
 from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS
@@ -120,7 +120,7 @@ class Surroundings:
 
     @cached_property
     def _files(self) -> FileHashes:
-        return FileHashes(self.store.root / "stages" / "file_hashes.json")
+        return FileHashes(self.store.root / HASHES)
 
     def file_key(self, path: Path) -> str:
         """A file's sha256, read once."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from evaluation.records import write_text_atomically
 from experiments.store.digests import digest, file_digest
 
+HASHES = Path("stages", "file_hashes.json")  # in a store
 log = logging.getLogger(__name__)
 
 _BETWEEN = "|"
