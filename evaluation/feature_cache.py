@@ -16,7 +16,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = "v2"  # 2: with a checksum before the data
+_CACHE_VERSION = "v3"  # 3: with a checksum of name and data before the data
 _CHECKSUM_BYTES = 32
 _PACKAGES = ("torch", "clean-fid", "open_clip_torch", "pillow")  # an upgrade may change features
 
@@ -80,9 +80,14 @@ def _read(path: Path) -> np.ndarray[Any, Any] | None:
 def _checked(path: Path) -> bytes:
     content = path.read_bytes()
     checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-    if hashlib.sha256(data).digest() != checksum:
+    if _seal(path, data) != checksum:
         raise ValueError("not what was written")
     return data
+
+
+def _seal(path: Path, data: bytes) -> bytes:
+    """The name is in it, which says what the data were computed from."""
+    return hashlib.sha256(path.name.encode() + data).digest()
 
 
 def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
@@ -95,7 +100,7 @@ def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
         os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        temporary.write_bytes(_seal(path, data) + data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from experiments.cli import main as segbench
 from tests import micro
 
 LOOKS = ("status", "table", "compare")
+_AGAIN = 0.3
 NEVER_SEEN = b"\x89\x00\xff\xfe binary \x80"
 
 
@@ -41,6 +42,11 @@ class Said:
 
 
 def call(verb: str, *words: str) -> Said:
+    """A verb of a sweep."""
+    return answer(verb, "-m", *words)
+
+
+def answer(*arguments: str) -> Said:
     """The command in this process; a map of ratios, which takes longest, is not drawn."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -48,7 +54,7 @@ def call(verb: str, *words: str) -> Said:
         contextlib.redirect_stderr(err),
         mock.patch("experiments.verbs.compare.ratio_map"),
     ):
-        status = segbench([verb, "-m", *words])
+        status = segbench(arguments)
     return Said(status, out.getvalue(), err.getvalue())
 
 
@@ -228,29 +234,41 @@ def _differing(said: str, whole: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One damage of one thing, and the verb that meets it first."""
+    """One damage of one thing, and the verb that meets it first.
+
+    `again`: with the records and metrics gone, so that a run reads all that they were made from.
+    """
 
     path: Path
     damage: str
     verb: str
+    again: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.damage}, then {self.verb}"
+        gone = ", records gone" if self.again else ""
+        return f"{self.path}: {self.damage}{gone}, then {self.verb}"
 
 
-def cases(store: FinishedStore, *, count: int, seed: int) -> Iterator[tuple[Case, random.Random]]:
+def cases(
+    store: FinishedStore, *, count: int, seed: int, again: float = 0.0
+) -> Iterator[tuple[Case, random.Random]]:
+    """Args: again: the share of cases with the records gone; they take longest."""
     chance = random.Random(seed)
     paths = [path.relative_to(store.out) for path in store.paths()]
     for _ in range(count):
         path = chance.choice(paths)
         kinds = OF_ANYTHING if (store.out / path).is_dir() else DAMAGES
-        yield Case(path, chance.choice(sorted(kinds)), chance.choice(LOOKS)), chance
+        damage, verb = chance.choice(sorted(kinds)), chance.choice(LOOKS)
+        whole = {"cells", "metrics"} & set(path.parts) or chance.random() >= again
+        yield Case(path, damage, verb, again=not whole), chance
 
 
 def try_case(store: FinishedStore, case: Case, chance: random.Random) -> list[str]:
     """What went wrong; the store is whole again afterwards."""
     try:
         DAMAGES[case.damage](store.out / case.path, chance)
+        for part in ("cells", "stages/metrics") if case.again else ():
+            shutil.rmtree(store.out / part, ignore_errors=True)
         return check(store, case.verb)
     except Exception:  # whatever comes out of a verb is a fault
         return [traceback.format_exc()]
@@ -267,7 +285,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder))
-        for case, chance in cases(store, count=options.cases, seed=options.seed):
+        for case, chance in cases(store, count=options.cases, seed=options.seed, again=_AGAIN):
             tried[case.damage] += 1
             wrong = try_case(store, case, chance)
             failed += bool(wrong)
