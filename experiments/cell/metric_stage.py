@@ -15,6 +15,7 @@ from evaluation.per_image import read_per_image, write_per_image
 from evaluation.records import Metric, decode_metric, encode_metric
 from experiments.cell.stage import Stage
 from experiments.sampling.threads import threads
+from experiments.store.sources import package_versions
 
 if TYPE_CHECKING:
     from evaluation.metrics.metric_interface import MetricBase
@@ -87,6 +88,7 @@ class MetricStage(Stage):
             "prompts": self.around.prompts_hash.evaluation if Need.prompts in needs else None,
             "num_threads": self.around.num_threads,
             "versions": self.around.metric_versions,
+            "packages": package_versions(type(self.metric).__module__),
         }
 
     def code(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class SampledImages(Stage):
             "prompts": self.around.prompts_hash.evaluation,
             "latents": config.latents,
             "image": config.image,
+            "encoder": version("pillow") if config.image == "jpeg" else None,
             "denoiser": self.denoiser.name,
         }
 
