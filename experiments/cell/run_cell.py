@@ -60,7 +60,8 @@ def run_cell(cell: Cell) -> Record:
 def record_failure(cell: Cell, reason: str, *, trace: str = "") -> Record:
     """Writes the record of a cell that failed, or that could not speak for itself.
 
-    Where the cell has finished before, and only a metric fails now, its record stays as it is.
+    Where the cell has finished before, and only a metric fails now, its record stays as it is and
+    the failure is told beside it.
     """
     record = _blank(cell, status="failed")
     record.reason = reason
@@ -70,6 +71,8 @@ def record_failure(cell: Cell, reason: str, *, trace: str = "") -> Record:
     known = cell.read_record()
     if known is None or known.status != "ok":
         cell.write_record(record)
+    else:
+        cell.write_failure(record)
     return record
 
 

@@ -68,7 +68,7 @@ def describe_jobs(sweep: Sweep) -> Answer:
     pending = [
         state.cell
         for state in states_of(sweep)
-        if state.cell.unsupported is None and state.state in ("missing", "outdated", *FAILED)
+        if state.cell.refused is None and state.state in ("missing", "outdated", *FAILED)
     ]
     jobs = plan_jobs(pending, running=set())
     if not sweep.on_slurm:
