@@ -32,9 +32,9 @@ from experiments.config.naming import names
 from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
-from experiments.store.digests import digest, file_digest
+from experiments.store.digests import digest
 from experiments.store.entries import clear_way
-from experiments.store.folders import Finished
+from experiments.store.folders import Finished, hash_once
 from experiments.store.sources import code_digest
 from segquant.core.calibration import Calibration
 from segquant.core.correction import Corrector
@@ -326,7 +326,7 @@ class Cell:
 
     def _scores_are_whole(self, record: Record) -> bool:
         try:
-            return file_digest(self.scores_path) == record.files.get(SCORES)
+            return hash_once(self.scores_path) == record.files.get(SCORES)
         except OSError:
             return False
 

@@ -170,7 +170,12 @@ def _is_whole(stage: Finished) -> bool:
     return True
 
 
-_hashes = FileHashes(None)  # what this process has read of stages; a changed file is read again
+def hash_once(path: Path) -> str:
+    """A file's sha256: it is read once a process, and again when it has changed."""
+    return _hashes.of(path)
+
+
+_hashes = FileHashes(None)
 
 
 def _make(
