@@ -203,6 +203,7 @@ def _make(
     started = time.perf_counter()
     notes = make(partial) or {}
     seconds, peak = time.perf_counter() - started, peak_memory_bytes()
+    lock.check()  # or what is in the folder is another's by now
     manifest = _write_manifest(partial, kind=kind, key=key, seconds=seconds, peak=peak, notes=notes)
     lock.check()
     os.replace(partial, folder)

@@ -98,6 +98,17 @@ def test_a_damaged_picture_is_not_shown(store: FinishedStore, damage: str) -> No
         assert "not what was written" not in call("table", *store.words).err
 
 
+def test_a_picture_that_cannot_be_made_again_costs_no_table(
+    store: FinishedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sorted((store.out / "stages" / "images").glob("*/*.png"))[-1]
+    path.write_bytes(b"")
+    monkeypatch.setattr(sampling, "sample", None)
+    run = call("run", *store.words)
+    assert (run.status, run.out) == (0, store.answers["table"])
+    assert "cannot be made again (TypeError" in run.err
+
+
 def test_anothers_record_is_not_the_cells(store: FinishedStore) -> None:
     one, two = sorted((store.out / "cells").iterdir())
     for name in ("record.json", "per_image.csv"):
