@@ -16,7 +16,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = "v2"  # 2: with a checksum before the data
+_CACHE_VERSION = "v3"  # 3: with a checksum of name and data before the data
 _CHECKSUM_BYTES = 32
 _PACKAGES = ("torch", "clean-fid", "open_clip_torch", "pillow")  # an upgrade may change features
 
@@ -56,20 +56,38 @@ def cached_array(
     return array
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of a cache is what was written."""
+    try:
+        _checked(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _read(path: Path) -> np.ndarray[Any, Any] | None:
     """What `_write` left; a damaged file is said and counts as not there."""
     try:
-        content = path.read_bytes()
-        checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-        if hashlib.sha256(data).digest() != checksum:
-            raise ValueError("not what was written")
-        stored: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        stored: np.ndarray[Any, Any] = np.load(io.BytesIO(_checked(path)), allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         logger.warning("%s is damaged and is made again: %s", path, error)
         return None
     return stored
+
+
+def _checked(path: Path) -> bytes:
+    content = path.read_bytes()
+    checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    if _seal(path, data) != checksum:
+        raise ValueError("not what was written")
+    return data
+
+
+def _seal(path: Path, data: bytes) -> bytes:
+    """The name is in it, which says what the data were computed from."""
+    return hashlib.sha256(path.name.encode() + data).digest()
 
 
 def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
@@ -82,7 +100,7 @@ def _write(path: Path, array: np.ndarray[Any, Any]) -> None:
         os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        temporary.write_bytes(_seal(path, data) + data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

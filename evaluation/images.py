@@ -61,13 +61,15 @@ def _to_picture(array: np.ndarray[Any, Any], *, path: Path) -> Image.Image:
 def image_ids(folder: Path | str) -> list[str]:
     """The ids of the PNG images that lie directly in `folder`, sorted.
 
+    An id may begin with a dot; `._name` is what some systems put beside every file.
+
     Raises:
         ValueError: no such folder, no image in it, or images in another format.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("._"))
     others = [name for name in names if name.lower().endswith(_OTHER_FORMATS)]
     if others:
         raise ValueError(

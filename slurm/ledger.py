@@ -59,6 +59,8 @@ class Ledger:
 
     def _append(self, content: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            os.replace(self.path, self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}"))
         with self.path.open("ab") as stream:
             if stream.tell() and not self._ends_with_newline():
                 stream.write(b"\n")  # a line that a full disk cut short
@@ -93,15 +95,33 @@ class Ledger:
         return latest
 
     def _lines(self) -> Iterable[dict[str, Any]]:
-        try:
-            text = self.path.read_text()
-        except FileNotFoundError:
+        """Whole lines; of one that was cut short or damaged, what it said is found in the queue."""
+        if not self.path.is_file():
             return
-        for line in text.splitlines():
+        for text in self.path.read_bytes().splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a full disk: what it said is found in the queue
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if _is_intent(line) or _is_answer(line):
+                yield line
+
+
+def _is_intent(line: Any) -> bool:
+    if not isinstance(line, dict) or line.keys() != {"token", "stage", "items"}:
+        return False
+    items = line["items"]
+    if not isinstance(items, list) or not all(isinstance(names, list) for names in items):
+        return False
+    names = [name for names in items for name in names]
+    return all(isinstance(text, str) for text in (line["token"], line["stage"], *names))
+
+
+def _is_answer(line: Any) -> bool:
+    if not isinstance(line, dict) or line.keys() != {"token", "job", "folder"}:
+        return False
+    texts = (line["token"], line["folder"], "" if line["job"] is None else line["job"])
+    return all(isinstance(text, str) for text in texts)
 
 
 def _entries(intent: dict[str, Any], *, job: str, folder: str) -> dict[str, Entry]:

@@ -15,9 +15,10 @@ from baselines.peers.library import (
     quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from segquant.core.method_interface import OfThisMachine
 from segquant.core.quantize import replace_module
 
-_NEEDS_GPU = (
+_NEEDS_GPU = OfThisMachine(
     "bitsandbytes quantizes inputs on CUDA alone; on a CPU it multiplies dequantized weights, "
     "which is w8a16_int under another name; run on a GPU"
 )

@@ -23,6 +23,7 @@ from segquant.core import (
     TensorScheme,
 )
 from segquant.core.input_statistics import linear_layers
+from segquant.core.method_interface import OfThisMachine
 from segquant.core.quantize import BITS_OF_BYTE, reasons_to_keep
 from segquant.core.schemes import BITS_OF_FLOAT32, UNQUANTIZED_BITS
 
@@ -48,7 +49,9 @@ def not_installed(module: str, *, extra: str) -> str | None:
         present = False
     if present:
         return None
-    return f"{extra} is not installed; pip install -e '.[{extra}]' here and run again"
+    return OfThisMachine(
+        f"{extra} is not installed; pip install -e '.[{extra}]' here and run again"
+    )
 
 
 def on_cpu(denoiser: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from baselines.peers.library import (
     quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from segquant.core.method_interface import OfThisMachine
 from segquant.core.recorded_calls import CapturedCalls
 
 MEGABYTE = 2**20
@@ -191,7 +192,7 @@ class _StoredCalls:
 
 
 def _needs_gpu(bits: Bits) -> str:
-    return (
+    return OfThisMachine(
         f"Model Optimizer simulates {bits.weight.number_format.name} in CUDA kernels alone and the "
         f"denoiser is on a CPU ({bits.name}); run on a GPU"
     )

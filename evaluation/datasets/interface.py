@@ -89,8 +89,11 @@ class Dataset(Protocol):
         """Whether there are true images of the evaluation prompts."""
         ...
 
-    def images_source(self) -> str | None:
-        """What the true images depend on besides prompts and code, such as their folder."""
+    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
+        """The files that the true images of these prompts are made from; none if they are drawn.
+
+        Their contents decide the true images, along with prompts and code; one may be missing.
+        """
         ...
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:

@@ -46,23 +46,20 @@ class PromptsFile:
     def has_images(self) -> bool:
         return self.images is not None
 
-    def images_source(self) -> str | None:
-        return self.images
+    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
+        return [] if self.images is None else [Path(self.images, f"{p.id}.png") for p in prompts]
 
     def check_images(self, prompts: Sequence[Prompt]) -> None:
-        check_pictures([self._true_image(prompt) for prompt in prompts])
+        paths = self.image_files(prompts)
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise ValueError(f"dataset.images={self.images}: {missing[0]} is missing")
+        check_pictures(paths)
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            path = self._true_image(prompt)
+        self.check_images(prompts)
+        for path in self.image_files(prompts):
             write_png(folder / path.name, read_picture(path))
-
-    def _true_image(self, prompt: Prompt) -> Path:
-        source = Path(self.images or "")
-        path = source / f"{prompt.id}.png"
-        if not path.is_file():
-            raise ValueError(f"dataset.images={source}: {path.name} is missing")
-        return path
 
 
 def _read(path: Path) -> dict[str, list[Prompt]]:

@@ -205,8 +205,8 @@ class Shapes:
     def has_images(self) -> bool:
         return True
 
-    def images_source(self) -> str | None:
-        return None
+    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
+        return ()
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         wanted = {prompt.id for prompt in prompts}

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
 _SYNC_SECONDS = 600
+_PUSHED = "*.wandb.synced"  # the mark that W&B's command leaves beside a run
 DIRECTIONS = "higher_is_better"  # their key in the run's config
 MODES = ("offline", "online", "disabled")
 _DIRECTORIES = {
@@ -113,11 +114,17 @@ def sync_runs(root: Path) -> list[Pushed]:
     `<run>.wandb.synced` behind: a second call pushes only what is new.
     """
     runs = sorted(root.rglob("offline-run-*"), key=lambda folder: folder.name)
-    waiting = [run for run in runs if run.is_dir() and not any(run.glob("*.wandb.synced"))]
+    waiting = [run for run in runs if run.is_dir() and not any(run.glob(_PUSHED))]
     return [Pushed(folder, _push(folder)) for folder in waiting]
 
 
 def _push(folder: Path) -> str:
+    """An empty string, or why the run was not pushed.
+
+    W&B's command answers 0 whatever became of the run; what counts is the mark that it leaves.
+    """
+    if not any(folder.glob("*.wandb")):
+        return "holds no .wandb file"
     command = [sys.executable, "-m", "wandb", "sync", str(folder)]
     try:
         done = subprocess.run(
@@ -125,10 +132,11 @@ def _push(folder: Path) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {_SYNC_SECONDS} s"
-    if done.returncode == 0:
+    said = [line for text in (done.stderr, done.stdout) for line in text.strip().splitlines()]
+    errors = [line for line in said if "ERROR" in line]
+    if done.returncode == 0 and not errors and any(folder.glob(_PUSHED)):
         return ""
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return said[-1] if said else f"exit status {done.returncode}"
+    return next(iter([*errors, *reversed(said)]), f"exit status {done.returncode}")
 
 
 def flat_metrics(record: Record) -> dict[str, float]:

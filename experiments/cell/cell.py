@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from experiments.cell.denoiser import Denoiser
 from experiments.cell.float_denoiser import FloatDenoiser
 from experiments.cell.kernel_denoiser import KernelDenoiser
 from experiments.cell.learned_corrector import LearnedCorrector
-from experiments.cell.metric_stage import Measurement, MetricStage
+from experiments.cell.metric_stage import Measurement, MetricStage, read_scores, read_values
 from experiments.cell.quantized_denoiser import QuantizedDenoiser
 from experiments.cell.reference_trajectory import ReferenceTrajectory
 from experiments.cell.sampled_images import SampledImages
@@ -31,17 +31,19 @@ from experiments.config.naming import names
 from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
-from experiments.store.digests import digest, file_digest
-from experiments.store.folders import set_aside
+from experiments.store.digests import digest
+from experiments.store.entries import clear_way
+from experiments.store.folders import Finished, hash_once
 from experiments.store.sources import code_digest
 from segquant.core.calibration import Calibration
 from segquant.core.correction import Corrector
-from segquant.core.method_interface import corrector_of
+from segquant.core.method_interface import OfThisMachine, corrector_of
 
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
 SCORES = "per_image.csv"
+FAILURE = "failed_metrics.json"  # beside the record of a cell that had finished before
 _SCHEMA = 2
 _DESCRIBED_BY = "experiments.cell.protocol_fields"  # what a record says is part of it
 
@@ -66,6 +68,13 @@ class Cell:
     def unsupported(self) -> str | None:
         """Why the method does not do these bits."""
         return self.config.method.unsupported(self.config.bits)
+
+    @property
+    def refused(self) -> str | None:
+        """Why it will not be made; what this machine lacks, others that make stages may have."""
+        if isinstance(self.unsupported, OfThisMachine) and not self.around.makes:
+            return None
+        return self.unsupported
 
     @property
     def floor(self) -> NoiseFloor | None:
@@ -248,20 +257,61 @@ class Cell:
     def read_record(self) -> Record | None:
         """Whatever record there is, also of a failure or with metrics of other code.
 
-        A damaged one is said, and counts as not there: the same command makes it again.
+        Another sweep may have measured the same images with other settings since: where this
+        one's metrics are in the store, the record has those, and no files beside it.
         """
+        record = self._stored_record()
+        if record is None or record.status != "ok" or self.is_current(record):
+            return record
+        finished = self._measured()
+        if finished is None:
+            return record
+        metrics = {name: value for stage in finished for name, value in read_values(stage).items()}
+        return replace(record, metrics=metrics, stages=self.stage_hashes(), files={})
+
+    def _measured(self) -> list[Finished] | None:
+        """The stages of all metrics; None if one is not there, or not what was written."""
+        finished = [stage.find() for stage in self.metrics]
+        whole = [
+            stage
+            for stage in finished
+            if stage is not None and not any(map(stage.differs, stage.files))
+        ]
+        return whole if len(whole) == len(finished) else None
+
+    def _stored_record(self) -> Record | None:
+        """A damaged one is said, and counts as not there: the same command makes it again."""
         try:
-            return read_record(self.record_path)
+            record = read_record(self.record_path)
+            if record.run_id != self.run_id:
+                raise ValueError(f"{self.record_path}: the record of {record.run_id}")
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
             log.warning("%s; it counts as not there", error)
             return None
+        return record
+
+    def read_failure(self) -> Record | None:
+        """Of metrics of a finished cell: the last try at those that are asked for, if it failed."""
+        try:
+            failure = read_record(self.folder / FAILURE)
+        except (ValueError, OSError):  # none, or nothing that can be told of it
+            return None
+        asked = failure.run_id == self.run_id and failure.stages == self.stage_hashes()
+        return failure if asked else None
+
+    def write_failure(self, failure: Record) -> None:
+        """Beside the record of a finished cell, which stays as it is."""
+        failure.stages = self.stage_hashes()
+        self.around.store.ensure(self.folder)
+        clear_way(self.folder / FAILURE)
+        write_record(self.folder / FAILURE, failure)
 
     def write_record(self, record: Record) -> None:
         """Whole or not at all; what lies in its place and is no file is set aside."""
-        if self.record_path.is_dir():
-            set_aside(self.record_path)
+        self.around.store.ensure(self.folder)
+        clear_way(self.record_path)
         write_record(self.record_path, record)
 
     def read_scores(self, record: Record) -> dict[str, dict[str, float]]:
@@ -270,6 +320,10 @@ class Cell:
         Raises:
             UserError: the file is not what was written.
         """
+        finished = None if record.files else self._measured()
+        if finished is not None:
+            read = (read_scores(stage) for stage in finished)
+            return {column: dict(values) for scores in read for column, values in scores.items()}
         if not self._scores_are_whole(record):
             raise UserError(
                 f"{self.scores_path} is not what was written; segbench evaluate makes it again"
@@ -278,13 +332,13 @@ class Cell:
 
     def _scores_are_whole(self, record: Record) -> bool:
         try:
-            return file_digest(self.scores_path) == record.files.get(SCORES)
+            return hash_once(self.scores_path) == record.files.get(SCORES)
         except OSError:
             return False
 
     def record(self) -> Record | None:
         """The cell's record, if it is no failure's and its metrics are those that are asked for."""
-        record = self.read_record()
+        record = self._stored_record()
         if record is None or record.status == "failed" or not self.is_current(record):
             return None
         return record
@@ -292,9 +346,9 @@ class Cell:
     def is_current(self, record: Record) -> bool:
         """Whether its metrics are all there, of today's code, and its scores what was written."""
         if record.status == "skipped":  # for a library or a GPU that may be there by now
-            return record.reason == self.unsupported
+            return record.reason == self.unsupported or self.unsupported != self.refused
         if record.status != "ok":
             return True
         hashes = self.stage_hashes()
         made = all(record.stages.get(name) == hash_ for name, hash_ in hashes.items())
-        return made and self._scores_are_whole(record)
+        return made and (not record.files or self._scores_are_whole(record))

@@ -15,6 +15,7 @@ from evaluation.per_image import read_per_image, write_per_image
 from evaluation.records import Metric, decode_metric, encode_metric
 from experiments.cell.stage import Stage
 from experiments.sampling.threads import threads
+from experiments.store.sources import package_versions
 
 if TYPE_CHECKING:
     from evaluation.metrics.metric_interface import MetricBase
@@ -49,6 +50,9 @@ class Measurement:
 
     def _inputs(self, metrics: Sequence[MetricBase]) -> Inputs:
         around, errors = self.images.around, self.step_errors
+        settings = around.metric_settings
+        if settings.cache is not None:
+            around.store.ensure(settings.cache)
         judged = any(Need.evaluator in metric.needs for metric in metrics)
         return Inputs(
             images=self.images.build().path,
@@ -56,7 +60,7 @@ class Measurement:
             dataset=None if self.true_images is None else self.true_images.build().path,
             prompts={prompt.id: prompt.text for prompt in around.dataset.evaluation},
             step_errors=None if errors is None else errors.by_prompt(errors.build()),
-            settings=around.metric_settings,
+            settings=settings,
             loaded=around.evaluator if judged else None,
         )
 
@@ -84,6 +88,7 @@ class MetricStage(Stage):
             "prompts": self.around.prompts_hash.evaluation if Need.prompts in needs else None,
             "num_threads": self.around.num_threads,
             "versions": self.around.metric_versions,
+            "packages": package_versions(type(self.metric).__module__),
         }
 
     def code(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from experiments.cell.quantized_files import write_quantized
 from experiments.cell.stage import Stage
 from experiments.config.plain import method_fields, plain
 from experiments.sampling.threads import threads
+from experiments.store.sources import package_versions
 from segquant.core.method_interface import QuantizationReport
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class QuantizedDenoiser(Stage):
             "inputs": self.inputs().hash if needs.replay else None,
             "method": method_fields(self.method),
             "bits": plain(asdict(self.bits)),
+            "packages": package_versions(type(self.method).__module__),
         }
 
     def code(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from experiments.cell.protocol_fields import describe, fill_costs, fill_report
 from experiments.config.naming import changed_settings
 from experiments.errors import UserError
 from experiments.store.digests import file_digest
-from experiments.store.folders import set_aside
+from experiments.store.entries import set_aside
 from experiments.store.paths import ROOT
 from segquant.core.calibration import Calibration
 from segquant.core.method_interface import QuantizationReport
@@ -40,6 +40,7 @@ def run_cell(cell: Cell) -> Record:
     if known is not None:
         return known
     started = utc_now()
+    cell.around.store.ensure(cell.folder)
     try:
         record = _evaluated(cell) or _measured(cell)
     except UserError:
@@ -58,7 +59,8 @@ def run_cell(cell: Cell) -> Record:
 def record_failure(cell: Cell, reason: str, *, trace: str = "") -> Record:
     """Writes the record of a cell that failed, or that could not speak for itself.
 
-    Where the cell has finished before, and only a metric fails now, its record stays as it is.
+    Where the cell has finished before, and only a metric fails now, its record stays as it is and
+    the failure is told beside it.
     """
     record = _blank(cell, status="failed")
     record.reason = reason
@@ -68,6 +70,8 @@ def record_failure(cell: Cell, reason: str, *, trace: str = "") -> Record:
     known = cell.read_record()
     if known is None or known.status != "ok":
         cell.write_record(record)
+    else:
+        cell.write_failure(record)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.sample import generate_images
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from experiments.cell.denoiser import Denoiser
 
 
@@ -32,6 +35,7 @@ class SampledImages(Stage):
             "prompts": self.around.prompts_hash.evaluation,
             "latents": config.latents,
             "image": config.image,
+            "encoder": version("pillow") if config.image == "jpeg" else None,
             "denoiser": self.denoiser.name,
         }
 
@@ -56,3 +60,11 @@ class SampledImages(Stage):
                 shared_noise=config.latents == "shared",
                 jpeg=config.image == "jpeg",
             )
+
+    def damaged(self, ids: Sequence[str]) -> Path | None:
+        """The first of these pictures that is not what was written; its stage may be made again."""
+        finished = self.find()
+        if finished is None:
+            return self.folder
+        names = (f"{name}.png" for name in ids)
+        return next((finished.path / name for name in names if finished.differs(name)), None)

@@ -25,7 +25,8 @@ from experiments.sampling.machine import device_of, planned_gpu
 from experiments.sampling.model_folder import check_folder
 from experiments.sampling.static_graph import graph_of
 from experiments.sampling.weights_hash import weights_hash
-from experiments.store.file_hashes import FileHashes
+from experiments.store.digests import digest
+from experiments.store.file_hashes import HASHES, FileHashes
 from experiments.store.folders import Store
 from experiments.store.paths import resolve_path
 from segquant.core.method_interface import StatisticsNeeds
@@ -104,8 +105,16 @@ class Surroundings:
         return weights_hash(check_folder(self.config.model), files=self._files)
 
     @cached_property
+    def true_images_hash(self) -> str | None:
+        """Of the files that the true images are made from; None where they are drawn."""
+        paths = self.config.dataset.image_files(self.dataset.evaluation)
+        contents = [self._files.of(path) if path.is_file() else None for path in paths]
+        self._files.keep()
+        return digest(contents) if contents else None
+
+    @cached_property
     def _files(self) -> FileHashes:
-        return FileHashes(self.store.root / "stages" / "file_hashes.json")
+        return FileHashes(self.store.root / HASHES)
 
     def file_key(self, path: Path) -> str:
         """A file's sha256, read once."""

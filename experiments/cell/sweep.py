@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from baselines.fp import FullPrecision
+from baselines.noise_floor import NoiseFloor
 from evaluation.datasets.loading import check_pictures_of
 from evaluation.records import Record
 from experiments.cell.cell import Cell
@@ -14,13 +16,14 @@ from experiments.cell.progress import Progress
 from experiments.cell.run_cell import run_cell
 from experiments.cell.surroundings import Surroundings
 from experiments.config.catalogue import bits_of
+from experiments.config.choices import METHODS_OWN
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
 from experiments.sampling.model_check import check_model, misfits
 from experiments.sampling.model_shapes import check_kept
 from experiments.store.folders import Store
-from segquant.core.method_interface import StatisticsNeeds
+from segquant.core.method_interface import OfThisMachine, StatisticsNeeds
 
 _BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
 _SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
@@ -77,12 +80,12 @@ class Sweep:
             UserError: a folder that is no pipeline or lacks weights, a device that is not there,
                 an output folder that cannot be written or lacks room.
         """
-        if all(cell.unsupported is not None for cell in self.cells):
+        if all(cell.refused is not None for cell in self.cells):
             cell = self.cells[0]
             allowed = bits_of(cell.config.method)
             raise UserError(
                 f"method={cell.config.method_name} does not do bits={cell.config.bits.name}: "
-                f"{cell.unsupported} "
+                f"{cell.refused} "
                 f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
             )
         pixels = 0
@@ -113,7 +116,7 @@ class Sweep:
         for cell in self.cells:
             if cell.record() is not None:
                 states.append("done")
-            elif cell.unsupported is not None:
+            elif cell.refused is not None:
                 states.append("skip")
             else:
                 states.append("run")
@@ -142,13 +145,23 @@ class Sweep:
 def open_sweep(request: Request, *, progress: Progress | None = None) -> Sweep:
     """The cells of a request; nothing is checked or looked at yet."""
     _check_alike(request.cells)
+    configs = list({repr(config): config for config in map(_settled, request.cells)}.values())
     store = Store(Path(request.cells[0].out))
-    shown = progress or Progress(cells=len(request.cells), prompts=0)
+    shown = progress or Progress(cells=len(configs), prompts=0)
     return Sweep(
         name=request.name,
-        cells=gather_cells(request.cells, store=store, progress=shown),
+        cells=gather_cells(configs, store=store, progress=shown),
         store=store,
         progress=shown,
+    )
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """What quantizes nothing has one execution, whatever a sweep asks for: it is one row."""
+    if not isinstance(config.method, NoiseFloor | FullPrecision):
+        return config
+    return dataclasses.replace(
+        config, execution="simulated", activation_code=METHODS_OWN, fuse_activations=False
     )
 
 
@@ -186,7 +199,7 @@ def gather_cells(
             config=group[0],
             store=store,
             progress=progress,
-            needs=union_of_needs(group) if needs is None else needs,
+            needs=union_of_needs(group, elsewhere=not here) if needs is None else needs,
             makes=here if makes is None else makes,
         )
     pairs = zip(keys, configs, strict=True)
@@ -199,11 +212,16 @@ def _shared(config: RunConfig) -> tuple[object, ...]:
     return (config.model, config.dataset, config.metrics, *sampling)
 
 
-def union_of_needs(configs: Sequence[RunConfig]) -> StatisticsNeeds:
-    """What one calibration must record to serve every cell."""
+def union_of_needs(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> StatisticsNeeds:
+    """What one calibration must record to serve every cell.
+
+    Args:
+        elsewhere: other machines make the cells, which may have what this one lacks.
+    """
     needs = StatisticsNeeds(rows=1)
     for config in configs:
-        if config.method.unsupported(config.bits) is None:
+        reason = config.method.unsupported(config.bits)
+        if reason is None or (elsewhere and isinstance(reason, OfThisMachine)):
             needs = needs.union(config.method.needs())
     return needs
 

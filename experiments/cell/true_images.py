@@ -18,8 +18,8 @@ class TrueImages(Stage):
     anywhere = True
 
     def fields(self) -> dict[str, Any]:
-        source = self.around.config.dataset.images_source()
-        return {"prompts": self.around.prompts_hash.evaluation, "images": source}
+        prompts = self.around.prompts_hash.evaluation
+        return {"prompts": prompts, "images": self.around.true_images_hash}
 
     def code(self) -> tuple[str, ...]:
         return (type(self.around.config.dataset).__module__,)

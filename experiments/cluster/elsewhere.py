@@ -30,7 +30,7 @@ def pending_cells(sweep: Sweep, *, only: set[str] | None = None) -> list[Cell]:
     for cell in sweep.cells:
         if cell.record() is not None or (only is not None and cell.run_id not in only):
             continue
-        if cell.unsupported is not None:
+        if cell.refused is not None:
             run_cell(cell)
         else:
             pending.append(cell)

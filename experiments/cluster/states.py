@@ -35,6 +35,7 @@ class CellState:
     detail: str = ""
     job: str = ""
     log: str = ""
+    trace: str = ""  # of a failure
 
     @property
     def run_id(self) -> str:
@@ -123,6 +124,11 @@ def _state(
         waits = job.state == "PENDING"
         detail = f"job {entry.job} " + (f"waits ({job.reason})" if waits else f"on {job.node}")
         return CellState(cell, "queued" if waits else "running", detail, entry.job)
+    failure = cell.read_failure() if record is not None and record.status == "ok" else None
+    if failure is not None:
+        job_id = str(failure.environment.get("job") or "")
+        log = str(_log_path(known[0])) if known and job_id else ""
+        return CellState(cell, "failed", failure.reason, job_id, log, failure.traceback)
     if record is not None and record.status == "ok":
         return CellState(cell, "outdated", "metrics of other code; segbench evaluate renews them")
     unfinished = [e for e in known if e.job not in queue or queue[e.job].state != "COMPLETED"]
@@ -130,7 +136,8 @@ def _state(
     log_path = "" if last is None else str(_log_path(last))
     if record is not None:
         job_id = str(record.environment.get("job") or "")
-        return CellState(cell, "failed", record.reason, job_id, log_path if job_id else "")
+        log = log_path if job_id else ""
+        return CellState(cell, "failed", record.reason, job_id, log, record.traceback)
     if last is None:
         return CellState(cell, "missing")
     ended = queue.get(last.job)
@@ -189,8 +196,7 @@ def tracebacks(states: Sequence[CellState]) -> str:
     for state in states:
         if state.state not in FAILED:
             continue
-        record = state.cell.read_record()
-        text = record.traceback.rstrip() if record is not None else ""
+        text = state.trace.rstrip()
         where = f"log: {state.log}" if state.log else ""
         parts.append("\n".join(filter(None, [f"-- {state.label}: {state.detail}", text, where])))
     return "\n".join(parts)

@@ -18,6 +18,7 @@ import torch
 from evaluation.datasets.pictures import read_picture
 from evaluation.images import through_jpeg, write_png
 from experiments.sampling.step_noise import noise_seed, own_noise
+from experiments.store.unfinished import keep, kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
     from experiments.config.run_config import ModelConfig
 
-_NOT_FINITE = ".not_finite"  # an empty file beside the image that says so
 SHARED = "shared"  # in a prompt id's place, where all prompts share their noise
 Progress = Callable[[int], None]  # told how many prompts are done
 
@@ -89,7 +89,8 @@ def generate_images(
 ) -> dict[str, Any]:
     """Writes `<id>.png` for every prompt; goes on where a killed call stopped.
 
-    A batch with one image missing is made again as a whole: another batch would move bits.
+    A batch with one image missing is made again as a whole: another batch would move bits. What a
+    killed call left without saying that it is done is not in the folder any more.
 
     Args:
         jpeg: images go through JPEG on their way, as those of some published protocols did.
@@ -99,22 +100,22 @@ def generate_images(
         the seconds that an image took in this call.
     """
     begun, count, done = time.perf_counter(), 0, 0
+    known = kept(folder)
     for batch in batches(prompts, config.batch_size):
         paths = [folder / f"{prompt.id}.png" for prompt in batch]
-        if not all(path.exists() for path in paths):
+        if not all(path.name in known and path.exists() for path in paths):
             made = sample(pipeline, batch, config=config, seed=seed, shared_noise=shared_noise)
             images = np.asarray(made, np.float32)
-            for prompt, path, image in zip(batch, paths, images, strict=True):
-                if not np.isfinite(image).all():
-                    (folder / f"{prompt.id}{_NOT_FINITE}").touch()  # outlives a killed call
+            for path, image in zip(paths, images, strict=True):
                 clean = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
                 pixels = np.round(clean * 255.0).astype(np.uint8)
                 write_png(path, through_jpeg(pixels) if jpeg else pixels)
+                keep(path, finite=bool(np.isfinite(image).all()))
             count += len(batch)
         done += len(batch)
         progress(done)
-    marked = {path.name.removesuffix(_NOT_FINITE) for path in folder.glob(f"*{_NOT_FINITE}")}
+    finite = {name: notes["finite"] for name, notes in kept(folder).items()}
     return {
-        "not_finite": [prompt.id for prompt in prompts if prompt.id in marked],
+        "not_finite": [prompt.id for prompt in prompts if not finite[f"{prompt.id}.png"]],
         "seconds_per_image": (time.perf_counter() - begun) / count if count else None,
     }

@@ -1,4 +1,4 @@
-"""Checksums of large files, read once and kept by path, size and time."""
+"""Checksums of files, read once and kept by path, size, inode and times."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import logging
 from pathlib import Path
 
+from evaluation.records import write_text_atomically
 from experiments.store.digests import digest, file_digest
-from experiments.store.folders import write_text
 
+HASHES = Path("stages", "file_hashes.json")  # in a store
 log = logging.getLogger(__name__)
 
+_BETWEEN = "|"
 _KNOWN, _OWN = "files", "own"  # keys of the cache: the checksums, and the digest of these
 
 
@@ -27,8 +29,7 @@ class FileHashes:
         self._fresh = False
 
     def of(self, path: Path) -> str:
-        status = path.stat()
-        label = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        label = _label(path)
         if label not in self._known:
             self._known[label] = file_digest(path)
             self._fresh = True
@@ -40,8 +41,26 @@ class FileHashes:
             with contextlib.suppress(OSError):
                 self._known = _read(self._cache) | self._known  # others write it too
                 content = {_KNOWN: self._known, _OWN: digest(self._known)}
-                write_text(self._cache, json.dumps(content, indent=0) + "\n")
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(self._cache, json.dumps(content, indent=0) + "\n")
             self._fresh = False
+
+    def changed(self) -> list[Path]:
+        """Files that were changed under their size and times; all that are there are read."""
+        differing = []
+        for label, sha256 in self._known.items():
+            path = Path(label.rpartition(_BETWEEN)[0])
+            with contextlib.suppress(OSError):  # gone: asked for again, it is another
+                if _label(path) == label and file_digest(path) != sha256:
+                    differing.append(path)
+        return sorted(differing)
+
+
+def _label(path: Path) -> str:
+    """A file written over by `cp -p` or `touch -r` has another time of change, or another inode."""
+    status = path.stat()
+    times = f"{status.st_mtime_ns},{status.st_ctime_ns}"
+    return f"{path.resolve()}{_BETWEEN}{status.st_size},{status.st_ino},{times}"
 
 
 def _read(cache: Path) -> dict[str, str]:

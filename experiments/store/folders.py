@@ -9,12 +9,11 @@ file that names its owner and is taken over when the owner is dead.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
+import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,10 @@ from typing import Any
 from evaluation.records import write_text_atomically
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments.errors import UserError
-from experiments.store.digests import digest
+from experiments.store.digests import HASH_LENGTH, digest, file_digest
+from experiments.store.entries import clear_way, ensure_folder, is_there, set_aside
+from experiments.store.file_hashes import FileHashes
+from experiments.store.journal import add_line, read_lines
 from experiments.store.lock import Lock, locked
 from experiments.store.manifest import (
     MANIFEST,
@@ -32,11 +34,13 @@ from experiments.store.manifest import (
     differing_files,
     read_manifest,
 )
+from experiments.store.unfinished import DONE, sweep
 from slurm.context import describe_job
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = ".attempts.jsonl"  # in a stage that is being made: who began, and when
+_STAGE = re.compile(f"[0-9a-f]{{{HASH_LENGTH}}}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ class Finished:
     seconds: float  # what making it took, by whoever made it
     peak_memory_bytes: int | None  # of the process that made it, meanwhile
     notes: dict[str, Any]  # what its maker said of it
+    files: dict[str, str]  # name -> sha256
+
+    def differs(self, name: str) -> bool:
+        """Whether a file is not what was written; read once a process, and when it changes."""
+        try:
+            return _hashes.of(self.path / name) != self.files[name]
+        except (OSError, KeyError):
+            return True
 
 
 class Store:
@@ -93,21 +105,25 @@ class Store:
         return [
             folder
             for folder in sorted((self.root / "stages").glob("*/*"))
-            if folder.is_dir() and "." not in folder.name and (folder / MANIFEST).exists()
+            if _STAGE.fullmatch(folder.name)
         ]
+
+    def ensure(self, folder: Path) -> None:
+        """Creates a folder of the store; what lies in its place is set aside."""
+        ensure_folder(folder, below=self.root)
 
     def build(self, kind: str, key: Any, make: Callable[[Path], dict[str, Any] | None]) -> Finished:
         """The finished stage, made by `make(folder)` if it is not there or damaged.
 
-        `make` may find in the folder what an earlier, killed call left and go on from it. What it
-        returns is kept as notes.
+        `make` may find in the folder what an earlier, killed call said to `keep`, and go on from
+        it. What it returns is kept as notes.
         """
         folder = self.folder(kind, digest(key))
         finished = _read_stage(folder)
         if finished is not None and _is_whole(finished):
             return finished
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            self.ensure(folder.parent)
             with locked(folder.with_suffix(".lock")) as lock:
                 try:
                     return _make(folder, make, kind=kind, key=key, lock=lock)
@@ -135,25 +151,31 @@ def _read_stage(folder: Path) -> Finished | None:
                 return None
         except OSError:
             return None
-    return Finished(
-        folder, folder.name, manifest.seconds, manifest.peak_memory_bytes, manifest.notes
-    )
+    return _finished(folder, manifest)
+
+
+def _finished(folder: Path, manifest: Manifest) -> Finished:
+    files = {name: entry["sha256"] for name, entry in manifest.files.items()}
+    seconds, peak = manifest.seconds, manifest.peak_memory_bytes
+    return Finished(folder, folder.name, seconds, peak, manifest.notes, files)
 
 
 def _is_whole(stage: Finished) -> bool:
-    """Whether every file is what was written; read once a process."""
-    key = (stage.path, (stage.path / MANIFEST).stat().st_mtime_ns)
-    if key not in _whole:
-        try:
-            verify(stage.path)
-        except UserError as error:
-            log.warning("%s", error)
-            return False
-        _whole.add(key)
+    """Whether every file is what was written, and no other is there."""
+    try:
+        verify(stage.path, hash_of=_hashes.of)
+    except UserError as error:
+        log.warning("%s", error)
+        return False
     return True
 
 
-_whole: set[tuple[Path, int]] = set()  # stages that this process has verified
+def hash_once(path: Path) -> str:
+    """A file's sha256: it is read once a process, and again when it has changed."""
+    return _hashes.of(path)
+
+
+_hashes = FileHashes(None)
 
 
 def _make(
@@ -168,52 +190,52 @@ def _make(
     finished = _read_stage(folder)
     if finished is not None and _is_whole(finished):
         return finished
-    if folder.exists():
+    if is_there(folder):
         log.warning("%s is damaged: it is set aside and made again", folder)
         set_aside(folder)
     partial = folder.with_suffix(".partial")
-    partial.mkdir(exist_ok=True)
+    ensure_folder(partial, below=folder.parent)
+    for name in sweep(partial, but=(ATTEMPTS,)):
+        log.warning("%s is not what was written: it is made again", partial / name)
     attempt = {**describe_job(), "pid": os.getpid(), "began_unix": time.time()}
-    with (partial / ATTEMPTS).open("a") as stream:
-        stream.write(json.dumps(attempt) + "\n")
+    add_line(partial / ATTEMPTS, attempt)
     reset_peak_memory()
     started = time.perf_counter()
     notes = make(partial) or {}
     seconds, peak = time.perf_counter() - started, peak_memory_bytes()
-    _write_manifest(partial, kind=kind, key=key, seconds=seconds, peak=peak, notes=notes)
+    lock.check()  # or what is in the folder is another's by now
+    manifest = _write_manifest(partial, kind=kind, key=key, seconds=seconds, peak=peak, notes=notes)
     lock.check()
     os.replace(partial, folder)
-    return Finished(folder, folder.name, seconds, peak, notes)
+    return _finished(folder, manifest)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, *, hash_of: Callable[[Path], str] = file_digest) -> None:
     """Compares every file of a stage with the checksum in its manifest.
 
     Raises:
-        UserError: there is no whole manifest, or a file differs.
+        UserError: there is no whole manifest, or a file differs or is not the stage's.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder / MANIFEST} is not what was written; remove {folder}")
-    for name in differing_files(folder, manifest):
+    for name in differing_files(folder, manifest, hash_of=hash_of):
         raise UserError(f"{folder / name} is not what was written; remove {folder}")
-
-
-def set_aside(path: Path) -> None:
-    """Keeps what is damaged under another name, so that it can be made again."""
-    os.replace(path, path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_way(path)
     write_text_atomically(path, text)
 
 
 def _write_manifest(
     folder: Path, *, kind: str, key: Any, seconds: float, peak: int, notes: dict[str, Any]
-) -> None:
-    attempts = [json.loads(line) for line in (folder / ATTEMPTS).read_text().splitlines() if line]
+) -> Manifest:
+    attempts = read_lines(folder / ATTEMPTS)
+    for name in (ATTEMPTS, DONE):
+        (folder / name).unlink(missing_ok=True)
     manifest = Manifest(
         kind=kind,
         key=key,
@@ -221,6 +243,7 @@ def _write_manifest(
         peak_memory_bytes=peak,
         attempts=attempts,
         notes=notes,
-        files=describe_files(folder, but=MANIFEST),
+        files=describe_files(folder),
     )
     write_text(folder / MANIFEST, manifest.text())
+    return manifest

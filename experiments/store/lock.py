@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.store.entries import is_there, remove
 from slurm.context import is_gone, process_identity
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
 _TAKEOVER_SECONDS = 30.0  # taking over is a few file operations; longer means its process died
 _POLL_SECONDS = 0.2
+_FIRST = b'{"token": "'  # what every lock begins with
 
 
 class LockLost(RuntimeError):  # noqa: N818 - what happened, not what kind of error
@@ -44,7 +47,7 @@ class Lock:
 
     def still_held(self) -> bool:
         state = _read(self.path)
-        return state is not None and state.owner.get("token") == self.token
+        return state is not None and (state.owner or {}).get("token") == self.token
 
     def check(self) -> None:
         """Raises LockLost if another process has taken the lock over."""
@@ -73,26 +76,35 @@ def locked(path: Path, *, poll_seconds: float = _POLL_SECONDS) -> Iterator[Lock]
 class _State:
     """A lock file as one look at it shows."""
 
-    owner: dict[str, Any]
+    owner: dict[str, Any] | None  # None: nobody who takes locks has written this
     beat: tuple[int, int, int]  # inode, modification time, size: whether it moved, never how old
 
 
 def _read(path: Path) -> _State | None:
     # opening, not only stat: NFS asks the server again when a file is opened
     try:
-        with path.open() as stream:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return _State(None, (status.st_ino, status.st_mtime_ns, 0))
+        with path.open("rb") as stream:
             status = os.fstat(stream.fileno())
-            text = stream.read()
+            content = stream.read()
     except FileNotFoundError:
         return None
     except OSError as error:  # a stale handle: the file was replaced while it was read
         log.debug("%s: %s", path, error)
         return _State({}, (0, 0, 0))
+    return _State(_owner(content), (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+def _owner(content: bytes) -> dict[str, Any] | None:
     try:
-        owner = json.loads(text)
-    except json.JSONDecodeError:  # its owner has not written yet, or died before it could
-        owner = {}
-    return _State(owner, (status.st_ino, status.st_mtime_ns, status.st_size))
+        owner = json.loads(content)
+    except (ValueError, RecursionError):
+        # cut short: its owner has not written yet, or died before it could
+        return {} if _FIRST.startswith(content[: len(_FIRST)]) else None
+    named = isinstance(owner, dict) and isinstance(owner.get("token"), str)
+    return owner if named and isinstance(owner.get("pid"), int) else None
 
 
 def _acquire(path: Path, poll_seconds: float) -> Lock:
@@ -107,7 +119,8 @@ def _acquire(path: Path, poll_seconds: float) -> Lock:
             continue
         if seen is None or state.beat != seen.beat:
             if seen is None:
-                log.info("waiting for %s, which %s makes", path.stem, state.owner.get("host"))
+                host = (state.owner or {}).get("host")
+                log.info("waiting for %s, which %s makes", path.stem, host)
             seen, since = state, time.monotonic()
         if is_dead(state.owner, silent_seconds=time.monotonic() - since):
             _remove_dead(path, state)
@@ -116,8 +129,10 @@ def _acquire(path: Path, poll_seconds: float) -> Lock:
         time.sleep(poll_seconds)
 
 
-def is_dead(owner: dict[str, Any], *, silent_seconds: float) -> bool:
+def is_dead(owner: dict[str, Any] | None, *, silent_seconds: float) -> bool:
     """Whether a lock's owner is to be given up after so long without a heartbeat."""
+    if owner is None:
+        return True
     return (bool(owner) and is_gone(owner)) or silent_seconds > DEAD_AFTER_SECONDS
 
 
@@ -152,16 +167,16 @@ def _remove_dead(path: Path, dead: _State) -> None:
         now = _read(path)
         if now is not None and now == dead:
             log.warning("%s was left by a process that is gone: taken over", path)
-            path.unlink(missing_ok=True)
+            remove(path)
     finally:
         guard.unlink(missing_ok=True)
 
 
 def _wait_for_guard(guard: Path) -> None:
     end = time.monotonic() + _TAKEOVER_SECONDS
-    while guard.exists():
-        if time.monotonic() > end:
-            guard.unlink(missing_ok=True)
+    while is_there(guard):
+        if time.monotonic() > end or not guard.is_file():
+            remove(guard)
         time.sleep(_POLL_SECONDS)
 
 

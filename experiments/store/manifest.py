@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from experiments.store.digests import file_digest
+from experiments.store.digests import digest, file_digest
 
 MANIFEST = "manifest.json"
 _OWN = "sha256"  # of the rest of the manifest
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]+)?\.tmp")  # a process's own, until it is renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +35,28 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished stage; None if there is none that is whole."""
+    """The manifest of a finished stage; None if there is none that is whole and this folder's."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         own = content.pop(_OWN)
-        return Manifest(**content) if own == _checksum(content) else None
+        manifest = Manifest(**content)
+        whole = own == _checksum(content) and digest(manifest.key) == folder.name
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    return manifest if whole else None
 
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def describe_files(folder: Path, *, but: str) -> dict[str, dict[str, Any]]:
-    """Size and checksum of every file; what starts with a dot, a killed run's, is removed."""
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file; what a killed run was still writing is removed."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name == but:
+        if not path.is_file() or path == folder / MANIFEST:
             continue
-        if path.name.startswith("."):
+        if _TEMPORARY.fullmatch(path.name):
             path.unlink()
             continue
         name = str(path.relative_to(folder))
@@ -59,14 +64,25 @@ def describe_files(folder: Path, *, but: str) -> dict[str, dict[str, Any]]:
     return files
 
 
-def differing_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that are not what was written: by their contents, all of which are read."""
+def differing_files(
+    folder: Path, manifest: Manifest, *, hash_of: Callable[[Path], str] = file_digest
+) -> list[str]:
+    """Files that are not what was written, by their contents, and those that are not the stage's.
+
+    Hidden files that are not the stage's are a file system's own.
+    """
     differing = []
     for name, entry in manifest.files.items():
         path = folder / name
         try:
-            if file_digest(path) != entry["sha256"]:
+            if hash_of(path) != entry["sha256"]:
                 differing.append(name)
         except OSError:
+            differing.append(name)
+    known = {MANIFEST, *manifest.files}
+    known |= {str(parent) for name in manifest.files for parent in PurePath(name).parents}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name not in known and not path.name.startswith("."):
             differing.append(name)
     return differing

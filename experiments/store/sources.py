@@ -18,9 +18,16 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 
 from experiments.store.digests import HASH_LENGTH
@@ -30,6 +37,13 @@ PACKAGES = ("segquant", "baselines", "evaluation", "experiments", "slurm")
 PRESENTED = "SHOWN"
 _INIT = "__init__"
 _DATA = (".json", ".yaml", ".npz")  # what a package reads; notes and logs beside it are not
+_CALLED = {  # otherwise than what is imported; to ask for all takes a second
+    "PIL": "pillow",
+    "cleanfid": "clean-fid",
+    "modelopt": "nvidia-modelopt",
+    "open_clip": "open_clip_torch",
+    "optimum": "optimum-quanto",
+}
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -61,6 +75,38 @@ def _digest(modules: tuple[str, ...]) -> str:
 def code_files(*modules: str) -> tuple[str, ...]:
     """The files that `code_digest` of these modules reads, relative to the project's root."""
     return tuple(name for name, _ in _closure(tuple(sorted(set(modules)))))
+
+
+def package_versions(*modules: str) -> dict[str, str]:
+    """Distribution -> version of what is installed of what some modules, and all they import, use.
+
+    Neither the standard library nor what counts as code already.
+    """
+    return dict(_versions(tuple(sorted(set(modules)))))
+
+
+@functools.cache
+def _versions(modules: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    homes = (_Home(ROOT, frozenset(PACKAGES)), *dict.fromkeys(_outside(modules)))
+    sources = [path for _, path in _closure(modules) if path.suffix == ".py"]
+    names = {name for path in sources for name, _ in _parsed(path).imports}
+    tops = {name.partition(".")[0] for name in names if not name.startswith(".")}
+    foreign = [
+        top for top in tops - sys.stdlib_module_names - {*PACKAGES} if _find(top, homes) is None
+    ]
+    found = {(name, version(name)) for top in foreign for name in _distributions(top)}
+    return tuple(sorted(found))
+
+
+@functools.cache
+def _distributions(top: str) -> tuple[str, ...]:
+    """The distributions that an import is from; none if it is not installed."""
+    if importlib.util.find_spec(top) is None:
+        return ()
+    try:
+        return (distribution(_CALLED.get(top, top)).name,)
+    except PackageNotFoundError:
+        return tuple(dict.fromkeys(packages_distributions().get(top, ())))
 
 
 @functools.cache
@@ -246,4 +292,13 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, tuple[str, str | None]]]:
             yield alias.asname or alias.name, ("." * node.level + (node.module or ""), alias.name)
 
 
-_CACHED = (project_digest, _digest, _closure, _file_digest, _parsed, _beside)
+_CACHED = (
+    project_digest,
+    _digest,
+    _versions,
+    _distributions,
+    _closure,
+    _file_digest,
+    _parsed,
+    _beside,
+)

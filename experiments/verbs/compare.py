@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from evaluation.report.render import FORMATS
 from experiments.errors import UserError
 from experiments.store.folders import write_text
 from experiments.verbs.answer import Answer
-from experiments.verbs.report_files import scored, tell_outdated
+from experiments.verbs.report_files import ReportFolder, scored, tell_outdated
 from experiments.verbs.words import add_recorded, no_record, recorded_sweep
 
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
@@ -66,12 +67,13 @@ def run(options: argparse.Namespace) -> Answer:
         descriptions=words,
         alone=without_baseline(cells, against=against),
     )
-    _draw(rows, against=against, folder=sweep.folder, title=sweep.name)
+    folder = ReportFolder(sweep)
+    _draw(rows, against=against, folder=folder, title=sweep.name)
     tell_outdated(sweep)
     for suffix, render in FORMATS.items():
-        path = sweep.folder / f"compare_{against}.{suffix}"
-        write_text(path, render(table))
-        sys.stderr.write(f"wrote {path}\n")
+        write = functools.partial(write_text, text=render(table))
+        folder.put(f"compare_{against}.{suffix}", write)
+    sys.stderr.write("".join(f"wrote {path}\n" for path in folder.files))
     bare = [] if options.reasons is None else unexplained(rows, reasons=reasons)
     for row in bare:
         names = f"{row.record.model} {row.record.method_label} {row.record.bits_label}"
@@ -79,7 +81,7 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(FORMATS[options.format](table), [_plain(row) for row in rows], failed=bool(bare))
 
 
-def _draw(rows: Sequence[Compared], *, against: str, folder: Path, title: str) -> None:
+def _draw(rows: Sequence[Compared], *, against: str, folder: ReportFolder, title: str) -> None:
     """One map a model: methods against bits, the ratio of step errors in each tile."""
     for model in dict.fromkeys(row.record.model for row in rows):
         tiles = [
@@ -94,13 +96,13 @@ def _draw(rows: Sequence[Compared], *, against: str, folder: Path, title: str) -
         ]
         if all(tile.value is None for tile in tiles):
             continue
-        path = folder / f"compare_{against}_{model}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ratio_map(
-            tiles, title=f"{title}, {model}: step error over {against}'s (grey: not told apart)",
-            out_path=path,
-        )  # fmt: skip
-        sys.stderr.write(f"wrote {path}\n")
+        words = f"{title}, {model}: step error over {against}'s (grey: not told apart)"
+        picture = f"compare_{against}_{model}.png"
+        folder.put(picture, functools.partial(_write_map, tiles=tiles, title=words))
+
+
+def _write_map(path: Path, *, tiles: Sequence[Tile], title: str) -> None:
+    ratio_map(tiles, title=title, out_path=path)
 
 
 def read_reasons(path: Path) -> list[Reason]:

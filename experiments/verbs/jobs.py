@@ -12,6 +12,7 @@ from experiments.cluster.estimate import hours
 from experiments.cluster.states import FAILED, CellState, any_failed, states_of, tracebacks
 from experiments.cluster.submission import Submission, job_name, jobs_folder, plan_jobs, submit
 from experiments.errors import UserError
+from experiments.store.entries import ensure_folder
 from experiments.verbs.answer import Answer
 from experiments.verbs.report_files import write_report
 from slurm.arrays import Job, plan_arrays
@@ -21,6 +22,8 @@ from slurm.queue import SlurmError
 
 def run_as_jobs(sweep: Sweep, watch: bool, *, only: set[str] | None = None) -> Answer:
     """Runs a sweep as jobs. On Slurm the answer comes at once unless `watch` is set."""
+    root = sweep.store.root.absolute()
+    ensure_folder(jobs_folder(root), below=root)
     pending = pending_cells(sweep, only=only)
     if not sweep.on_slurm:
         return report_states(sweep, run_processes(sweep, pending))
@@ -68,7 +71,7 @@ def describe_jobs(sweep: Sweep) -> Answer:
     pending = [
         state.cell
         for state in states_of(sweep)
-        if state.cell.unsupported is None and state.state in ("missing", "outdated", *FAILED)
+        if state.cell.refused is None and state.state in ("missing", "outdated", *FAILED)
     ]
     jobs = plan_jobs(pending, running=set())
     if not sweep.on_slurm:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluation.datasets.interface import Prompt
 from evaluation.metrics.metric_catalogue import shown
 from evaluation.records import Record
 from evaluation.report.figures import contact_sheet
 from evaluation.report.render import FORMATS, to_markdown
 from evaluation.report.rows import Scored
-from evaluation.report.tables import make_table
+from evaluation.report.tables import Table, make_table
 from experiments.cell.cell import Cell
+from experiments.cell.sampled_images import SampledImages
+from experiments.cell.surroundings import Surroundings
 from experiments.cell.sweep import Sweep
+from experiments.store.entries import clear_way
 from experiments.store.folders import write_text
+
+log = logging.getLogger(__name__)
 
 _SHEET_PROMPTS = 8
 _SHEET_ROWS = 24  # of one contact sheet
@@ -24,16 +32,49 @@ _REFERENCE = ("reference (fp)", "")  # label and bits of a sheet's first row
 
 @dataclass(frozen=True)
 class Report:
-    """Files written and the table to print."""
+    """The table to print, and the files that were written of it."""
 
-    markdown: str
+    table: Table
     files: tuple[Path, ...]
 
+    @property
+    def markdown(self) -> str:
+        return to_markdown(self.table)
 
-def write_report(sweep: Sweep, records: Sequence[Record]) -> Report:
+
+@dataclass
+class ReportFolder:
+    """Where a sweep's reports go; if it cannot be written, that is said once."""
+
+    sweep: Sweep
+    files: list[Path] = field(default_factory=list)
+    refused: bool = False
+
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Has a file written; what lies in its place and is none is set aside."""
+        if self.refused:
+            return
+        path = self.sweep.folder / name
+        try:
+            self.sweep.store.ensure(self.sweep.folder)
+            clear_way(path)
+            write(path)
+        except OSError as error:
+            self.refused = True
+            reason = error.strerror or str(error)
+            sys.stderr.write(
+                f"{self.sweep.folder}: cannot be written ({reason}); no report there\n"
+            )
+        else:
+            self.files.append(path)
+
+
+def write_report(sweep: Sweep, records: Sequence[Record], *, makes: bool = False) -> Report:
     """Writes `table.md`, `table.csv`, `table.tex` and one contact sheet a model.
 
-    `records` may lack cells that were asked for: they get a row that says so.
+    Args:
+        records: may lack cells that were asked for: they get a row that says so.
+        makes: pictures of the contact sheets that are damaged are made again.
     """
     known = {record.run_id for record in records}
     table = make_table(
@@ -42,13 +83,11 @@ def write_report(sweep: Sweep, records: Sequence[Record]) -> Report:
         missing=[cell.names for cell in sweep.cells if cell.run_id not in known],
         title=sweep.name,
     )
-    files = []
+    folder = ReportFolder(sweep)
     for suffix, render in FORMATS.items():
-        path = sweep.folder / f"table.{suffix}"
-        write_text(path, render(table))
-        files.append(path)
-    files += _contact_sheets(sweep, records)
-    return Report(markdown=to_markdown(table), files=tuple(files))
+        folder.put(f"table.{suffix}", functools.partial(write_text, text=render(table)))
+    _contact_sheets(folder, records, makes=makes)
+    return Report(table=table, files=tuple(folder.files))
 
 
 def scored(sweep: Sweep, records: Sequence[Record] | None = None) -> list[Scored]:
@@ -80,34 +119,60 @@ def tell_outdated(sweep: Sweep) -> None:
         )
 
 
-def _contact_sheets(sweep: Sweep, records: Sequence[Record]) -> list[Path]:
+def _contact_sheets(folder: ReportFolder, records: Sequence[Record], *, makes: bool) -> None:
     done = {record.run_id for record in records if record.status == "ok"}
     rows: dict[str, dict[tuple[str, str], Path]] = {}
     first: dict[str, Cell] = {}
-    for cell in sweep.cells:
+    for cell in folder.sweep.cells:
         model, method, bits = cell.names
-        reference = cell.reference.folder
-        if cell.run_id not in done or not reference.is_dir():
+        if cell.run_id not in done or not _can_be_shown(cell.reference, makes=makes):
             continue
         first.setdefault(model, cell)
-        rows.setdefault(model, {_REFERENCE: reference})
-        if cell.images.folder != reference:
+        rows.setdefault(model, {_REFERENCE: cell.reference.folder})
+        same = cell.images.folder == cell.reference.folder
+        if not same and _can_be_shown(cell.images, makes=makes):
             rows[model][f"{method} {bits}", bits] = cell.images.folder
-    written = []
     for model, folders in rows.items():
-        prompts = first[model].around.dataset.evaluation[:_SHEET_PROMPTS]
+        prompts = _shown_prompts(first[model].around)
         for suffix, part in _sheets(folders).items():
-            path = sweep.folder / f"contact_sheet_{model}{suffix}.png"
-            contact_sheet(
-                {label: folder for (label, _), folder in part.items()},
+            draw = functools.partial(
+                contact_sheet,
+                {label: path for (label, _), path in part.items()},
                 [prompt.id for prompt in prompts],
                 {prompt.id: prompt.text for prompt in prompts},
                 _REFERENCE[0],
-                path,
                 groups=dict(part.keys()),
             )
-            written.append(path)
-    return written
+            folder.put(f"contact_sheet_{model}{suffix}.png", draw)
+
+
+def _shown_prompts(around: Surroundings) -> Sequence[Prompt]:
+    return around.dataset.evaluation[:_SHEET_PROMPTS]
+
+
+def _can_be_shown(images: SampledImages, *, makes: bool) -> bool:
+    """Whether the pictures of a contact sheet are what was written; a damaged one is named.
+
+    A folder that is gone is left alone: records and tables need none.
+    """
+    if not images.folder.is_dir():
+        return False
+    ids = [prompt.id for prompt in _shown_prompts(images.around)]
+    damaged = images.damaged(ids)
+    if damaged is None:
+        return True
+    again = "segbench run makes it again"
+    if makes and images.around.makes:
+        try:
+            images.build()
+            return True
+        except Exception as error:  # the records and the table are there all the same
+            log.debug("%s", images.folder, exc_info=True)
+            again = f"and it cannot be made again ({type(error).__name__}: {error})"
+    sys.stderr.write(
+        f"{damaged} is not what was written: the contact sheet leaves its row out; {again}\n"
+    )
+    return False
 
 
 def _sheets(folders: dict[tuple[str, str], Path]) -> dict[str, dict[tuple[str, str], Path]]:

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> Answer:
         return _describe_plan(sweep)
     sweep.progress.expect(sweep.plan().prompts)
     records = sweep.run(finished=lambda *told: _tell(sweep, *told))
-    report = write_report(sweep, records)
+    report = write_report(sweep, records, makes=True)
     count, noun = len(records), "cell" if len(records) == 1 else "cells"
     sweep.progress.note(f"{count} {noun} in {duration(time.perf_counter() - begun)}")
     for path in report.files:

@@ -26,5 +26,5 @@ def run(options: argparse.Namespace) -> Answer:
     report = write_report(sweep, records)
     tell_outdated(sweep)
     sys.stderr.write("".join(f"wrote {path}\n" for path in report.files))
-    text = (sweep.folder / f"table.{options.format}").read_text()
+    text = FORMATS[options.format](report.table)
     return Answer(text, [encode_record(record) for record in records])

@@ -16,6 +16,12 @@ from segquant.core.schemes import Bits
 SIMULATED = "simulated"
 
 
+class OfThisMachine(str):
+    """A reason not to quantize that another machine may not have: no GPU, no such library."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class StatisticsNeeds:
     """What one pass over the calibration set has to record for a method."""

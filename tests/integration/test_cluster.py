@@ -13,6 +13,7 @@ from evaluation.records import read_record, stable_view
 from experiments.cell.sweep import open_sweep
 from experiments.cluster.work import CellsFailed, CellWork
 from experiments.config.request import Request, read_request
+from segquant.core.method_interface import OfThisMachine
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
@@ -277,3 +278,47 @@ def test_metrics_as_a_job_of_their_own_end_in_the_same_record(
         for path in (tmp_path / out / "cells").glob("*/record.json")
     ]
     assert stable_view(records[0]) == stable_view(records[1])
+
+
+def test_what_a_login_node_lacks_is_asked_of_the_nodes(
+    segbench: Segbench,
+    small: Small,
+    slurm: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library's row is no skipped row before a machine that may have it has said so."""
+    lacks = "baselines.rtn.RoundToNearest.unsupported"
+    words = small("tiny_unet", "method=rtn,smoothquant", f"out={tmp_path / 'out'}")
+    on_slurm = [*words, *ON_SLURM]
+    with monkeypatch.context() as login:
+        login.setattr(lacks, lambda self, bits: OfThisMachine("run on a GPU"))
+        answer = segbench("run", "-m", *on_slurm)
+        assert answer.status == 0, answer.err
+        assert "submitted 2 cells" in answer.out
+        assert not list((tmp_path / "out" / "cells").glob("*/record.json"))
+        # a node has none either, and says so in other words
+        login.setattr(lacks, lambda self, bits: OfThisMachine("this node is too old"))
+        assert segbench("run", "-m", *words).status == 0
+        login.setattr(lacks, lambda self, bits: OfThisMachine("run on a GPU"))
+        assert "1 done, 1 skipped" in segbench("status", "-m", *on_slurm).out
+    with monkeypatch.context() as never:
+        never.setattr(lacks, lambda self, bits: "no such bits")
+        more = [word.replace("/out", "/other") for word in on_slurm]
+        assert "submitted 1 cells" in segbench("run", "-m", *more).out
+
+
+def test_a_row_that_quantizes_nothing_stands_once(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    """Whatever executions a sweep asks for: there is one way to run the unquantized model."""
+    words = small(
+        "tiny_unet", "method=fp,noise_floor", "bits=w16a16", "execution=simulated,kernel",
+        f"out={tmp_path}",
+    )  # fmt: skip
+    answer = segbench("run", "-m", *words, "--json")
+    assert answer.status == 0, answer.err
+    assert sorted(record["method"] for record in answer.records) == ["fp", "noise_floor"]
+    table = segbench("table", "-m", *words).out
+    assert table.count("| fp ") == 1
+    assert "| missing" not in table

@@ -123,6 +123,36 @@ def test_a_metric_added_later_is_one_file_and_makes_no_image_again(
 
 
 @pytest.mark.usefixtures("nothing_samples", "clean_modules")
+def test_two_sweeps_with_other_settings_of_a_metric_have_rows_of_their_own(
+    segbench: Segbench,
+    finished: tuple[list[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the same images; the record on disk is the one that was measured last."""
+    words, _ = finished
+    (tmp_path / "sharpness.py").write_text(SHARPNESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    sweeps = [
+        [*words, "metrics.also=[sharpness]", f"metrics.settings.sharpness.step={step}"]
+        for step in (1, 2)
+    ]
+    verbs = (("table", "--format", "csv"), ("compare", "--against", "rtn"))
+    told: list[list[str]] = []
+    for sweep in sweeps:
+        assert segbench("evaluate", "-m", *sweep).status == 0
+        told.append([segbench(verb, "-m", *sweep, *more).out for verb, *more in verbs])
+    assert told[0][0] != told[1][0]
+    again = segbench("table", "-m", *sweeps[0], "--format", "csv")
+    assert [again.out, segbench("compare", "-m", *sweeps[0], "--against", "rtn").out] == told[0]
+    assert "other code" not in again.err
+    assert "2 done" in segbench("status", "-m", *sweeps[0]).out
+    for sweep, answers in zip(sweeps, told, strict=True):
+        assert segbench("run", "-m", *sweep).status == 0
+        assert segbench("table", "-m", *sweep, "--format", "csv").out == answers[0]
+
+
+@pytest.mark.usefixtures("nothing_samples", "clean_modules")
 def test_a_changed_metric_is_measured_again_and_no_other(
     segbench: Segbench, finished: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +192,14 @@ def test_a_metric_that_breaks_costs_no_record(
     assert answer.status == 1
     assert "NameError" in answer.out + answer.err
     assert {path: path.read_bytes() for path in before} == before
+    told = segbench("status", "-m", *words, "metrics.also=[sharpness]")
+    assert told.status == 1
+    assert "2 failed" in told.out
+    assert "NameError" in told.out
+    (tmp_path / "sharpness.py").write_text(SHARPNESS)
+    del sys.modules["sharpness"]
+    forget()
+    assert "2 outdated" in segbench("status", "-m", *words, "metrics.also=[sharpness]").out
     assert "(found)" in segbench("run", "-m", *words).err
 
 

@@ -54,8 +54,8 @@ class Words:
     def has_images(self) -> bool:
         return True
 
-    def images_source(self) -> str | None:
-        return None
+    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
+        return ()
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         for number, prompt in enumerate(prompts):

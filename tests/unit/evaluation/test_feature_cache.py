@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.feature_cache import cached_array
+from evaluation.feature_cache import cached_array, is_whole
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a byte of the data": lambda path: path.write_bytes(
@@ -40,3 +40,21 @@ def test_a_damaged_array_is_made_again(tmp_path: Path, damage: str) -> None:
     assert len(made) == 2
     array()
     assert len(made) == 2
+
+
+def test_an_array_under_anothers_name_is_made_again(tmp_path: Path) -> None:
+    """Whole, with a checksum that fits, and of other images."""
+
+    def array(name: str, value: float) -> np.ndarray:
+        return cached_array(
+            tmp_path, kind="features", parts=[name], compute=lambda: np.full(3, value)
+        )
+
+    array("one", 1.0)
+    (one,) = tmp_path.iterdir()
+    array("two", 2.0)
+    (two,) = set(tmp_path.iterdir()) - {one}
+    two.write_bytes(one.read_bytes())
+    assert is_whole(one)
+    assert not is_whole(two)
+    assert np.array_equal(array("two", 3.0), np.full(3, 3.0))

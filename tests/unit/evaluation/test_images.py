@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.images import load_images, to_float, write_png
+from evaluation.images import check_ids, image_ids, load_images, to_float, write_png
 
 
 def test_png_is_lossless_and_ordered_by_the_ids_given(tmp_path: Path) -> None:
@@ -65,3 +65,12 @@ def test_unequal_sizes_are_named(image_folder) -> None:
     image_folder("set", ids=["p2"], size=16)
     with pytest.raises(ValueError, match=r"p2\.png is 16x16, p1\.png is 32x32"):
         load_images(folder, ["p1", "p2"])
+
+
+def test_an_id_may_begin_with_a_dot(tmp_path: Path) -> None:
+    for name in (".x", "y"):
+        write_png(tmp_path / f"{name}.png", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "._y.png").write_bytes(b"what some systems put beside every file")
+    (tmp_path / "..x.png.12-ab.tmp").write_bytes(b"torn")
+    assert image_ids(tmp_path) == [".x", "y"]
+    check_ids(tmp_path, ["y", ".x"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,38 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(weights: Path, tmp_path
     files = FileHashes(tmp_path / "cache.json")
     assert files.of(weights) == file_digest(weights)
     files.keep()
+
+
+def _rewrite(path: Path) -> None:
+    path.write_bytes(b"WEIGHTS")
+
+
+def _replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"WEIGHTS")
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [_rewrite, _replace])
+def test_a_change_under_the_same_size_and_time_is_seen(
+    weights: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    files = FileHashes(tmp_path / "cache.json")
+    before, times = files.of(weights), weights.stat()
+    files.keep()
+    change(weights)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == times.st_mtime_ns
+    assert FileHashes(tmp_path / "cache.json").of(weights) == file_digest(weights) != before
+
+
+def test_all_that_is_known_can_be_read_again(weights: Path, tmp_path: Path) -> None:
+    """For a change that no time tells of."""
+    files = FileHashes(tmp_path / "cache.json")
+    files.of(weights)
+    assert files.changed() == []
+    (label,) = files._known
+    files._known[label] = "0" * 64
+    assert files.changed() == [weights]
+    weights.unlink()
+    assert files.changed() == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,45 @@ def test_an_empty_lock_does_not_last_for_ever(path: Path, monkeypatch: pytest.Mo
     path.touch()
     with locked(path, poll_seconds=0.02):
         assert path.read_text()
+
+
+NOBODYS: dict[str, Callable[[Path], object]] = {
+    "a list": lambda path: path.write_text("[]"),
+    "null": lambda path: path.write_text("null"),
+    "a number": lambda path: path.write_text("7"),
+    "no token": lambda path: path.write_text('{"pid": 1}'),
+    "a pid that is none": lambda path: path.write_text('{"token": "t", "pid": []}'),
+    "binary": lambda path: path.write_bytes(b"\xff\x00\x80"),
+    "nested": lambda path: path.write_text("[" * 50_000),
+    "a folder": lambda path: (path.mkdir(), (path / "x").touch()),
+    "a loop": lambda path: path.symlink_to(path),
+    "a dead link": lambda path: path.symlink_to(path.with_name("nowhere")),
+}
+
+
+@pytest.mark.parametrize("kind", NOBODYS)
+@pytest.mark.parametrize("guarded", [False, True])
+def test_what_no_owner_writes_is_a_dead_owners(path: Path, kind: str, guarded: bool) -> None:
+    """At once, and also where the guard of a takeover is such a thing."""
+    NOBODYS[kind](path)
+    if guarded and kind in ("a folder", "a loop", "a dead link"):
+        NOBODYS[kind](path.with_name(f"{path.name}.takeover"))
+    begun = time.monotonic()
+    with locked(path, poll_seconds=0.02) as lock:
+        assert lock.still_held()
+    assert time.monotonic() - begun < module.DEAD_AFTER_SECONDS / 4
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_a_lock_that_is_being_written_is_a_living_owners(
+    path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(module, "DEAD_AFTER_SECONDS", 0.3)
+    path.write_text(_owner(token="0" * 32, machine="elsewhere")[:size])
+    begun = time.monotonic()
+    with locked(path, poll_seconds=0.02):
+        assert time.monotonic() - begun > 0.3
 
 
 def test_only_the_dead_lock_is_removed_and_not_the_next_ones(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from experiments.store import sources
-from experiments.store.sources import code_digest, code_files, forget
+from experiments.store.sources import code_digest, code_files, forget, package_versions
 
 Write = Callable[[str, str], None]
 
@@ -150,3 +151,43 @@ def test_a_package_of_ones_own_within_the_checkout_and_stray_files(
     (tmp_path / "mine_in" / "pkg_of_mine" / "run.log").write_text("a line")
     forget()
     assert code_digest("pkg_of_mine.method2") == before
+
+
+def _installed(folder: Path, name: str, version: str, *, top: str) -> None:
+    """As an installer leaves a package."""
+    (folder / top).mkdir(exist_ok=True)
+    (folder / top / "__init__.py").touch()
+    info = folder / f"{name.replace('-', '_')}-1.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "top_level.txt").write_text(f"{top}\n")
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    ("imported", "name", "top"),
+    [
+        ("import quantlib.deep", "quantlib", "quantlib"),
+        ("def f():\n    from quantlib import x", "quant-lib", "quantlib"),
+    ],
+)
+def test_the_versions_of_what_a_method_uses_from_outside_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, imported: str, name: str, top: str
+) -> None:
+    """An upgraded quantization library makes its rows again, and no others."""
+    for folder in ("site", "mine"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    method = tmp_path / "mine" / "method_of_mine.py"
+    method.write_text(f"import json\nimport nowhere\nfrom segquant.core import Bits\n{imported}\n")
+    _installed(tmp_path / "site", name, "1.0", top=top)
+    forget()
+    before = package_versions("method_of_mine")
+    assert before[name] == "1.0"
+    assert {"torch"} <= set(before)
+    assert not {"json", "nowhere", "segquant", "method_of_mine"} & set(before)
+    others = package_versions("baselines.rtn")
+    _installed(tmp_path / "site", name, "1.1", top=top)
+    forget()
+    assert package_versions("method_of_mine") == {**before, name: "1.1"}
+    assert package_versions("baselines.rtn") == others

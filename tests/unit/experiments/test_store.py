@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from experiments.errors import UserError
 from experiments.store import folders as module
 from experiments.store.digests import digest
 from experiments.store.folders import Store, verify
+from experiments.store.journal import add_line
+from experiments.store.unfinished import DONE, keep, kept
 
 
 def test_the_hash_ignores_the_order_of_fields_and_sees_values() -> None:
@@ -48,6 +52,8 @@ def test_a_stage_that_fails_leaves_no_result_and_its_parts_are_found_again(tmp_p
 
     def fail(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
+        keep(folder / "half.txt")
+        (folder / "torn.txt").write_text("to")
         raise RuntimeError("cut")
 
     with pytest.raises(RuntimeError, match="cut"):
@@ -56,6 +62,7 @@ def test_a_stage_that_fails_leaves_no_result_and_its_parts_are_found_again(tmp_p
 
     def go_on(folder: Path) -> None:
         assert (folder / "half.txt").read_text() == "half"
+        assert not (folder / "torn.txt").exists()
         (folder / "other.txt").write_text("rest")
 
     stage = store.build("kind", {}, go_on)
@@ -87,7 +94,6 @@ def test_a_damaged_stage_is_set_aside_and_made_again(tmp_path: Path, content: st
         path.unlink()
     else:
         path.write_text(content)
-    module._whole.clear()  # as a new process has it
     assert (store.build("kind", {}, _text("abc")).path / "x").read_text() == "abc"
     assert len(list((tmp_path / "stages" / "kind").glob("*.damaged-*"))) == 1
 
@@ -127,6 +133,163 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     (stage.path / "x").write_text("abcd")
     assert store.find("kind", digest({})) is None
     assert stage.path.is_dir()
+
+
+def test_a_file_with_the_manifests_name_deeper_down_is_in_it(tmp_path: Path) -> None:
+    """Of a calibration and of a checkpoint; it was looked over once, and never checked."""
+
+    def make(folder: Path) -> None:
+        (folder / "inner").mkdir()
+        (folder / "inner" / module.MANIFEST).write_text("abc")
+
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, make)
+    assert store.build("kind", {}, lambda folder: None).path == stage.path
+    assert set(stage.files) == {f"inner/{module.MANIFEST}"}
+    (stage.path / "inner" / module.MANIFEST).write_text("abd")
+    assert store.build("kind", {}, lambda folder: None).files == {}
+
+
+def test_a_file_that_is_not_the_stages_is_damage(tmp_path: Path) -> None:
+    """A metric would refuse a picture that nobody asked for, for good."""
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, _text("abc"))
+    (stage.path / ".nfs0001").write_text("a file system's own")
+    assert store.build("kind", {}, _text("xyz")).path.joinpath("x").read_text() == "abc"
+    (stage.path / "other.png").write_text("a stranger")
+    assert store.build("kind", {}, _text("xyz")).path.joinpath("x").read_text() == "xyz"
+
+
+def test_anothers_folder_under_a_stages_name_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one, two = (store.build("kind", {"k": k}, _text(k)).path for k in ("one", "two"))
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    assert store.find("kind", one.name) is None
+    assert (store.build("kind", {"k": "one"}, _text("one")).path / "x").read_text() == "one"
+
+
+def test_a_change_within_this_process_is_seen(tmp_path: Path) -> None:
+    """A file is read once, and again when its size, times or inode are other ones."""
+    store = Store(tmp_path)
+    stage = store.build("kind", {}, _text("abc"))
+    assert not store.build("kind", {}, _text("abc")).differs("x")
+    times = (stage.path / "x").stat()
+    (stage.path / "x").write_text("abd")
+    os.utime(stage.path / "x", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stage.differs("x")
+    assert stage.differs("no such file")
+
+
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_text("in the way"),
+    "a loop": lambda path: path.symlink_to(path),
+    "a dead link": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "a folder": lambda path: (path.mkdir(), (path / "x").mkdir()),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_what_lies_in_a_stages_place_does_not_stop_it(
+    tmp_path: Path, obstacle: str, suffix: str
+) -> None:
+    store = Store(tmp_path)
+    folder = store.folder("kind", digest({})).with_suffix(suffix)
+    folder.parent.mkdir(parents=True)
+    OBSTACLES[obstacle](folder)
+    stage = store.build("kind", {}, _text("abc"))
+    assert (stage.path / "x").read_text() == "abc"
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a loop", "a dead link"])
+@pytest.mark.parametrize("name", ["stages", "stages/kind"])
+def test_what_lies_in_the_place_of_a_folder_of_stages_does_not_stop_it(
+    tmp_path: Path, obstacle: str, name: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    OBSTACLES[obstacle](path)
+    stage = Store(tmp_path).build("kind", {}, _text("abc"))
+    assert (stage.path / "x").read_text() == "abc"
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "a byte": lambda path: path.write_bytes(b"fi|st"),
+    "half": lambda path: path.write_bytes(b"fi"),
+    "empty": lambda path: path.write_bytes(b""),
+    "another's": lambda path: path.write_bytes(b"second"),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a loop": lambda path: (path.unlink(), path.symlink_to(path)),
+}
+
+
+@pytest.mark.parametrize("damage", SPOILT)
+def test_of_a_killed_call_only_what_is_whole_is_taken_up(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    made = []
+
+    def make(folder: Path) -> dict[str, object]:
+        for name in ("first", "second"):
+            if name not in kept(folder) or not (folder / name).exists():
+                made.append(name)
+                (folder / name).write_text(name)
+                keep(folder / name, length=len(name))
+        if len(made) == 2:
+            raise RuntimeError("killed")
+        return {name: notes["length"] for name, notes in kept(folder).items()}
+
+    with pytest.raises(RuntimeError, match="killed"):
+        store.build("kind", {}, make)
+    SPOILT[damage](store.folder("kind", digest({})).with_suffix(".partial") / "first")
+    stage = store.build("kind", {}, make)
+    assert made == ["first", "second", "first"]
+    assert [(stage.path / name).read_text() for name in stage.files] == ["first", "second"]
+    assert stage.notes == {"first": 5, "second": 6}
+    assert len(json.loads((stage.path / module.MANIFEST).read_text())["attempts"]) == 2
+
+
+@pytest.mark.parametrize("name", [DONE, module.ATTEMPTS])
+@pytest.mark.parametrize("damage", [*SPOILT, "binary", "a list"])
+def test_a_damaged_journal_costs_what_it_vouched_for(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    store = Store(tmp_path)
+    partial = store.folder("kind", digest({})).with_suffix(".partial")
+    partial.mkdir(parents=True)
+    (partial / "x").write_text("abc")
+    keep(partial / "x", finite=True)
+    add_line(partial / module.ATTEMPTS, {"pid": 1})
+    more = {"binary": lambda path: path.write_bytes(b"\xff\x00"), "a list": _list}
+    (SPOILT | more)[damage](partial / name)
+    stage = store.build("kind", {}, _text("abc"))
+    assert set(stage.files) == {"x"}
+
+
+def _list(path: Path) -> None:
+    path.write_text("[]\n[1]\n")
+
+
+def test_a_note_of_what_is_done_is_in_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("abc")
+    keep(tmp_path / "x", finite=False)
+    assert kept(tmp_path) == {"x": {"finite": False}}
+    journal = tmp_path / DONE
+    journal.write_text(journal.read_text().replace("false", "true"))
+    assert kept(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [".x.png", ".x", ".tmp"])
+def test_a_name_may_begin_with_a_dot(tmp_path: Path, name: str) -> None:
+    """An id's image; only what a process was writing under a name of its own goes."""
+
+    def make(folder: Path) -> None:
+        (folder / name).write_text("an image")
+        (folder / f".{name}.123-0a1b2c3d.tmp").write_text("torn")
+
+    assert set(Store(tmp_path).build("kind", {}, make).files) == {name}
 
 
 def test_verify_compares_contents_not_only_sizes(tmp_path: Path) -> None:

@@ -67,3 +67,30 @@ def test_a_line_cut_by_a_full_disk_costs_that_line_alone(ledger: Ledger) -> None
 
 def test_no_file_is_an_empty_ledger(ledger: Ledger) -> None:
     assert ledger.entries(nobody) == {}
+
+
+DAMAGED_LINES = (
+    b"[]", b"7", b"null", b"\xff\x00", b"[" * 50_000, b"{}", b'{"token": "t9"}',
+    b'{"token": ["t9"], "stage": "cell", "items": [["a"]]}',
+    b'{"token": "t9", "stage": "cell", "items": "a"}',
+    b'{"token": "t9", "stage": "cell", "items": [[7]]}',
+    b'{"token": "t9", "job": 7, "folder": "/x"}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES, ids=range(len(DAMAGED_LINES)))
+def test_a_damaged_line_costs_that_line_alone(ledger: Ledger, line: bytes) -> None:
+    ledger.intend("t1", [["a"]], stage="cell")
+    with ledger.path.open("ab") as stream:
+        stream.write(line + b"\n")
+    ledger.confirm("t1", "7", folder=Path("/x"))
+    assert set(ledger.entries(nobody)) == {"a"}
+    ledger.settle(nobody, folder=Path("/x"))
+
+
+def test_what_is_no_file_is_set_aside(ledger: Ledger) -> None:
+    ledger.path.mkdir(parents=True)
+    assert ledger.entries(nobody) == {}
+    ledger.intend("t1", [["a"]], stage="cell")
+    ledger.confirm("t1", "7", folder=Path("/x"))
+    assert set(ledger.entries(nobody)) == {"a"}

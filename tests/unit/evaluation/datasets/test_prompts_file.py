@@ -235,7 +235,7 @@ def test_true_images_are_those_of_the_folder(tmp_path: Path) -> None:
     prompts = load_dataset(config).evaluation
     write_png(source / "e0.png", np.full((4, 4, 3), 7, np.uint8))
     assert config.has_images()
-    assert config.images_source() == str(source)
+    assert config.image_files(prompts) == [source / "e0.png", source / "e1.png"]
     with pytest.raises(ValueError, match=r"dataset\.images=.*true: e1\.png is missing"):
         config.write_true_images(out, prompts)
     config.write_true_images(out, prompts[:1])
@@ -259,8 +259,8 @@ class Own:
     def has_images(self) -> bool:
         return False
 
-    def images_source(self) -> str | None:
-        return None
+    def image_files(self, prompts: object) -> tuple[Path, ...]:
+        return ()
 
     def write_true_images(self, folder: Path, prompts: object) -> None: ...
 
