@@ -11,8 +11,8 @@ from torch import nn
 from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import check_folder
 from segquant.core.input_statistics import linear_layers
-from segquant.core.quantize import BITS_OF_BYTE
-from segquant.core.schemes import UNQUANTIZED_BITS
+from segquant.core.other_weights import other_weights
+from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from evaluation.records import Record
@@ -139,7 +139,10 @@ def fill_costs(record: Record, cell: Cell) -> None:
 
 
 def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
-    """How much of the denoiser was quantized, by number of weights."""
+    """How much of the denoiser was quantized, by number of weights.
+
+    Of Linears' weights: those of subclasses count, and parameters that no Linear holds.
+    """
     linear, other = _weights(unquantized)
     layers = report.layers_quantized
     quantized = sum(layer["in_features"] * layer["out_features"] for layer in layers)
@@ -152,12 +155,15 @@ def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, An
 
 
 def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
-    """Bytes of the whole denoiser: Linear weights as the report has them, all else in 16 bit."""
+    """Bytes of the whole denoiser: weights of products as the report has them, else 16 bit."""
     _, other = _weights(unquantized)
     return report.weight_bytes + other * UNQUANTIZED_BITS // BITS_OF_BYTE
 
 
 def _weights(unquantized: nn.Module) -> tuple[int, int]:
-    """Numbers of Linear weights and of all other parameters (biases, norms, convolutions)."""
-    linear = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
-    return linear, sum(parameter.numel() for parameter in unquantized.parameters()) - linear
+    """Numbers of weights of products and of other parameters (biases, norms, convolutions)."""
+    plain = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
+    others = other_weights(unquantized).values()
+    parameters = sum(parameter.numel() for parameter in unquantized.parameters())
+    rest = parameters - plain - sum(other.parameters for other in others)
+    return plain + sum(other.weights for other in others), rest

@@ -47,9 +47,9 @@ class QuantizationReport:
     layers_quantized: list[dict[str, Any]] = field(default_factory=list)  # QuantizedLayer each
     layers_kept: list[dict[str, str]] = field(default_factory=list)  # name, reason
     effective_bits_per_weight: float  # quantized layers; scales, smoothing and low rank counted
-    effective_bits_per_weight_all: float  # all Linear weights, 16 bits for those kept
+    effective_bits_per_weight_all: float  # all weights of products, as kept
     extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
-    weight_bytes: int  # of all Linear weights as they would be stored
+    weight_bytes: int  # of all weights of products as stored
     search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
     replay_forwards: int = 0  # of the partly quantized denoiser, beyond the calibration's
     elements: list[str] = field(default_factory=list)  # of the published method: done
