@@ -185,12 +185,25 @@ class Smoothing:
 
 
 def smoothing_factors(amax_x_I: Tensor, amax_w_I: Tensor, *, alpha: Alpha) -> Tensor:
-    """SmoothQuant's factors, float32; 1 for a channel dead in the input or in the weight."""
+    """SmoothQuant's factors, float32.
+
+    A channel without weights is divided until it reaches no further than the smallest of the
+    others, and weights that no input meets are divided to the reach of the others', never
+    multiplied: neither costs the others a step. What is dead in both, or alone, keeps 1.
+    """
     if alpha is None:
         return torch.ones_like(amax_x_I, dtype=torch.float32)
     x_I, w_I = amax_x_I.float(), amax_w_I.float()
-    factors_I = x_I.pow(alpha) / w_I.pow(1 - alpha)
-    factors_I = torch.where((x_I > 0) & (w_I > 0), factors_I, torch.ones_like(factors_I))
+    factors_I = (x_I.pow(alpha) / w_I.pow(1 - alpha)).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
+    live_I = (x_I > 0) & (w_I > 0)
+    factors_I = torch.where(live_I, factors_I, torch.ones_like(factors_I))
+    if bool(live_I.all()) or not bool(live_I.any()):
+        return factors_I
+    reach_x = (x_I / factors_I)[live_I].amin()
+    reach_w = (w_I * factors_I)[live_I].amax()
+    no_weight_I, no_input_I = (w_I == 0) & (x_I > 0), (x_I == 0) & (w_I > 0)
+    factors_I = torch.where(no_weight_I, (x_I / reach_x).clamp(min=1.0), factors_I)
+    factors_I = torch.where(no_input_I, (reach_w / w_I).clamp(max=1.0), factors_I)
     return factors_I.clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
 
 
