@@ -194,7 +194,9 @@ def test_a_broken_input_names_its_layer(broken: float) -> None:
 
 def test_an_input_whose_squares_overflow_names_its_layer() -> None:
     """Extremes are finite, the Gram matrix is not: GPTQ fell back to rounding to nearest."""
-    with pytest.raises(ValueError, match=r"linear: its input reaches 1e.20, whose square overflows"):
+    with pytest.raises(
+        ValueError, match=r"linear: its input reaches 1e.20, whose square overflows"
+    ):
         calibrate(one(2, 2), [torch.tensor([[1.0, 1e20]])])
 
 
