@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    ENOUGH_PROMPTS,
     FOLDED,
     AlphaGrid,
     Bits,
@@ -95,6 +96,7 @@ class SegQuant:
             rows=self.sample_rows,
             graph=self.seg_linear or self.dual_scale or self.fold,
             replay=self.sequential is not Sequential.none,
+            prompts=ENOUGH_PROMPTS if self._recipe().smoothing.over_fits else 1,
         )
 
     def unsupported(self, bits: Bits) -> str | None:

@@ -12,6 +12,7 @@ from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import check_folder
 from segquant.core.input_statistics import linear_layers
 from segquant.core.other_weights import other_weights
+from segquant.core.over_fit import over_fit_fields
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def fill_report(
     record.search_candidates = report.search_candidates
     record.method_elements = {"included": report.elements, "left_out": report.left_out}
     record.protocol |= coverage(unquantized, report)
+    prompts = record.protocol["calibration_prompts"]
+    record.protocol |= over_fit_fields(report.over_fit, prompts=prompts)
     if kernels.by_layer_class:
         record.execution_by_layer_class = kernels.by_layer_class
         record.method_elements["left_out"] = kernels.left_out

@@ -19,6 +19,7 @@ from experiments.errors import UserError
 from experiments.sampling.model_folder import check_folder, check_weights
 from experiments.store.folders import Store
 from segquant.core.method_interface import StatisticsNeeds
+from segquant.core.over_fit import REMEDY
 
 _BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
 _SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
@@ -93,6 +94,27 @@ class Sweep:
             side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)
             pixels += cell.config.dataset.evaluation_prompts * side
         self.store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
+
+    def warnings(self) -> list[str]:
+        """What is known beforehand to end badly, though it is allowed; a line each."""
+        too_few: dict[tuple[str, int, int], dict[str, None]] = {}
+        for cell in self.cells:
+            enough = cell.config.method.needs().prompts
+            given = cell.config.dataset.calibration_prompts
+            if (
+                given < enough
+                and cell.unsupported is None
+                and cell.config.bits.activation.calibrated
+            ):
+                key = (cell.names[0], given, enough)
+                too_few.setdefault(key, {})[" ".join(cell.names[1:])] = None
+        return [
+            f"warning: {model}, {', '.join(rows)}: the search for alpha is judged on the very rows "
+            f"that ranges come from; with {given} calibration prompts (enough: {enough}) it "
+            f"over-fits and may be worse than rtn; set {REMEDY}, or dataset.calibration_prompts="
+            f"{enough}"
+            for (model, given, enough), rows in too_few.items()
+        ]
 
     def plan(self) -> Plan:
         """Looks into the store; runs nothing and loads no weights."""

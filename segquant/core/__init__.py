@@ -14,6 +14,7 @@ from segquant.core.method_interface import (
     StatisticsNeeds,
     corrector_of,
 )
+from segquant.core.over_fit import ENOUGH_PROMPTS
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe
@@ -26,6 +27,7 @@ from segquant.core.shared import FOLDED, NOT_FOLDED
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 
 __all__ = [
+    "ENOUGH_PROMPTS",
     "FOLDED",
     "NOT_FOLDED",
     "AlphaGrid",

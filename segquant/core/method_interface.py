@@ -25,6 +25,7 @@ class StatisticsNeeds:
     graph: bool = False
     steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
     capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
+    prompts: int = 1  # with fewer calibration prompts, static ranges do harm; a warning says so
     replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
@@ -36,6 +37,7 @@ class StatisticsNeeds:
             steps=self.steps or other.steps,
             capture_bytes=max(self.capture_bytes, other.capture_bytes),
             replay=self.replay or other.replay,
+            prompts=max(self.prompts, other.prompts),
         )
 
 
@@ -55,6 +57,7 @@ class QuantizationReport:
     elements: list[str] = field(default_factory=list)  # of the published method: done
     left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
     execution: str = SIMULATED
+    over_fit: dict[str, Any] | None = None  # OverFit of a search for alpha; None: not known
 
     @property
     def by_library(self) -> bool:

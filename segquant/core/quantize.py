@@ -18,6 +18,7 @@ from segquant.core.linear import QuantLinear
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.mixed import LayerBits, choose_layer_bits
 from segquant.core.other_weights import OtherWeight, other_weights
+from segquant.core.over_fit import OverFit
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits
@@ -108,7 +109,9 @@ def quantize_layers(
         at_run_time = sum(made.entry.smoothing_at_run_time for made in done.values())
         logger.info("smoothing folded into %d inputs, at run time for %d", len(folded), at_run_time)
     searched = recipe.smoothing.mode is SmoothingMode.search
-    return _report(
+    fits = [made.entry.search_fit for made in done.values() if made.entry.search_fit is not None]
+    over_fit = OverFit.of(fits, held_out=recipe.smoothing.held_out)
+    report = _report(
         _cost(linears, others=others, done=done, calibration=calibration),
         bits=bits,
         quantized=[asdict(done[name].entry) for name in chosen if name in done],
@@ -118,6 +121,7 @@ def quantize_layers(
         elements=list(elements),
         left_out=[*left_out, *reasons],
     )
+    return replace(report, over_fit=None if over_fit is None else asdict(over_fit))
 
 
 def _quantize_stage(
