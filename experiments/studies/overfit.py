@@ -1,9 +1,10 @@
-"""From how many calibration prompts does SegQuant's search help? `python -m experiments.studies.overfit`.
+"""From how many calibration prompts does SegQuant's search help?
 
-For each model and number of calibration prompts: step error (16 held-out prompts) of rounding to
-nearest, of SegQuant-A with the published search, and with `method.held_out=true`; beside them what
-the published search's record said of itself before any image was sampled. One calibration draw: differences
-of a few percent are none; `held_out` has intervals over draws. Results: `experiments/results/overfit.{md,csv}`.
+`python -m experiments.studies.overfit`. For each model and number of calibration prompts: step
+error (16 held-out prompts) of rounding to nearest, of SegQuant-A with the published search, and
+with `method.held_out=true`; beside them what the published search's record says of itself, from the
+calibration alone. One calibration draw: differences of a few percent are none; the study `held_out`
+has intervals over draws. Results: `experiments/results/overfit.{md,csv}`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+import torch
 
 from evaluation.report.markdown import pipe_table
 from experiments.cell.cell import Cell
@@ -82,8 +85,8 @@ def measure(model: str, prompts: int, *, overrides: Sequence[str], store: Store)
 def _step_error(cell: Cell) -> float:
     errors = cell.step_errors
     assert errors is not None
-    by_prompt = errors.by_prompt(errors.build())
-    return float(sum(by_prompt.values()) / len(by_prompt))
+    by_prompt = list(errors.by_prompt(errors.build()).values())
+    return float(torch.tensor(by_prompt, dtype=torch.float64).mean())
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -101,8 +104,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
         "Step errors on 16 prompts that no calibration saw, over rtn's: below 1, smoothing helps. "
         "The last three columns are what the published search's record says of itself, from the "
         "calibration alone: geometric means over layers of the chosen alphas' error by ranges "
-        "from other prompts, over that on its own rows and over no smoothing's (above 1: harm), and "
-        "the prompts at which the first is estimated to fall to 1.05.",
+        "from other prompts, over that on its own rows and over no smoothing's (above 1: harm), "
+        "and the prompts at which the first is estimated to fall to 1.05.",
         "",
         pipe_table(_HEAD, body, numeric=[False, *[True] * (len(_HEAD) - 1)]),
     ]
