@@ -10,6 +10,7 @@ has intervals over draws. Results: `experiments/results/overfit.{md,csv}`.
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -110,6 +111,16 @@ def to_markdown(rows: Sequence[Row]) -> str:
         pipe_table(_HEAD, body, numeric=[False, *[True] * (len(_HEAD) - 1)]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def read_csv(path: Path) -> list[Row]:
+    """What `main` wrote."""
+    kinds = {"model": str, "prompts": int, "meets_at_prompts": int}
+    with path.open() as stream:
+        return [
+            Row(**{key: kinds.get(key, float)(value) for key, value in row.items()})
+            for row in csv.DictReader(stream)
+        ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
