@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
+    ENOUGH_PROMPTS,
     FOLDING,
     NOT_FOLDED,
     TO_NEAREST,
@@ -49,7 +50,12 @@ class SmoothSearch:
         self._smoothing()  # refuses values out of range, before anything runs
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(rows=self.sample_rows, gram=self.use_gram, graph=self.fold)
+        return StatisticsNeeds(
+            rows=self.sample_rows,
+            gram=self.use_gram,
+            graph=self.fold,
+            prompts=ENOUGH_PROMPTS if self._smoothing().over_fits else 1,
+        )
 
     def unsupported(self, bits: Bits) -> str | None:
         return None

@@ -8,6 +8,7 @@ from torch import nn
 
 from segquant.core import (
     BY_GPTQ,
+    ENOUGH_PROMPTS,
     FOLDING,
     TO_NEAREST,
     AlphaGrid,
@@ -101,6 +102,7 @@ class SegQuant:
             rows=self.sample_rows,
             graph=self.seg_linear or self.dual_scale or self.fold,
             replay=self.sequential is not Sequential.none,
+            prompts=ENOUGH_PROMPTS if self._recipe().smoothing.over_fits else 1,
         )
 
     def unsupported(self, bits: Bits) -> str | None:

@@ -24,8 +24,9 @@ from segquant.core import (
 )
 from segquant.core.input_statistics import linear_layers
 from segquant.core.method_interface import OfThisMachine
-from segquant.core.quantize import BITS_OF_BYTE, reasons_to_keep
-from segquant.core.schemes import BITS_OF_FLOAT32, UNQUANTIZED_BITS
+from segquant.core.other_weights import other_weights
+from segquant.core.quantize import reasons_to_keep
+from segquant.core.schemes import BITS_OF_BYTE, BITS_OF_FLOAT32, UNQUANTIZED_BITS
 
 # How such a row is executed: by the library's own modules, which may themselves only simulate.
 LIBRARY = "library"
@@ -207,13 +208,14 @@ def quantize_with(
     if unsupported:
         raise ValueError(unsupported)
     chosen, kept = split_layers(denoiser, calibration=calibration, bits=bits)
-    linears = linear_layers(denoiser)
+    linears, others = linear_layers(denoiser), other_weights(denoiser)
     replace_layers(denoiser, chosen, bits=bits)
     sizes = taken(denoiser, chosen, kept=kept)
     report = library_report(
         sizes,
         kept=kept,
-        kept_weights=sum(n.weight.numel() for name, n in linears.items() if name not in sizes),
+        kept_weights=sum(n.weight.numel() for name, n in linears.items() if name not in sizes)
+        + sum(other.weights for other in others.values()),
         bits=bits,
         elements=elements,
         left_out=left_out,

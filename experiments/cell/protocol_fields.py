@@ -16,8 +16,9 @@ from experiments.sampling.model_folder import (
     variant_of,
 )
 from segquant.core.input_statistics import linear_layers
-from segquant.core.quantize import BITS_OF_BYTE
-from segquant.core.schemes import UNQUANTIZED_BITS
+from segquant.core.other_weights import other_weights
+from segquant.core.over_fit import over_fit_fields
+from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from evaluation.records import Record
@@ -118,6 +119,8 @@ def fill_report(
     record.search_candidates = report.search_candidates
     record.method_elements = {"included": report.elements, "left_out": report.left_out}
     record.protocol |= coverage(unquantized, report)
+    prompts = record.protocol["calibration_prompts"]
+    record.protocol |= over_fit_fields(report.over_fit, prompts=prompts)
     if kernels.by_layer_class:
         record.execution_by_layer_class = kernels.by_layer_class
         record.method_elements["left_out"] = kernels.left_out
@@ -143,7 +146,10 @@ def fill_costs(record: Record, cell: Cell) -> None:
 
 
 def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
-    """How much of the denoiser was quantized, by number of weights."""
+    """How much of the denoiser was quantized, by number of weights.
+
+    Of Linears' weights: those of subclasses count, and parameters that no Linear holds.
+    """
     linear, other = _weights(unquantized)
     layers = report.layers_quantized
     quantized = sum(layer["in_features"] * layer["out_features"] for layer in layers)
@@ -156,12 +162,15 @@ def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, An
 
 
 def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
-    """Bytes of the whole denoiser: Linear weights as the report has them, all else in 16 bit."""
+    """Bytes of the whole denoiser: weights of products as the report has them, else 16 bit."""
     _, other = _weights(unquantized)
     return report.weight_bytes + other * UNQUANTIZED_BITS // BITS_OF_BYTE
 
 
 def _weights(unquantized: nn.Module) -> tuple[int, int]:
-    """Numbers of Linear weights and of all other parameters (biases, norms, convolutions)."""
-    linear = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
-    return linear, sum(parameter.numel() for parameter in unquantized.parameters()) - linear
+    """Numbers of weights of products and of other parameters (biases, norms, convolutions)."""
+    plain = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
+    others = other_weights(unquantized).values()
+    parameters = sum(parameter.numel() for parameter in unquantized.parameters())
+    rest = parameters - plain - sum(other.parameters for other in others)
+    return plain + sum(other.weights for other in others), rest

@@ -24,6 +24,7 @@ from experiments.sampling.model_check import check_model, misfits
 from experiments.sampling.model_shapes import check_kept
 from experiments.store.folders import Store
 from segquant.core.method_interface import OfThisMachine, StatisticsNeeds
+from segquant.core.over_fit import REMEDY
 
 _BYTES_PER_PIXEL = 4  # an upper bound of a PNG, for the check of the disk
 _SPARE_BYTES = 200_000_000  # checkpoints and statistics of the tiny models
@@ -108,6 +109,27 @@ class Sweep:
         self.store.prepare(needed_bytes=pixels * _BYTES_PER_PIXEL + _SPARE_BYTES)
         for group in self.groups():  # keeps checksums of files in the store: nothing before does
             _ = group[0].around.evaluator_key
+
+    def warnings(self) -> list[str]:
+        """What is known beforehand to end badly, though it is allowed; a line each."""
+        too_few: dict[tuple[str, int, int], dict[str, None]] = {}
+        for cell in self.cells:
+            enough = cell.config.method.needs().prompts
+            given = cell.config.dataset.calibration_prompts
+            if (
+                given < enough
+                and cell.unsupported is None
+                and cell.config.bits.activation.calibrated
+            ):
+                key = (cell.names[0], given, enough)
+                too_few.setdefault(key, {})[" ".join(cell.names[1:])] = None
+        return [
+            f"warning: {model}, {', '.join(rows)}: the search for alpha is judged on the very rows "
+            f"that ranges come from; with {given} calibration prompts (enough: {enough}) it "
+            f"over-fits and may be worse than rtn; set {REMEDY}, or dataset.calibration_prompts="
+            f"{enough}"
+            for (model, given, enough), rows in too_few.items()
+        ]
 
     def plan(self) -> Plan:
         """Looks into the store; runs nothing and loads no weights."""

@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> Answer:
     begun = time.perf_counter()
     sweep = open_sweep(read_request(options.overrides, multirun=options.multirun))
     sweep.check()
+    for line in sweep.warnings():
+        sweep.progress.note(line)
     if sweep.config.cluster.jobs is not None:
         return describe_jobs(sweep) if options.dry_run else run_as_jobs(sweep, options.follow)
     if options.dry_run:

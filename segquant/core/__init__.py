@@ -16,6 +16,7 @@ from segquant.core.method_interface import (
     StatisticsNeeds,
     corrector_of,
 )
+from segquant.core.over_fit import ENOUGH_PROMPTS
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe
@@ -29,6 +30,7 @@ from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 
 __all__ = [
     "BY_GPTQ",
+    "ENOUGH_PROMPTS",
     "FOLDING",
     "NOT_FOLDED",
     "TO_NEAREST",

@@ -121,8 +121,14 @@ def dynamic_scales(
         scales = microscales(amax, scheme=grid.scheme, tensor_scale=tensor_scale)
         return ActivationScales(scale=scales)
     if grid.scheme.granularity is Granularity.per_tensor:
-        low, high = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
+        low, high = _rows(low).amin(0), _rows(high).amax(0)
     return scales_from_range(low, high, grid=grid)
+
+
+def _rows(value_N: Tensor) -> Tensor:
+    """[..., N] -> [T, N]; a row of zeros where there is none, which reaches nothing."""
+    rows_TN = value_N.reshape(-1, value_N.shape[-1])
+    return rows_TN if rows_TN.shape[0] else rows_TN.new_zeros(1, rows_TN.shape[1])
 
 
 def scales_for(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ DEFAULT_SAMPLE_ROWS = 1024
 PARTS = 4  # in which a calibration set is run, if it has as many prompts
 # Calls whose input may still turn out to be another layer's too. A Gram matrix is held for each.
 OPEN_INPUTS = 4
+LARGEST_INPUT = 1e15  # sums of a million squares stay in float32
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class _OpenInput:
 
     tensor: Tensor
     version: int
+    copy: Tensor | None  # of what has no version, as nothing has under torch.inference_mode
     gram_II: Tensor | None
     low_I: Tensor
     high_I: Tensor
@@ -153,7 +156,7 @@ class StatisticsRecorder:
         """What was seen of each layer that was called, in the denoiser's order.
 
         Raises:
-            ValueError: an input held NaN or infinity.
+            ValueError: an input held NaN or infinity, or values whose squares are.
         """
         self._close_inputs(keep=0)
         grams, sharers = self._grams_by_layer()
@@ -169,6 +172,12 @@ class StatisticsRecorder:
                 raise ValueError(
                     f"{name}: its input held NaN or infinity during calibration; run the denoiser "
                     "in bfloat16 or float32, or look for a broken calibration sample"
+                )
+            reach = float(torch.maximum(-low_PI, high_PI).amax())
+            if reach > LARGEST_INPUT:
+                raise ValueError(
+                    f"{name}: its input reaches {reach:.3g}, whose square overflows float32; look "
+                    "for a broken weight or calibration sample before this layer"
                 )
             several = len(parts) > 1
             result[name] = LayerStatistics(
@@ -195,6 +204,7 @@ class StatisticsRecorder:
 
         return record
 
+    @torch.inference_mode(mode=False)  # sums go on after the caller has left that mode
     @torch.no_grad()
     def _record(self, name: str, x: Tensor) -> None:
         x_TI = x.detach().reshape(-1, x.shape[-1])
@@ -213,14 +223,18 @@ class StatisticsRecorder:
         _sample(seen, x_TI, keep=self._sample_rows, part=self.part)
 
     def _open_input(self, x: Tensor, x_TI: Tensor) -> _OpenInput:
-        version = 0 if x.is_inference() else x._version
+        unversioned = x.is_inference()
+        version = 0 if unversioned else x._version
         for opened in self._open:
-            if opened.tensor is x and opened.version == version:
+            if opened.tensor is not x or opened.version != version:
+                continue
+            if opened.copy is None or torch.equal(opened.copy, x):
                 return opened
         wide_TI = x_TI.float()
         opened = _OpenInput(
             tensor=x,
             version=version,
+            copy=x.clone() if unversioned else None,
             gram_II=wide_TI.T @ wide_TI if self._gram else None,
             low_I=wide_TI.amin(0),
             high_I=wide_TI.amax(0),
@@ -278,8 +292,15 @@ class StatisticsRecorder:
 
 
 def linear_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The denoiser's plain Linears by name, in module order; subclasses of nn.Linear are not."""
-    return {name: m for name, m in denoiser.named_modules() if type(m) is nn.Linear}
+    """The denoiser's plain Linears by name, in module order: no subclass, weights in floats."""
+    return {name: m for name, m in denoiser.named_modules() if _plain(m)}
+
+
+def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(module) is not nn.Linear:
+        return False
+    weight = module._parameters.get("weight")  # none of its own: computed at every call
+    return weight is not None and type(weight.data) is Tensor and weight.dtype in _FLOATS
 
 
 def _select(denoiser: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Linear]:

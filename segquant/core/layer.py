@@ -32,6 +32,7 @@ from segquant.core.smoothing import (
     Alpha,
     LayerInput,
     Partition,
+    SearchFit,
     Smoothing,
     SmoothingMode,
     smooth,
@@ -67,6 +68,7 @@ class QuantizedLayer:
     smoothing_vectors: int
     relative_error: float  # ||Y - Y_quantized||^2 / ||Y||^2 on the sampled rows, without bias
     smoothing_at_run_time: bool = False
+    search_fit: SearchFit | None = None  # of searched alphas, on a calibration in several parts
     notes: list[str] = field(default_factory=list)
     elements: list[str] = field(default_factory=list)  # of the method's, those that it has
 
@@ -415,6 +417,7 @@ def _entry(
         ),
         smoothing_vectors=0 if factors_GI is None else factors_GI.shape[0],
         smoothing_at_run_time=factors_GI is not None,
+        search_fit=smoothing.fit,
         relative_error=relative_error,
         notes=job.notes,
     )

@@ -31,6 +31,7 @@ class StatisticsNeeds:
     graph: bool = False
     steps: bool = False  # extremes and rows per sampling step (segquant.core.stepwise)
     capture_bytes: int = 0  # of the denoiser's calls on disk, for reconstruction; 0 for none
+    prompts: int = 1  # with fewer calibration prompts, static ranges do harm; a warning says so
     replay: bool = False  # the denoiser's inputs, to run it on again while it is quantized
 
     def union(self, other: StatisticsNeeds) -> StatisticsNeeds:
@@ -42,6 +43,7 @@ class StatisticsNeeds:
             steps=self.steps or other.steps,
             capture_bytes=max(self.capture_bytes, other.capture_bytes),
             replay=self.replay or other.replay,
+            prompts=max(self.prompts, other.prompts),
         )
 
     def of(self, calibration: Calibration) -> Calibration:
@@ -73,14 +75,15 @@ class QuantizationReport:
     layers_quantized: list[dict[str, Any]] = field(default_factory=list)  # QuantizedLayer each
     layers_kept: list[dict[str, str]] = field(default_factory=list)  # name, reason
     effective_bits_per_weight: float  # quantized layers; scales, smoothing and low rank counted
-    effective_bits_per_weight_all: float  # all Linear weights, 16 bits for those kept
+    effective_bits_per_weight_all: float  # all weights of products, as kept
     extra_macs_fraction: float  # DualScale and low rank, over the products of all called Linears
-    weight_bytes: int  # of all Linear weights as they would be stored
+    weight_bytes: int  # of all weights of products as stored
     search_candidates: int  # smoothing candidates tried per segment; 0 if none is searched
     replay_forwards: int = 0  # of the partly quantized denoiser, beyond the calibration's
     elements: list[str] = field(default_factory=list)  # of the published method: done
     left_out: list[str] = field(default_factory=list)  # and not done, or done otherwise
     execution: str = SIMULATED
+    over_fit: dict[str, Any] | None = None  # OverFit of a search for alpha; None: not known
 
     @property
     def by_library(self) -> bool:

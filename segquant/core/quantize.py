@@ -18,9 +18,11 @@ from segquant.core.layer_plan import LayerPlan, PlanOf, quantize_planned
 from segquant.core.linear import QuantLinear
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.mixed import LayerBits, choose_layer_bits
+from segquant.core.other_weights import OtherWeight, other_weights
+from segquant.core.over_fit import OverFit
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import FactorCache
-from segquant.core.schemes import UNQUANTIZED_BITS, Bits
+from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
 from segquant.core.sequential import stages
@@ -30,8 +32,6 @@ from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)
 
-BITS_OF_BYTE = 8
-
 
 @dataclass
 class _Cost:
@@ -40,6 +40,7 @@ class _Cost:
     quantized_weights: int = 0
     quantized_bits: int = 0
     kept_weights: int = 0
+    kept_bits: int = 0
     macs: int = 0
     extra_macs: int = 0
 
@@ -75,7 +76,7 @@ def quantize_layers(
             `Element` to the layers that have it, and left out where none has.
         left_out: what is not.
     """
-    linears = linear_layers(denoiser)
+    linears, others = linear_layers(denoiser), other_weights(denoiser)
     kept = reasons_to_keep(denoiser, calibration=calibration, bits=bits)
     chosen = {name: linear for name, linear in linears.items() if name not in kept}
     layer_bits = _layer_bits(denoiser, chosen, calibration=calibration, bits=bits)
@@ -112,8 +113,10 @@ def quantize_layers(
     layers = [(done[name].quant, done[name].entry) for name in chosen if name in done]
     included, missing = sort_elements(elements, layers)
     searched = recipe.smoothing.mode is SmoothingMode.search
-    return _report(
-        _cost(linears, done=done, calibration=calibration),
+    fits = [made.entry.search_fit for made in done.values() if made.entry.search_fit is not None]
+    over_fit = OverFit.of(fits, held_out=recipe.smoothing.held_out)
+    report = _report(
+        _cost(linears, others=others, done=done, calibration=calibration),
         bits=bits,
         quantized=[asdict(done[name].entry) for name in chosen if name in done],
         kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
@@ -122,6 +125,7 @@ def quantize_layers(
         elements=included,
         left_out=[*missing, *left_out, *reasons],
     )
+    return replace(report, over_fit=None if over_fit is None else asdict(over_fit))
 
 
 def _quantize_stage(
@@ -138,7 +142,7 @@ def _quantize_stage(
 ) -> dict[str, _Done]:
     """Replaces the chosen layers by what the calibration's statistics make of them.
 
-    A layer whose plan keeps it is added to `kept`.
+    A layer whose plan keeps it, or that has no range, is added to `kept`.
     """
     factors = FactorCache()
     shared: dict[str, Smoothing] = {}
@@ -154,7 +158,10 @@ def _quantize_stage(
         if plan.keep is not None:
             kept[name] = plan.keep
             continue
-        seen = calibration.statistics[name]
+        seen, own = calibration.statistics[name], plan.bits or layer_bits[name].bits
+        if own.activation.calibrated and not bool(seen.amax.any()):
+            kept[name] = "its input was zero throughout calibration: no range for its scales"
+            continue
         quant, entry = quantize_planned(
             linear,
             name=name,
@@ -181,7 +188,7 @@ def _layer_bits(
 
 
 def reasons_to_keep(denoiser: nn.Module, *, calibration: Calibration, bits: Bits) -> dict[str, str]:
-    """The layers that stay in 16 bit, in module order, each with its reason."""
+    """What stays as it is: Linears in module order, then other weights, each with its reason."""
     spared: dict[str, str] = {}
     if bits.keep_budget is not None and bits.quantized:
         spared = choose_kept_layers(
@@ -191,7 +198,8 @@ def reasons_to_keep(denoiser: nn.Module, *, calibration: Calibration, bits: Bits
         name: reason_to_keep(name, calibration=calibration, bits=bits) or spared.get(name)
         for name in linear_layers(denoiser)
     }
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    kept = {name: reason for name, reason in reasons.items() if reason is not None}
+    return kept | {name: other.reason for name, other in other_weights(denoiser).items()}
 
 
 def replace_module(denoiser: nn.Module, *, old: nn.Module, new: nn.Module) -> None:
@@ -207,13 +215,21 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
 
 
 def _cost(
-    linears: dict[str, nn.Linear], *, done: dict[str, _Done], calibration: Calibration
+    linears: dict[str, nn.Linear],
+    *,
+    others: dict[str, OtherWeight],
+    done: dict[str, _Done],
+    calibration: Calibration,
 ) -> _Cost:
-    cost = _Cost()
+    cost = _Cost(
+        kept_weights=sum(other.weights for other in others.values()),
+        kept_bits=sum(other.stored_bits for other in others.values()),
+    )
     for name, linear in linears.items():
         weights = linear.weight.numel()
         if name not in done:
             cost.kept_weights += weights
+            cost.kept_bits += weights * UNQUANTIZED_BITS
             if name in calibration.statistics:
                 cost.macs += weights * calibration.statistics[name].rows
             continue
@@ -236,7 +252,7 @@ def _report(
     elements: list[str],
     left_out: list[str],
 ) -> QuantizationReport:
-    all_bits = cost.quantized_bits + cost.kept_weights * UNQUANTIZED_BITS
+    all_bits = cost.quantized_bits + cost.kept_bits
     weights = cost.quantized_weights + cost.kept_weights
     some = cost.quantized_weights > 0
     return QuantizationReport(

@@ -11,6 +11,7 @@ from segquant.core.grids import Grid, int_grid
 from segquant.core.ranges import RangeRule
 
 UNQUANTIZED_BITS = 16
+BITS_OF_BYTE = 8
 QUANTIZED_BITS = tuple(range(2, 9))
 BITS_OF_FLOAT32 = 32
 

@@ -30,7 +30,7 @@ Legend: T sampled rows, O output features, I input features, P output segments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -93,6 +93,11 @@ class SmoothingSettings:
                 "widen alpha_min..alpha_max"
             )
 
+    @property
+    def over_fits(self) -> bool:
+        """Whether alphas are judged on the very rows that ranges come from."""
+        return self.mode is SmoothingMode.search and not self.held_out
+
     def candidates(self) -> tuple[Alpha, ...]:
         """What is tried; of the full grid, both ends."""
         if self.mode is SmoothingMode.none:
@@ -121,6 +126,11 @@ class LayerInput:
     part_low_PI: Tensor | None = None
     part_high_PI: Tensor | None = None
     sample_part_T: Tensor | None = None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether rows can be judged by others than those that ranges come from."""
+        return self.part_low_PI is not None
 
     def views(self, *, held_out: bool) -> list[View]:
         """What each sampled row is judged by: all that was seen, or the other parts of it."""
@@ -172,25 +182,70 @@ class Partition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchFit:
+    """The chosen alphas' squared errors over the squares of the layer's output, rounded to nearest.
+
+    Each is over the sampled rows: judged by all rows' ranges, the row's own among them, and by the
+    ranges of the other parts of the calibration, as on prompts that it has not seen.
+    """
+
+    in_sample: float
+    held_out: float
+    held_out_unsmoothed: float  # of no smoothing
+
+    @classmethod
+    def of(cls, parts: Sequence[SearchFit], powers: Sequence[float]) -> SearchFit | None:
+        """Of a layer from its output segments and their outputs' squares; None: nothing to fit."""
+        total = sum(powers)
+        if not parts or total <= 0:
+            return None
+        pairs = list(zip(parts, powers, strict=True))
+        return cls(
+            in_sample=sum(part.in_sample * power for part, power in pairs) / total,
+            held_out=sum(part.held_out * power for part, power in pairs) / total,
+            held_out_unsmoothed=sum(p.held_out_unsmoothed * power for p, power in pairs) / total,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """A factor per output segment and input channel, and the alpha of each pair of segments."""
+    """A factor per output segment and input channel, and the alpha of each pair of segments.
+
+    `fit` is there where alphas were searched on a calibration in several parts.
+    """
 
     factors_PI: Tensor
     alphas: tuple[tuple[Alpha, ...], ...]
+    fit: SearchFit | None = None
 
     def repeated(self, count: int) -> Smoothing:
         """One vector given to `count` output segments."""
         assert self.factors_PI.shape[0] == 1
-        return Smoothing(factors_PI=self.factors_PI.expand(count, -1), alphas=self.alphas * count)
+        return replace(
+            self, factors_PI=self.factors_PI.expand(count, -1), alphas=self.alphas * count
+        )
 
 
 def smoothing_factors(amax_x_I: Tensor, amax_w_I: Tensor, *, alpha: Alpha) -> Tensor:
-    """SmoothQuant's factors, float32; 1 for a channel dead in the input or in the weight."""
+    """SmoothQuant's factors, float32.
+
+    A channel without weights is divided until it reaches no further than the smallest of the
+    others, and weights that no input meets are divided to the reach of the others', never
+    multiplied: neither costs the others a step. What is dead in both, or alone, keeps 1.
+    """
     if alpha is None:
         return torch.ones_like(amax_x_I, dtype=torch.float32)
     x_I, w_I = amax_x_I.float(), amax_w_I.float()
-    factors_I = x_I.pow(alpha) / w_I.pow(1 - alpha)
-    factors_I = torch.where((x_I > 0) & (w_I > 0), factors_I, torch.ones_like(factors_I))
+    factors_I = (x_I.pow(alpha) / w_I.pow(1 - alpha)).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
+    live_I = (x_I > 0) & (w_I > 0)
+    factors_I = torch.where(live_I, factors_I, torch.ones_like(factors_I))
+    if bool(live_I.all()) or not bool(live_I.any()):
+        return factors_I
+    reach_x = (x_I / factors_I)[live_I].amin()
+    reach_w = (w_I * factors_I)[live_I].amax()
+    no_weight_I, no_input_I = (w_I == 0) & (x_I > 0), (x_I == 0) & (w_I > 0)
+    factors_I = torch.where(no_weight_I, (x_I / reach_x).clamp(min=1.0), factors_I)
+    factors_I = torch.where(no_input_I, (reach_w / w_I).clamp(max=1.0), factors_I)
     return factors_I.clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
 
 
@@ -207,13 +262,22 @@ def smooth(
     """The factors of every output segment: fixed, or the best of the candidates (see the top)."""
     candidates = settings.candidates()
     factors, alphas = [], []
+    fits: list[SearchFit] = []
+    powers: list[float] = []
     for w_part_OI in torch.split_with_sizes(w_OI.float(), list(output_segments)):
         rows = (w_part_OI.shape[0],)
         problem = _Problem(w_part_OI, rows, seen, partitions, weight, activation, settings)
         chosen = problem.solve(candidates)
         factors.append(problem.factors(chosen))
         alphas.append(chosen)
-    return Smoothing(factors_PI=torch.stack(factors), alphas=tuple(alphas))
+        if (fit := problem.fit(chosen)) is not None:
+            fits.append(fit)
+            powers.append(problem.power)
+    return Smoothing(
+        factors_PI=torch.stack(factors),
+        alphas=tuple(alphas),
+        fit=SearchFit.of(fits, powers) if len(fits) == len(alphas) else None,
+    )
 
 
 def smooth_together(
@@ -234,7 +298,8 @@ def smooth_together(
     w_OI = torch.cat([w_OI.detach().float() for w_OI in weights])
     problem = _Problem(w_OI, rows, seen, partitions, weight, activation, settings)
     chosen = problem.solve(settings.candidates())
-    return Smoothing(factors_PI=problem.factors(chosen)[None], alphas=(chosen,))
+    fit = problem.fit(chosen)
+    return Smoothing(factors_PI=problem.factors(chosen)[None], alphas=(chosen,), fit=fit)
 
 
 class _Problem:
@@ -256,8 +321,8 @@ class _Problem:
         self._amax_w_I = w_OI.abs().amax(0)
         self._use_gram = settings.use_gram and seen.gram_II is not None
         self._whole = seen.views(held_out=False)[0]
-        searched = settings.mode is SmoothingMode.search
-        self._views = seen.views(held_out=settings.held_out and searched)
+        self._searched = settings.mode is SmoothingMode.search
+        self._views = seen.views(held_out=settings.held_out and self._searched)
         self._bounds = []
         start = 0
         for part in partitions:
@@ -267,6 +332,31 @@ class _Problem:
     def factors(self, alphas: Sequence[Alpha]) -> Tensor:
         pairs = zip(self._bounds, alphas, strict=True)
         return torch.cat([self._factors_of(at, alpha, self._whole) for at, alpha in pairs])
+
+    @property
+    def power(self) -> float:
+        """The squares of the output, summed over the sampled rows."""
+        return float((self._seen.sample_TI @ self._w_OI.T).square_().sum())
+
+    def fit(self, chosen: Sequence[Alpha]) -> SearchFit | None:
+        """How a search's choice does on its own rows and on held-out ones; None: not searched."""
+        if not self._searched or not self._seen.in_parts:
+            return None
+        y_TO = self._seen.sample_TI @ self._w_OI.T
+        power = float(y_TO.square().mean())
+        if power <= 0:
+            return None
+
+        def error(alphas: Sequence[Alpha], *, held_out: bool) -> float:
+            views = self._seen.views(held_out=held_out)
+            parts = [self._quantized(n, alpha, views) for n, alpha in enumerate(alphas)]
+            return _squared_error(y_TO, parts) / power
+
+        return SearchFit(
+            in_sample=error(chosen, held_out=False),
+            held_out=error(chosen, held_out=True),
+            held_out_unsmoothed=error([None] * len(chosen), held_out=True),
+        )
 
     def solve(self, candidates: Sequence[Alpha]) -> tuple[Alpha, ...]:
         """The alpha of each input segment."""
@@ -279,7 +369,7 @@ class _Problem:
         count = len(self._partitions)
         best, best_error, best_parts = candidates[0], float("inf"), []
         for alpha in candidates:
-            parts = [self._quantized(n, alpha) for n in range(count)]
+            parts = [self._quantized(n, alpha, self._views) for n in range(count)]
             error = self._error(y_TO, parts)
             if error < best_error:
                 best, best_error, best_parts = alpha, error, parts
@@ -290,7 +380,8 @@ class _Problem:
             for alpha in candidates:
                 if alpha == chosen[n]:
                     continue
-                parts = [*best_parts[:n], self._quantized(n, alpha), *best_parts[n + 1 :]]
+                other = self._quantized(n, alpha, self._views)
+                parts = [*best_parts[:n], other, *best_parts[n + 1 :]]
                 error = self._error(y_TO, parts)
                 if error < best_error:
                     chosen[n], best_error, best_parts = alpha, error, parts
@@ -299,13 +390,13 @@ class _Problem:
     def _factors_of(self, at: slice, alpha: Alpha, view: View) -> Tensor:
         return smoothing_factors(view.amax()[at], self._amax_w_I[at], alpha=alpha)
 
-    def _quantized(self, n: int, alpha: Alpha) -> tuple[Tensor, Tensor]:
+    def _quantized(self, n: int, alpha: Alpha, views: Sequence[View]) -> tuple[Tensor, Tensor]:
         """One input segment's share of the quantized output [T, O], and its weight error [O, I]."""
-        shares = [self._share(n, alpha, view) for view in self._views]
+        shares = [self._share(n, alpha, view) for view in views]
         if len(shares) == 1:
             return shares[0]
         y_TO = shares[0][0].new_empty(self._seen.sample_TI.shape[0], self._w_OI.shape[0])
-        for view, (part_TO, _) in zip(self._views, shares, strict=True):
+        for view, (part_TO, _) in zip(views, shares, strict=True):
             y_TO[view.rows] = part_TO
         return y_TO, shares[0][1]
 
@@ -335,10 +426,7 @@ class _Problem:
         return x_TI @ w_OI.T, error_OI
 
     def _error(self, y_TO: Tensor, parts: list[tuple[Tensor, Tensor]]) -> float:
-        difference_TO = y_TO.clone()
-        for output_TO, _ in parts:
-            difference_TO -= output_TO
-        error = float(difference_TO.square_().mean())
+        error = _squared_error(y_TO, parts)
         if not self._use_gram:
             return error
         assert self._seen.gram_II is not None
@@ -346,3 +434,10 @@ class _Problem:
         sampled = float((self._seen.sample_TI @ error_OI.T).square_().mean())
         every = float(((error_OI @ self._seen.gram_II) * error_OI).sum())
         return error - sampled + every / (self._seen.rows * error_OI.shape[0])
+
+
+def _squared_error(y_TO: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    difference_TO = y_TO.clone()
+    for output_TO, _ in parts:
+        difference_TO -= output_TO
+    return float(difference_TO.square_().mean())

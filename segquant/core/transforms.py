@@ -119,10 +119,9 @@ class InputTransform:
 def rotate(x_I: Tensor, rotation_NBB: Tensor) -> Tensor:
     """x R for a block diagonal R: [..., I] -> [..., I]."""
     blocks, size = rotation_NBB.shape[0], rotation_NBB.shape[-1]
-    lead = x_I.shape[:-1]
     parts = x_I.reshape(-1, blocks, size)
     turned: Tensor = torch.einsum("tnb,nbc->tnc", parts, rotation_NBB.to(x_I.dtype))
-    return turned.reshape(*lead, -1)
+    return turned.reshape(x_I.shape)
 
 
 def rotation_block(features: int, *, largest: int) -> int:

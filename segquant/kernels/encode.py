@@ -236,7 +236,7 @@ SHIFTED = (ActivationCode.zero_point, ActivationCode.dual_wide)
 
 def _reach(part: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
     low, high = part.amin(-1), part.amax(-1)
-    if steps is Steps.tensor:
+    if steps is Steps.tensor and low.numel():
         low, high = low.amin().expand_as(low), high.amax().expand_as(high)
     return low, high
 

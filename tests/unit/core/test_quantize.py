@@ -47,6 +47,18 @@ def test_kept_layers_have_their_reason_and_uncalled_ones_do_not_crash() -> None:
     assert type(model.second) is type(model.unused) is nn.Linear
 
 
+@pytest.mark.parametrize("fine", [True, False])
+def test_a_layer_that_saw_only_zeros_has_no_static_range(fine: bool) -> None:
+    model = Model()
+    report = quantize_layers(
+        model, calibration=calibrate(model, [0 * X]), bits=bits(fine=fine), recipe=LayerRecipe()
+    )
+    first = "its input was zero throughout calibration: no range for its scales"
+    kept = {entry["name"]: entry["reason"] for entry in report.layers_kept}
+    assert kept.get("first") == (None if fine else first)
+    assert bool(model(X).isfinite().all())
+
+
 def test_sixteen_bits_are_exact() -> None:
     model = Model()
     expected = model(X)

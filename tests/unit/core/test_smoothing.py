@@ -6,13 +6,14 @@ from torch import Tensor
 
 from segquant.core.layer import quantize_linear
 from segquant.core.recipe import LayerRecipe
+from segquant.core.rounding import Rounding
 from segquant.core.segments import LayerShape, whole
 from segquant.core.smoothing import (
     SmoothingMode,
     SmoothingSettings,
     smoothing_factors,
 )
-from tests.unit.core.helpers import bits, correlated, one, seen
+from tests.unit.core.helpers import bits, correlated, one, power_ratio, seen
 
 SEARCH = SmoothingSettings(mode=SmoothingMode.search)
 
@@ -32,7 +33,76 @@ def test_dead_channels_are_left_alone_and_factors_are_clamped() -> None:
     x = torch.tensor([0.0, 0.0, 1.0, 1e9, 1e-9])
     w = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
     found = smoothing_factors(x, w, alpha=1.0)
-    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 1.0, 1e4, 1e-4]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 1e4, 1e4, 1e-4]))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_a_channel_dead_on_one_side_reaches_no_further_than_the_others(alpha: float) -> None:
+    x, w = torch.tensor([200.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.1, 0.3, 50.0])
+    s = smoothing_factors(x, w, alpha=alpha)
+    assert float((x / s)[0]) <= float((x / s)[1:3].amin()) * 1.0001
+    assert float((w * s)[3]) <= float((w * s)[1:3].amax()) * 1.0001
+    assert float(s[3]) <= 1  # should it come alive, it is not blown up more than that asks for
+    alone = smoothing_factors(x[1:3], w[1:3], alpha=alpha)
+    assert torch.equal(s[1:3], alone)
+    for dead in (torch.zeros(4), w):
+        assert torch.equal(smoothing_factors(torch.zeros(4), dead, alpha=alpha), torch.ones(4))
+        assert torch.equal(smoothing_factors(dead, torch.zeros(4), alpha=alpha), torch.ones(4))
+
+
+FIXED, FOUND = SmoothingMode.fixed, SmoothingMode.search
+
+
+@pytest.mark.parametrize("mode", [FIXED, FOUND], ids=lambda m: m.name)
+@pytest.mark.parametrize("rounding", list(Rounding), ids=lambda r: r.name)
+@pytest.mark.parametrize("fine", [True, False], ids=["fine", "tensor"])
+def test_dead_channels_cost_nothing(mode: SmoothingMode, rounding: Rounding, fine: bool) -> None:
+    """An input channel without weights kept its outliers: 200 times the error and more."""
+    rows, weight = correlated(256, 64, seed=0), correlated(32, 64, seed=1) * 0.1
+    how = LayerRecipe(smoothing=SmoothingSettings(mode=mode), rounding=rounding)
+
+    def error(*, of_input: float, of_weight: float) -> float:
+        model, x = one(64, 32, bias=False), rows.clone()
+        model.linear.weight.data = weight.clone()
+        x[:, 7] *= of_input
+        model.linear.weight.data[:, 7] *= of_weight
+        quant, _ = quantize_linear(
+            model.linear,
+            name="linear",
+            seen=seen(x),
+            shape=whole(in_features=64, out_features=32),
+            bits=bits(8, 8, fine=fine),
+            recipe=how,
+        )
+        return power_ratio(quant(x), model(x))
+
+    usual = error(of_input=1.0, of_weight=0.0)
+    assert error(of_input=200.0, of_weight=0.0) < 1.5 * usual
+    if not fine:  # a row of weights has one scale, whatever its largest weight meets
+        assert error(of_input=0.0, of_weight=200.0) < 1.5 * error(of_input=0.0, of_weight=1.0)
+
+
+@pytest.mark.parametrize("dead", ["weights", "inputs"])
+@pytest.mark.parametrize("mode", list(SmoothingMode), ids=lambda m: m.name)
+@pytest.mark.parametrize("rounding", list(Rounding), ids=lambda r: r.name)
+def test_a_layer_that_is_dead_altogether_gives_its_bias(
+    dead: str, mode: SmoothingMode, rounding: Rounding
+) -> None:
+    model, x = one(16, 8), torch.randn(32, 16)
+    if dead == "weights":
+        torch.nn.init.zeros_(model.linear.weight)
+    else:
+        x.zero_()
+    quant, entry = quantize_linear(
+        model.linear,
+        name="linear",
+        seen=seen(x),
+        shape=whole(in_features=16, out_features=8),
+        bits=bits(4, 8, fine=True),
+        recipe=LayerRecipe(smoothing=SmoothingSettings(mode=mode), rounding=rounding),
+    )
+    assert torch.equal(quant(x), model.linear.bias.expand(32, 8))
+    assert entry.relative_error == 0
 
 
 def test_the_grid_has_both_ends_and_no_smoothing() -> None:

@@ -115,6 +115,40 @@ def test_a_tensor_changed_in_place_is_another_input() -> None:
     torch.testing.assert_close(found["b"].gram_II, 4 * found["a"].gram_II)
 
 
+class InPlace(nn.Module):
+    """q and k read one tensor, in a view of which v's input was changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        first = self.q(x) + self.k(x)
+        x[:1].mul_(100)
+        return first + self.v(x)
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_inference_mode_sees_what_no_grad_sees(gram: bool) -> None:
+    """Tensors have no version there: an input changed in place was taken for the same one."""
+    x = torch.randn(3, 8, generator=generator(0))
+    found = {}
+    for mode in (torch.no_grad, torch.inference_mode):
+        model = InPlace()
+        with StatisticsRecorder(model, gram=gram) as recorder, mode():
+            for _ in range(6):  # more than are held open
+                model(x)
+        found[mode] = recorder.statistics()
+    for name, seen in found[torch.no_grad].items():
+        other = found[torch.inference_mode][name]
+        assert other.shared_with == seen.shared_with == {"q": ("k",), "k": ("q",)}.get(name, ())
+        assert (other.rows, other.calls) == (seen.rows, seen.calls)
+        for key in ("low_I", "high_I", "sample_TI", *(("gram_II",) if gram else ())):
+            assert torch.equal(getattr(other, key), getattr(seen, key))
+    assert torch.equal(found[torch.no_grad]["v"].low_I, torch.cat([100 * x[:1], x[1:]]).amin(0))
+
+
 def test_a_layer_called_twice_with_one_tensor_counts_it_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -152,9 +186,18 @@ def test_uncalled_layers_are_absent_and_unknown_names_refused() -> None:
         StatisticsRecorder(model, layers=["q", "nope"], gram=False)
 
 
-def test_a_broken_input_names_its_layer() -> None:
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_broken_input_names_its_layer(broken: float) -> None:
     with pytest.raises(ValueError, match="linear: its input held NaN"):
-        calibrate(one(2, 2), [torch.tensor([[1.0, float("nan")]])])
+        calibrate(one(2, 2), [torch.tensor([[1.0, broken]])])
+
+
+def test_an_input_whose_squares_overflow_names_its_layer() -> None:
+    """Extremes are finite, the Gram matrix is not: GPTQ fell back to rounding to nearest."""
+    with pytest.raises(
+        ValueError, match=r"linear: its input reaches 1e.20, whose square overflows"
+    ):
+        calibrate(one(2, 2), [torch.tensor([[1.0, 1e20]])])
 
 
 @pytest.mark.parametrize("gram", [True, False])
