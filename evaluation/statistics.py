@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binomtest
-from scipy.stats import t as student_t
+from scipy.special import bdtr, betaincinv, stdtr, stdtrit
 
 from evaluation.records import Metric
 
@@ -29,6 +27,7 @@ FEWEST_RESAMPLED = 8  # values below which a bootstrap says less than Student's 
 _CHUNK = 500  # resamples drawn at once: bounds the memory of the index matrix
 _TAIL = (1 - CONFIDENCE) / 2
 _LEAST_TAIL = 1e-12  # no smaller p-value is looked for
+_HALVINGS = 50  # of the interval of its logarithm: to the last digits
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -108,15 +107,16 @@ def crossed_mean(values_CN: Any) -> Estimate:
 
 def share_metric(count: int, *, n: int, against: str, note: str) -> Metric:
     """A share of images, where lower is better, with the exact interval of Clopper and Pearson."""
-    interval = binomtest(count, n).proportion_ci(CONFIDENCE, method="exact")
     share = count / n
+    low = float(betaincinv(count, n - count + 1, _TAIL)) if count else 0.0
+    high = float(betaincinv(count + 1, n - count, 1 - _TAIL)) if count < n else 1.0
     return Metric(
         value=share,
         higher_is_better=False,
         n=n,
         against=against,
         standard_error=(share * (1 - share) / n) ** 0.5,
-        interval=[float(interval.low), float(interval.high)],
+        interval=[low, high],
         interval_kind=EXACT95,
         note=note,
     )
@@ -258,8 +258,7 @@ def sign_test(above: int, below: int) -> float:
 
     Source: Dixon and Mood 1946.
     """
-    count = above + below
-    return float(binomtest(above, count).pvalue) if count else 1.0
+    return min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5)))
 
 
 @dataclass(frozen=True)
@@ -275,21 +274,18 @@ class _Mean:
 
     def reach(self, tail: float) -> float:
         """Half the width of the interval that leaves `tail` out on each side."""
-        return math.sqrt(sum(float(student_t.isf(tail, f)) ** 2 * v for v, f in self.parts))
+        return math.sqrt(sum(float(stdtrit(f, tail)) ** 2 * v for v, f in self.parts))
 
     def p_value(self) -> float:
         """Two-sided: the level at which the interval ends at 0."""
         distance = abs(self.value)
         if len(self.parts) == 1:
-            return float(2 * student_t.sf(distance / self.error, self.parts[0][1]))
-        if self.reach(_LEAST_TAIL) <= distance:
-            return 2 * _LEAST_TAIL
-        if distance == 0:
-            return 1.0
-        found = brentq(
-            lambda log: self.reach(np.exp(log)) - distance, np.log(_LEAST_TAIL), np.log(0.5)
-        )
-        return float(2 * np.exp(found))
+            return float(2 * stdtr(self.parts[0][1], -distance / self.error))
+        low, high = math.log(_LEAST_TAIL), math.log(0.5)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.reach(math.exp(middle)) > distance else (low, middle)
+        return 2 * math.exp(high)
 
 
 def _judge(table_CN: Array, *, seed: int, resamples: int) -> tuple[Estimate, float]:

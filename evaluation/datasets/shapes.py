@@ -11,6 +11,7 @@ another, in whatever order its objects are named.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -215,6 +216,7 @@ class Shapes:
                 write_png(folder / f"{sample.id}.png", render(sample.scene, key=sample.id))
 
 
+@functools.lru_cache(maxsize=64)  # a sweep asks again for each of its models
 def _prompts(split: str, count: int, *, seed: int) -> tuple[Prompt, ...]:
     drawn = take(split, count, seed=seed)
     return tuple(Prompt(id=sample.id, text=sample.prompt) for sample in drawn)
