@@ -319,6 +319,7 @@ class _Problem:
         self._row_blocks = row_blocks
         self._weight, self._activation = weight, activation
         self._amax_w_I = w_OI.abs().amax(0)
+        self._plain: dict[int, Tensor] = {}
         self._use_gram = settings.use_gram and seen.gram_II is not None
         self._whole = seen.views(held_out=False)[0]
         self._searched = settings.mode is SmoothingMode.search
@@ -400,14 +401,24 @@ class _Problem:
             y_TO[view.rows] = part_TO
         return y_TO, shares[0][1]
 
+    def _weights(self, n: int, factors_I: Tensor) -> Tensor:
+        """The smoothed weight of one input segment on its grid [O, I]."""
+        blocks = self._partitions[n].weight_blocks
+        grid = WeightGrid(scheme=self._weight, row_blocks=self._row_blocks, blocks=blocks)
+        return fake_quantize_weight(self._w_OI[:, self._bounds[n]] * factors_I, grid=grid)
+
+    def _unsmoothed(self, n: int) -> Tensor:
+        """The same without smoothing, which no view changes."""
+        if n not in self._plain:
+            ones_I = torch.ones_like(self._amax_w_I[self._bounds[n]])
+            self._plain[n] = self._weights(n, ones_I)
+        return self._plain[n]
+
     def _share(self, n: int, alpha: Alpha, view: View) -> tuple[Tensor, Tensor]:
         """The same for the rows of one view, with factors and ranges from what it may know."""
         at, part = self._bounds[n], self._partitions[n]
         factors_I = self._factors_of(at, alpha, view)
-        w_grid = WeightGrid(
-            scheme=self._weight, row_blocks=self._row_blocks, blocks=part.weight_blocks
-        )
-        w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=w_grid)
+        w_OI = self._weights(n, factors_I) if alpha is not None else self._unsmoothed(n)
         sample_TI = self._seen.sample_TI[:, at] / factors_I
         x_TI = sample_TI if view.rows is None else sample_TI[view.rows]
         if self._activation.quantized:
