@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -334,24 +335,27 @@ class _Problem:
         pairs = zip(self._bounds, alphas, strict=True)
         return torch.cat([self._factors_of(at, alpha, self._whole) for at, alpha in pairs])
 
-    @property
+    @cached_property
+    def _exact(self) -> Tensor:
+        """The output of the sampled rows [T, O]."""
+        return self._seen.sample_TI @ self._w_OI.T
+
+    @cached_property
     def power(self) -> float:
         """The squares of the output, summed over the sampled rows."""
-        return float((self._seen.sample_TI @ self._w_OI.T).square_().sum())
+        return float(self._exact.square().sum())
 
     def fit(self, chosen: Sequence[Alpha]) -> SearchFit | None:
         """How a search's choice does on its own rows and on held-out ones; None: not searched."""
         if not self._searched or not self._seen.in_parts:
             return None
-        y_TO = self._seen.sample_TI @ self._w_OI.T
-        power = float(y_TO.square().mean())
-        if power <= 0:
+        if self.power <= 0:
             return None
 
         def error(alphas: Sequence[Alpha], *, held_out: bool) -> float:
             views = self._seen.views(held_out=held_out)
             parts = [self._quantized(n, alpha, views) for n, alpha in enumerate(alphas)]
-            return _squared_error(y_TO, parts) / power
+            return _squared_error(self._exact, parts) * self._exact.numel() / self.power
 
         return SearchFit(
             in_sample=error(chosen, held_out=False),
@@ -366,7 +370,7 @@ class _Problem:
         return tuple(self._search(candidates))
 
     def _search(self, candidates: Sequence[Alpha]) -> list[Alpha]:
-        y_TO = self._seen.sample_TI @ self._w_OI.T
+        y_TO = self._exact
         count = len(self._partitions)
         best, best_error, best_parts = candidates[0], float("inf"), []
         for alpha in candidates:
