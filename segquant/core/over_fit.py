@@ -37,8 +37,10 @@ class OverFit:
         """None where nothing was searched, or the calibration was in one part.
 
         `meets_at_times` is an estimate: what lies beyond the extremes of n prompts has a chance of
-        about 1 / n, so that the excess of the held-out error falls as 1 / n. (On tiny_unet the
-        excess times n is 12.2, 12.8, 12.2 and 12.6 at 2, 4, 8 and 16 prompts, and 8.4 at 64.)
+        about 1 / n, so that the excess of the held-out error falls as 1 / n. On tiny_unet it does:
+        the excess times n is 12.2, 12.8, 12.2 and 12.6 at 2, 4, 8 and 16 prompts, and 8.4 at 64.
+        On tiny_mmdit and tiny_flux it falls faster, so that what 2 prompts tell is about twice what
+        16 do (experiments/results/overfit.md).
         """
         usable = [
             fit for fit in fits if min(fit.in_sample, fit.held_out, fit.held_out_unsmoothed) > 0

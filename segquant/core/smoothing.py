@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -319,6 +320,7 @@ class _Problem:
         self._row_blocks = row_blocks
         self._weight, self._activation = weight, activation
         self._amax_w_I = w_OI.abs().amax(0)
+        self._plain: dict[int, Tensor] = {}
         self._use_gram = settings.use_gram and seen.gram_II is not None
         self._whole = seen.views(held_out=False)[0]
         self._searched = settings.mode is SmoothingMode.search
@@ -333,24 +335,27 @@ class _Problem:
         pairs = zip(self._bounds, alphas, strict=True)
         return torch.cat([self._factors_of(at, alpha, self._whole) for at, alpha in pairs])
 
-    @property
+    @cached_property
+    def _exact(self) -> Tensor:
+        """The output of the sampled rows [T, O]."""
+        return self._seen.sample_TI @ self._w_OI.T
+
+    @cached_property
     def power(self) -> float:
         """The squares of the output, summed over the sampled rows."""
-        return float((self._seen.sample_TI @ self._w_OI.T).square_().sum())
+        return float(self._exact.square().sum())
 
     def fit(self, chosen: Sequence[Alpha]) -> SearchFit | None:
         """How a search's choice does on its own rows and on held-out ones; None: not searched."""
         if not self._searched or not self._seen.in_parts:
             return None
-        y_TO = self._seen.sample_TI @ self._w_OI.T
-        power = float(y_TO.square().mean())
-        if power <= 0:
+        if self.power <= 0:
             return None
 
         def error(alphas: Sequence[Alpha], *, held_out: bool) -> float:
             views = self._seen.views(held_out=held_out)
             parts = [self._quantized(n, alpha, views) for n, alpha in enumerate(alphas)]
-            return _squared_error(y_TO, parts) / power
+            return _squared_error(self._exact, parts) * self._exact.numel() / self.power
 
         return SearchFit(
             in_sample=error(chosen, held_out=False),
@@ -365,7 +370,7 @@ class _Problem:
         return tuple(self._search(candidates))
 
     def _search(self, candidates: Sequence[Alpha]) -> list[Alpha]:
-        y_TO = self._seen.sample_TI @ self._w_OI.T
+        y_TO = self._exact
         count = len(self._partitions)
         best, best_error, best_parts = candidates[0], float("inf"), []
         for alpha in candidates:
@@ -400,14 +405,24 @@ class _Problem:
             y_TO[view.rows] = part_TO
         return y_TO, shares[0][1]
 
+    def _weights(self, n: int, factors_I: Tensor) -> Tensor:
+        """The smoothed weight of one input segment on its grid [O, I]."""
+        blocks = self._partitions[n].weight_blocks
+        grid = WeightGrid(scheme=self._weight, row_blocks=self._row_blocks, blocks=blocks)
+        return fake_quantize_weight(self._w_OI[:, self._bounds[n]] * factors_I, grid=grid)
+
+    def _unsmoothed(self, n: int) -> Tensor:
+        """The same without smoothing, which no view changes."""
+        if n not in self._plain:
+            ones_I = torch.ones_like(self._amax_w_I[self._bounds[n]])
+            self._plain[n] = self._weights(n, ones_I)
+        return self._plain[n]
+
     def _share(self, n: int, alpha: Alpha, view: View) -> tuple[Tensor, Tensor]:
         """The same for the rows of one view, with factors and ranges from what it may know."""
         at, part = self._bounds[n], self._partitions[n]
         factors_I = self._factors_of(at, alpha, view)
-        w_grid = WeightGrid(
-            scheme=self._weight, row_blocks=self._row_blocks, blocks=part.weight_blocks
-        )
-        w_OI = fake_quantize_weight(self._w_OI[:, at] * factors_I, grid=w_grid)
+        w_OI = self._weights(n, factors_I) if alpha is not None else self._unsmoothed(n)
         sample_TI = self._seen.sample_TI[:, at] / factors_I
         x_TI = sample_TI if view.rows is None else sample_TI[view.rows]
         if self._activation.quantized:

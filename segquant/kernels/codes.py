@@ -112,16 +112,24 @@ def planes_of(*steps: Tensor, zero: Tensor | None = None) -> CodeSteps:
 
 
 def encode_planes(
-    x: Tensor, inverse: Tensor, zero: Tensor, *, code: ActivationCode, num_bits: int = BYTE
+    x: Tensor,
+    inverse: Tensor,
+    zero: Tensor,
+    *,
+    code: ActivationCode,
+    num_bits: int = BYTE,
+    divide: bool = False,
 ) -> list[Tensor]:
     """The planes of a float32 tensor, int8 of its shape (float8_e4m3fn for fp8).
 
     Args:
         inverse: [..., P], broadcastable against x[..., None].
         zero: likewise; read for `zero_point` alone.
+        divide: `inverse` holds the steps themselves. A quotient falls on a tie between two codes
+            where the simulation's does, its product with a reciprocal now and then beside it.
     """
     most, below = 2 ** (num_bits - 1) - 1, 2 ** (num_bits - 1)
-    first = x * inverse[..., 0]
+    first = x / inverse[..., 0] if divide else x * inverse[..., 0]
     if code is ActivationCode.symmetric:
         return [_byte(first, -below, most)]
     if code is ActivationCode.zero_point:
@@ -131,7 +139,7 @@ def encode_planes(
         grid = FloatGrid(FloatKind.e4m3)
         bounded = first.clamp(grid.quant_min, grid.quant_max)
         return [bounded.nan_to_num(0.0).to(torch.float8_e4m3fn)]
-    second = x * inverse[..., 1]
+    second = x / inverse[..., 1] if divide else x * inverse[..., 1]
     if code is ActivationCode.dual:
         return [_byte(first, 0, most), _byte(second, -below, 0)]
     if code is ActivationCode.dual_wide:

@@ -97,7 +97,7 @@ class EncoderTensors:
 
     Static steps: `inverse_GPI` holds, per plane, the reciprocal of smoothing times step of each
     feature, `zero_GI` the zero points (None: none), `scale_GSP` the steps. Other steps: only
-    `factor_GI`, the reciprocal of the smoothing.
+    `factor_GI`, the smoothing.
     """
 
     inverse_GPI: Tensor | None = None
@@ -205,12 +205,17 @@ def _encode_dynamic(x: Tensor, *, plan: CodePlan, factor_GI: Tensor | None) -> E
     scales: list[Tensor] = []
     shifts: list[Tensor] = []
     for group in range(plan.groups):
-        smooth = x if factor_GI is None else x * factor_GI[group]
+        smooth = x if factor_GI is None else x / factor_GI[group]
         for start, stop, code in _segments(plan):
             part = smooth[:, start:stop]
             steps = code_steps(*_reach(part, plan.steps), code=code, num_bits=plan.num_bits)
             planes = encode_planes(
-                part, steps.inverse[:, None], steps.zero[:, None], code=code, num_bits=plan.num_bits
+                part,
+                steps.step[:, None],
+                steps.zero[:, None],
+                code=code,
+                num_bits=plan.num_bits,
+                divide=True,
             )
             blocks.append(_stored(planes))
             scales.append(F.pad(steps.step, (0, width - steps.step.shape[-1])).T)

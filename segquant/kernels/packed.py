@@ -214,7 +214,7 @@ def assemble(
     """
     factor_GI = None if smoothing_GI is None else smoothing_GI.double().reciprocal().float()
     if steps is None:
-        tensors = EncoderTensors(factor_GI=factor_GI)
+        tensors = EncoderTensors(factor_GI=smoothing_GI)
     else:
         tensors = static_tensors(steps, plan=plan, smoothing_GI=smoothing_GI)
     shifted = any(code in SHIFTED for code in plan.codes)

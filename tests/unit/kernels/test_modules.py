@@ -1,6 +1,7 @@
 """Denoisers whose QuantLinears multiply codes: the same numbers as simulated, and all is said."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,17 @@ from segquant.kernels import (
     weight_bytes,
 )
 from segquant.kernels.recode import pack_recoded, why_not_recoded
-from tests.unit.core.helpers import CHANNEL, GROUP, TENSOR, bits, correlated, one, scheme, seen
+from tests.unit.core.helpers import (
+    CHANNEL,
+    GROUP,
+    TENSOR,
+    bits,
+    correlated,
+    generator,
+    one,
+    scheme,
+    seen,
+)
 
 SMOOTH = SmoothingSettings(mode=SmoothingMode.fixed)
 
@@ -83,6 +94,41 @@ def test_codes_compute_what_the_simulation_does(
     assert off.double().mean() < 0.02
     assert (found - simulated).norm() < 2e-3 * simulated.norm()
     assert torch.equal(copy.deepcopy(kernel)(x), found)
+
+
+DYNAMIC = scheme(4, TENSOR, dynamic=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("how", "recipe", "cut"),
+    [
+        (bits(4, 4, fine=True), LayerRecipe(), WHOLE),
+        (bits(4, 4, fine=True), LayerRecipe(smoothing=SMOOTH), WHOLE),
+        (bits(4, 4, fine=True), LayerRecipe(smoothing=SMOOTH, dual_scale=True), CUT),
+        (bits(4, 4, fine=True, symmetric=False), LayerRecipe(), WHOLE),
+        (Bits(name="t", weight=scheme(4, CHANNEL), activation=DYNAMIC), LayerRecipe(), WHOLE),
+        (bits(8, 8, fine=True), LayerRecipe(smoothing=SMOOTH), CUT),
+        (bits(4, 4), LayerRecipe(), WHOLE),
+    ],
+    ids=lambda value: value.name if isinstance(value, Bits) else "",
+)
+def test_no_row_is_moved_by_a_tie(
+    how: Bits, recipe: LayerRecipe, cut: LayerShape, dtype: torch.dtype
+) -> None:
+    """Values in bfloat16 often lie just between two codes. Divided here and multiplied by a
+    reciprocal there, 13 of 512 rows of four bits came out otherwise, by up to 3 % of the largest
+    value. What is left in bfloat16 is that the simulation's product rounds its operands."""
+    how = replace(how, weight=replace(how.weight, symmetric=True))  # what kernels have
+    model = one(cut.in_features, cut.out_features).to(dtype)
+    x = torch.randn(2048, cut.in_features, generator=generator(0)).to(dtype)
+    quant, _ = quantize_linear(
+        model.linear, name="linear", seen=seen(x.float()), shape=cut, bits=how, recipe=recipe
+    )
+    found, simulated = KernelLinear(pack_linear(quant))(x).float(), quant(x).float()
+    moved = (found - simulated).abs().amax() / simulated.abs().max()
+    assert moved < (1e-5 if dtype is torch.float32 else 0.01)
+    assert (found - simulated).norm() < (1e-6 if dtype is torch.float32 else 4e-3) * found.norm()
 
 
 def test_factors_of_rows_that_folding_left_are_kept() -> None:
