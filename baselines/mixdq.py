@@ -20,9 +20,9 @@ from segquant.core import (
 )
 from segquant.core.costs import stored_bits
 from segquant.core.elements import of_layers
-from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import quantize_linear
 from segquant.core.layer_plan import LayerPlan
+from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import UNQUANTIZED_BITS, NumberFormat
 from segquant.core.segments import whole
 from segquant.core.sensitivity import reason_to_keep

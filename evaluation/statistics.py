@@ -68,7 +68,7 @@ def mean_estimate(values: Any, *, seed: int, resamples: int = RESAMPLES) -> Esti
 
     Student's t, which is right for few values and light tails, and the bootstrap of the studentized
     mean, which follows a skewed distribution. Below `FEWEST_RESAMPLED` values Student's alone. How
-    often each covers is in `experiments/results/intervals.md`.
+    often each covers is in `experiments/results/interval_coverage.md`.
 
     Where a value is infinite the mean is, and nothing is known of it unless all are.
 

@@ -22,9 +22,9 @@ from segquant.core import (
     StatisticsNeeds,
     TensorScheme,
 )
-from segquant.core.input_statistics import linear_layers
 from segquant.core.method_interface import OfThisMachine
 from segquant.core.other_weights import other_weights
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import reasons_to_keep
 from segquant.core.schemes import BITS_OF_BYTE, BITS_OF_FLOAT32, UNQUANTIZED_BITS
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from baselines.peers.library import Int8WeightsOnly
 from segquant.core import Bits
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 
 
 def _replace(denoiser: nn.Module, chosen: dict[str, nn.Linear], *, bits: Bits) -> None:

@@ -15,9 +15,9 @@ from experiments.sampling.model_folder import (
     scheduler_config,
     variant_of,
 )
-from segquant.core.input_statistics import linear_layers
 from segquant.core.other_weights import other_weights
 from segquant.core.over_fit import over_fit_fields
+from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:

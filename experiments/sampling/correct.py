@@ -20,11 +20,10 @@ from segquant.core.correction import (
     Attached,
     Corrector,
     StepPair,
-    as_batch,
     attach_corrector,
-    first_of,
     latents_argument,
 )
+from segquant.core.predictions import as_batch, first_of
 from segquant.core.stepwise import timestep_of
 
 if TYPE_CHECKING:

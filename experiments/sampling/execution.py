@@ -8,8 +8,8 @@ from torch import nn
 
 from experiments.config.choices import METHODS_OWN
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
+from segquant.core.plain_linears import linear_layers
 from segquant.kernels import Execution, PackedLinear, pack_linear, use_kernels
 from segquant.kernels.recode import pack_recoded, why_not_recoded
 

@@ -18,7 +18,7 @@ from experiments.sampling.model_folder import (
     pipeline_index,
     variant_of,
 )
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig, RunConfig

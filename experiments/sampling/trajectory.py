@@ -22,7 +22,7 @@ from torch import nn
 from experiments.sampling.pipelines import get_denoiser
 from experiments.sampling.sample import batches, sample
 from segquant.core.argument_trees import Tree, flatten_tree, unflatten_tree
-from segquant.core.correction import first_of
+from segquant.core.predictions import first_of
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt

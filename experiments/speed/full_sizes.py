@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from experiments.errors import UserError
 from experiments.store.paths import TINY_MODELS
 from experiments.zoo.architectures import from_config, load_config
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from segquant.core.activation import ActivationGrid, fake_quantize, static_scales
 from segquant.core.calibration import Replay
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from segquant.core.rounding import GptqSettings, Rounding, gptq, gptq_factor
 from segquant.core.schemes import Bits, Granularity
 from segquant.core.smoothing import smoothing_factors

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiments.speed.full_sizes import SpeedModel, build, inputs, post_activation
 from experiments.speed.session import Session, failed
 from experiments.speed.timing import Timer, clocks
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import replace_module
 from segquant.kernels import (
     ActivationCode,

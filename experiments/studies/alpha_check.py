@@ -32,9 +32,10 @@ from experiments.sampling.trajectory import record_trajectory, replay_of
 from experiments.store.folders import write_text
 from segquant.core import Bits, LayerRecipe, SmoothingMode, SmoothingSettings, whole
 from segquant.core.calibration import Replay
-from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.layer import QuantizedLayer, quantize_linear
 from segquant.core.linear import QuantLinear
+from segquant.core.plain_linears import linear_layers
 from segquant.core.smoothing import Alpha
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from experiments.sampling.machine import resolve_device
 from experiments.sampling.pipelines import get_denoiser, load_pipeline
 from experiments.sampling.sample import batches, sample
 from experiments.sampling.static_graph import example_inputs
-from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.plain_linears import linear_layers
 from segquant.graph import LayerGraph, analyze
 from segquant.kernels import ActivationCode, Steps
 from segquant.kernels.auto import Coding, output_powers

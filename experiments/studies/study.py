@@ -38,7 +38,8 @@ from experiments.sampling.trajectory import replay_errors
 from experiments.store.folders import Store, write_text
 from experiments.store.paths import RESULTS
 from experiments.studies.csv_text import csv_text
-from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.plain_linears import linear_layers
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
 from segquant.core.cuts import Boundaries, moved_boundaries
 from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, smoothing_by
-from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
 from segquant.core.method_interface import (
@@ -17,6 +17,7 @@ from segquant.core.method_interface import (
     corrector_of,
 )
 from segquant.core.over_fit import ENOUGH_PROMPTS
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe

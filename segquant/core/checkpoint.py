@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from segquant.core.files import read_folder, write_folder
-from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.method_interface import QuantizationReport
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import replace_module
 from segquant.core.schemes import TensorScheme
 from segquant.core.stepwise import follow_steps

@@ -16,10 +16,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from segquant.core.plain_linears import linear_layers
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,7 @@ DEFAULT_SAMPLE_ROWS = 1024
 PARTS = 4  # in which a calibration set is run, if it has as many prompts
 # Calls whose input may still turn out to be another layer's too. A Gram matrix is held for each.
 OPEN_INPUTS = 4
-LARGEST_INPUT = 1e15  # sums of a million squares stay in float32
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_INPUT = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,18 +290,6 @@ class StatisticsRecorder:
                 logger.warning(
                     "%s and %s were expected to read one tensor; they do not", name, other
                 )
-
-
-def linear_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The denoiser's plain Linears by name, in module order: no subclass, weights in floats."""
-    return {name: m for name, m in denoiser.named_modules() if _plain(m)}
-
-
-def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(module) is not nn.Linear:
-        return False
-    weight = module._parameters.get("weight")  # none of its own: computed at every call
-    return weight is not None and type(weight.data) is Tensor and weight.dtype in _FLOATS
 
 
 def _select(denoiser: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Linear]:

@@ -27,8 +27,8 @@ from segquant.core.input_statistics import (
     PARTS,
     LayerStatistics,
     StatisticsRecorder,
-    linear_layers,
 )
+from segquant.core.plain_linears import linear_layers
 
 FLOAT32_BYTES = 4
 PRIORITY_BYTES = 32  # of a sampled row: its draw and its part, twice while rows are merged

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.sensitivity import LayerSensitivity, layer_sensitivities
 

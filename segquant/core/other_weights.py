@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 # Tables, kernels and factors: no operands of a matrix product.

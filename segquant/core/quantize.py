@@ -12,7 +12,6 @@ from segquant.core.calibration import Calibration
 from segquant.core.costs import extra_macs_per_row, stored_bits
 from segquant.core.elements import Element, sort_elements
 from segquant.core.fold_smoothing import FoldSite, fold_smoothing
-from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import QuantizedLayer, needs_gram
 from segquant.core.layer_plan import LayerPlan, PlanOf, quantize_planned
 from segquant.core.linear import QuantLinear
@@ -20,6 +19,7 @@ from segquant.core.method_interface import QuantizationReport
 from segquant.core.mixed import LayerBits, choose_layer_bits
 from segquant.core.other_weights import OtherWeight, other_weights
 from segquant.core.over_fit import OverFit
+from segquant.core.plain_linears import linear_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import FactorCache
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits

@@ -13,8 +13,8 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.costs import stored_bits
-from segquant.core.input_statistics import linear_layers
 from segquant.core.layer import quantize_linear
+from segquant.core.plain_linears import linear_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.schemes import UNQUANTIZED_BITS, Bits
 from segquant.core.segments import whole

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.plain_linears import linear_layers
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.files import read_folder, write_folder
-from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
+from segquant.core.plain_linears import linear_layers
 from segquant.core.timesteps import timestep_name
 
 KIND = "statistics per step"

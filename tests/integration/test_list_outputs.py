@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segquant.core.correction import as_batch, attach_corrector, first_of, like_batch, with_first
+from segquant.core.correction import attach_corrector
+from segquant.core.predictions import as_batch, first_of, like_batch, with_first
 from tests import micro
 from tests.conftest import Answer
 

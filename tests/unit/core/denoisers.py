@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from tests.unit.core.helpers import generator, info
 
 WIDTH = 32

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from baselines.gptq import Gptq
 from baselines.rtn import RoundToNearest
-from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.mixed import choose_layer_bits, with_weight_bits
+from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import Bits, NumberFormat
 from segquant.core.sensitivity import layer_sensitivities
 from tests.unit.core.helpers import GROUP, bits, calibrate, generator, scheme

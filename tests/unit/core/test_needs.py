@@ -66,7 +66,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_every_field_is_looked_at() -> None:
-    assert set(FIELDS) == {one.name for one in fields(StatisticsNeeds)}
+    of_a_warning = {"prompts"}  # nothing of the calibration
+    assert set(FIELDS) | of_a_warning == {one.name for one in fields(StatisticsNeeds)}
 
 
 @pytest.mark.parametrize("name", FIELDS)

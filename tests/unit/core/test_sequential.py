@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from baselines.gptq import Gptq
 from segquant.core.calibration import Calibration
 from segquant.core.grids import int_grid
-from segquant.core.input_statistics import linear_layers
 from segquant.core.linear import QuantLinear
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import StatisticsRecorder, linear_layers
+from segquant.core.input_statistics import StatisticsRecorder
+from segquant.core.plain_linears import linear_layers
 from tests.unit.core.helpers import calibrate, generator, one
 
 

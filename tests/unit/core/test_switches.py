@@ -118,7 +118,11 @@ def test_boundaries_reach_the_method_and_the_true_ones_are_best_where_segments_d
 
 
 def test_switches_are_off_and_are_told_when_on() -> None:
-    assert not [line for line in SegQuant()._elements() if "switch" in line]
+    def switches(method: SegQuant) -> list[str]:
+        said = (str(line) for line in method._elements(bits(8, 8)))
+        return [line for line in said if line.startswith("switch ")]
+
+    assert not switches(SegQuant())
     on = SegQuant(
         rounding=Rounding.gptq,
         gptq_variant=GptqVariant.released,
@@ -126,5 +130,4 @@ def test_switches_are_off_and_are_told_when_on() -> None:
         low_rank_budget=LowRankBudget.per_segment,
         rank=2,
     )
-    told = [line for line in on._elements() if line.startswith("switch ")]
-    assert len(told) == 3
+    assert len(switches(on)) == 3

@@ -20,10 +20,10 @@ from experiments.config.request import read_request
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    rows = [{"id": name, "prompt": f"circle {name}"} for name in ("e0", ".x")]
+    rows = [{"id": name, "prompt": f"circle {name}"} for name in ("e0", "x")]
     rows += [{"id": "c", "prompt": "square", "split": "calibration"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name in ("e0", ".x"):
+    for name in ("e0", "x"):
         _paint(tmp_path / "pictures" / f"{name}.png", 10)
     return tmp_path / "pictures"
 
@@ -67,7 +67,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["e0", ".x"])
+@pytest.mark.parametrize("name", ["e0", "x"])
 def test_pictures_replaced_at_one_path_are_others(
     tmp_path: Path, pictures: Path, change: str, name: str
 ) -> None:

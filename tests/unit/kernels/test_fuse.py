@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segquant.core.input_statistics import linear_layers
+from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import replace_module
 from segquant.kernels import (
     ActivationCode,

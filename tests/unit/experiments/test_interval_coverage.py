@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.studies.intervals import DISTRIBUTIONS, coverage
+from experiments.studies.interval_coverage import DISTRIBUTIONS, coverage
 
 
 @pytest.mark.parametrize("name", ["normal", "lognormal, sigma 1"])

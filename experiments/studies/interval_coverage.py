@@ -1,6 +1,6 @@
 """How often do 95 % intervals of a mean cover it?
 
-    python -m experiments.studies.intervals
+    python -m experiments.studies.interval_coverage
 
 Samples of known distributions, some like the scores that are measured here: step errors are near
 lognormal, CLIP differences nearly all small with a few large.
@@ -22,7 +22,7 @@ from evaluation.statistics import mean_estimate
 from experiments.store.folders import write_text
 from experiments.store.paths import RESULTS
 
-NAME = "intervals"  # of the file
+NAME = "interval_coverage"  # of the file
 COMMAND = f"python -m experiments.studies.{NAME}"
 SIZES = (8, 16, 64, 128, 512)
 TRIALS = 1000

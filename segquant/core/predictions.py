@@ -1,0 +1,47 @@
+"""The prediction in what a denoiser returns, whatever its shape: tensors, lists, output classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_batch(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """Samples as one tensor: some denoisers (Z-Image's) take and return a list of them.
+
+    Raises:
+        ValueError: the samples are of several shapes.
+    """
+    if isinstance(value, Tensor):
+        return value
+    shapes = sorted({tuple(sample.shape) for sample in value})
+    if len(shapes) != 1:
+        raise ValueError(
+            f"the denoiser's samples of one batch have the shapes {shapes}; this is done with "
+            "samples of one shape: give all prompts of a batch the same size"
+        )
+    return torch.stack(list(value))
+
+
+def like_batch(given: Tensor | Sequence[Tensor], batch: Tensor) -> Any:
+    """The samples of a batch, held as `given` holds them."""
+    return batch if isinstance(given, Tensor) else type(given)(batch.unbind(0))  # type: ignore[call-arg]
+
+
+def first_of(output: Any) -> Tensor:
+    """The prediction in a denoiser's output, a tuple or one of diffusers' output classes."""
+    return as_batch(output if isinstance(output, Tensor) else output[0])
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """The same output with another prediction; the one given is left as it is."""
+    if isinstance(output, Tensor):
+        return value
+    held = like_batch(output[0], value)
+    if isinstance(output, tuple):
+        return (held, *output[1:])
+    name = next(iter(output.keys()))
+    return type(output)(**{**output, name: held})
