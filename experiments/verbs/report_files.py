@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -68,6 +69,12 @@ class ReportFolder:
         else:
             self.files.append(path)
 
+    def drop(self, pattern: str) -> None:
+        """Takes away what an earlier report left and this one cannot make."""
+        for path in self.sweep.folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
 
 def write_report(sweep: Sweep, records: Sequence[Record], *, makes: bool = False) -> Report:
     """Writes `table.md`, `table.csv`, `table.tex` and one contact sheet a model.
@@ -125,7 +132,11 @@ def _contact_sheets(folder: ReportFolder, records: Sequence[Record], *, makes: b
     first: dict[str, Cell] = {}
     for cell in folder.sweep.cells:
         model, method, bits = cell.names
-        if cell.run_id not in done or not _can_be_shown(cell.reference, makes=makes):
+        if cell.run_id not in done:
+            continue
+        if not _can_be_shown(cell.reference, makes=makes):
+            if cell.reference.folder.is_dir():
+                folder.drop(f"contact_sheet_{model}*.png")
             continue
         first.setdefault(model, cell)
         rows.setdefault(model, {_REFERENCE: cell.reference.folder})
