@@ -133,7 +133,7 @@ def metric_cell(metric: Metric, *, scale: float = 1.0, digits: int = 2) -> Cell:
 
     if metric.interval_kind == "sd":
         text = f"{show(metric.value)} ± {format_number(half_width, decimals=decimals)}"
-    elif low == high == metric.value:
+    elif math.isclose(low, high, rel_tol=_ROUNDING):
         text = show(metric.value)
     else:
         text = f"{show(metric.value)} [{show(low)}, {show(high)}]"
