@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ _NAMED_AT_MOST = 5  # names that an error message lists
 _OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def write_png(path: Path | str, image: np.ndarray[Any, Any] | Image.Image) -> None:
+def write_png(
+    path: Path | str,
+    image: np.ndarray[Any, Any] | Image.Image,
+    *,
+    before: Callable[[bytes], None] | None = None,
+) -> None:
     """Write a uint8 HWC array or an RGB image as PNG, atomically.
+
+    Args:
+        before: given the file's content when it is whole and has not got its name yet.
 
     Raises:
         ValueError: another suffix, dtype, shape or mode: nothing is converted on the way.
@@ -38,6 +46,8 @@ def write_png(path: Path | str, image: np.ndarray[Any, Any] | Image.Image) -> No
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(buffer.getvalue())
+        if before is not None:
+            before(buffer.getvalue())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

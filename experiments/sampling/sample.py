@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,11 @@ def generate_images(
             for path, image in zip(paths, images, strict=True):
                 clean = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
                 pixels = np.round(clean * 255.0).astype(np.uint8)
-                write_png(path, through_jpeg(pixels) if jpeg else pixels)
-                keep(path, finite=bool(np.isfinite(image).all()))
+                write_png(
+                    path,
+                    through_jpeg(pixels) if jpeg else pixels,
+                    before=partial(keep, path, finite=bool(np.isfinite(image).all())),
+                )
             count += len(batch)
         done += len(batch)
         progress(done)

@@ -6,6 +6,7 @@ vouched for, or is not what was written, is removed before the stage is made.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ DONE = ".done.jsonl"
 _OWN = "own"  # of a line: the digest of the rest
 
 
-def keep(path: Path, **notes: Any) -> None:
-    """A file directly in a stage's folder is done; the notes are given back with it."""
-    line = {"name": path.name, "sha256": file_digest(path), "notes": notes}
+def keep(path: Path, content: bytes, **notes: Any) -> None:
+    """A file directly in a stage's folder is done, or will be with a rename.
+
+    Said before the file gets its name, so that a call that is killed in between leaves none that
+    nobody vouched for. The notes are given back with it.
+    """
+    line = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest(), "notes": notes}
     add_line(path.parent / DONE, {**line, _OWN: digest(line)})
 
 
 def kept(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> notes of the files that were kept, the latest of each name."""
+    """Name -> notes of the files that were kept, the latest of each name; one may be missing."""
     return {name: line["notes"] for name, line in _lines(folder).items()}
 
 

@@ -52,7 +52,7 @@ def test_a_stage_that_fails_leaves_no_result_and_its_parts_are_found_again(tmp_p
 
     def fail(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
-        keep(folder / "half.txt")
+        keep(folder / "half.txt", b"half")
         (folder / "torn.txt").write_text("to")
         raise RuntimeError("cut")
 
@@ -236,7 +236,7 @@ def test_of_a_killed_call_only_what_is_whole_is_taken_up(tmp_path: Path, damage:
             if name not in kept(folder) or not (folder / name).exists():
                 made.append(name)
                 (folder / name).write_text(name)
-                keep(folder / name, length=len(name))
+                keep(folder / name, name.encode(), length=len(name))
         if len(made) == 2:
             raise RuntimeError("killed")
         return {name: notes["length"] for name, notes in kept(folder).items()}
@@ -260,7 +260,7 @@ def test_a_damaged_journal_costs_what_it_vouched_for(
     partial = store.folder("kind", digest({})).with_suffix(".partial")
     partial.mkdir(parents=True)
     (partial / "x").write_text("abc")
-    keep(partial / "x", finite=True)
+    keep(partial / "x", b"abc", finite=True)
     add_line(partial / module.ATTEMPTS, {"pid": 1})
     more = {"binary": lambda path: path.write_bytes(b"\xff\x00"), "a list": _list}
     (SPOILT | more)[damage](partial / name)
@@ -274,7 +274,7 @@ def _list(path: Path) -> None:
 
 def test_a_note_of_what_is_done_is_in_its_checksum(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("abc")
-    keep(tmp_path / "x", finite=False)
+    keep(tmp_path / "x", b"abc", finite=False)
     assert kept(tmp_path) == {"x": {"finite": False}}
     journal = tmp_path / DONE
     journal.write_text(journal.read_text().replace("false", "true"))
