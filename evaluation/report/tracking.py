@@ -22,6 +22,7 @@ from evaluation.records import Record, write_record
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
+_ERROR_LINES = 4  # of W&B's output that an error may take
 _SYNC_SECONDS = 600
 _PUSHED = "*.wandb.synced"  # the mark that W&B's command leaves beside a run
 DIRECTIONS = "higher_is_better"  # their key in the run's config
@@ -132,11 +133,14 @@ def _push(folder: Path) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {_SYNC_SECONDS} s"
-    said = [line for text in (done.stderr, done.stdout) for line in text.strip().splitlines()]
-    errors = [line for line in said if "ERROR" in line]
-    if done.returncode == 0 and not errors and any(folder.glob(_PUSHED)):
+    lines = [line for text in (done.stderr, done.stdout) for line in text.strip().splitlines()]
+    said = [line.removeprefix("wandb:").strip() for line in lines]
+    error = next((number for number, line in enumerate(said) if "ERROR" in line), None)
+    if error is not None:  # W&B breaks its lines where it likes
+        return " ".join(said[error : error + _ERROR_LINES])
+    if done.returncode == 0 and any(folder.glob(_PUSHED)):
         return ""
-    return next(iter([*errors, *reversed(said)]), f"exit status {done.returncode}")
+    return said[-1] if said else f"exit status {done.returncode}"
 
 
 def flat_metrics(record: Record) -> dict[str, float]:

@@ -49,7 +49,8 @@ def _described(names: list[str]) -> dict[str, Any]:
 def _key(names: list[str]) -> str:
     """Changes with every file, package and setting that an answer depends on."""
     parts: list[object] = [names, sys.version, _GPU.exists(), list(map(str, config_dirs()))]
-    parts += sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()})
+    packages = importlib.metadata.distributions()  # one may be found twice, under two spellings
+    parts += sorted({f"{d.name.lower().replace('-', '_')}=={d.version}" for d in packages})
     for folder in (CONF, *config_dirs(), *(ROOT / name for name in _CODE)):
         parts += sorted(map(_seen, (p for p in folder.rglob("*") if p.suffix in _SUFFIXES)))
     for folder in config_dirs():  # beside it lie classes of one's own

@@ -222,8 +222,8 @@ def test_a_damaged_run_is_not_pushed(
     ("marked", "status", "said", "error"),
     [
         (True, 0, "wandb: Done.", ""),
-        (True, 0, "wandb: ERROR Failed to read", "wandb: ERROR Failed to read"),
-        (False, 0, "wandb: No runs to sync.", "wandb: No runs to sync."),
+        (True, 0, "wandb: ERROR Failed to read", "ERROR Failed to read"),
+        (False, 0, "wandb: No runs to sync.", "No runs to sync."),
         (False, 1, "", "exit status 1"),
     ],
 )
