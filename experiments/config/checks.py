@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,6 +106,7 @@ def check_values(config: RunConfig) -> None:
         check_pattern(pattern, key="bits.keep")
     _check_call(config)
     _check_held_out(config)
+    _check_python(config)
     _check_cost(config)
 
 
@@ -123,6 +126,19 @@ def _check_held_out(config: RunConfig) -> None:
         raise UserError(
             "method.held_out=true with dataset.calibration_prompts=1; there is no other prompt "
             "to judge on: give two or more, or set method.held_out=false"
+        )
+
+
+def _check_python(config: RunConfig) -> None:
+    """What starts the jobs of this machine is known here; a cluster's nodes may have others."""
+    jobs = config.cluster.jobs
+    if jobs is None or jobs.executor == "slurm" or not jobs.python:
+        return
+    words = shlex.split(jobs.python)
+    if not words or shutil.which(words[0]) is None:
+        raise UserError(
+            f"cluster.jobs.python={jobs.python!r}: no such program here; give one that starts "
+            "Python, or null for this one"
         )
 
 

@@ -24,8 +24,8 @@ _SEED: _Range = (0, _MOST_INTEGER, "torch's generators take no more")
 _LIMITS: dict[str, _Range] = {
     "seed": _SEED,
     "num_threads": (1, 1024, "each is a thread of this machine"),
-    "statistics_gigabytes": (0, 1e6, "that is memory"),
-    "replay_gigabytes": (0, 1e6, "that is disk"),
+    "statistics_gigabytes": (1e-6, 1e6, "that is memory"),
+    "replay_gigabytes": (1e-6, 1e6, "that is disk"),
     "model.height": (2, 16384, "pixels of a side"),
     "model.width": (2, 16384, "pixels of a side"),
     "model.num_inference_steps": (1, 10_000, "each prompt takes that many calls of the denoiser"),

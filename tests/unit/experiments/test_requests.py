@@ -85,11 +85,16 @@ def test_texts_that_read_as_such_numbers_are_no_numbers(value: str) -> None:
             ["bits=mixed_w4w8a8", f"bits.mixed_budget={v}"]
             for v in ("nan", "inf", "-1", "0", "1e9")
         ),
-        *([f"statistics_gigabytes={v}"] for v in ("nan", "inf", "-1", "0", "1e12", "true")),
-        *([f"replay_gigabytes={v}"] for v in ("nan", "inf", "-1", "0", "1e12", "null")),
+        *(
+            [f"statistics_gigabytes={v}"]
+            for v in ("nan", "inf", "-1", "0", "1e-12", "1e12", "true")
+        ),
+        *([f"replay_gigabytes={v}"] for v in ("nan", "inf", "-1", "0", "1e-12", "1e12", "null")),
         *([f"model.call.sigmas=[1.0,{v}]"] for v in ("nan", "-inf")),
         ["metrics.settings.kid.size=nan"],
         ["method=ptqd", "method.base=nan"],
+        ["cluster=local_parallel", "cluster.jobs.python=/nonexistent/python"],
+        ["cluster=local_parallel", "cluster.jobs.python=no-such-program -u"],
     ],
     ids=" ".join,
 )
