@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,20 +83,29 @@ def test_a_failed_cell_is_failed_to_slurm_and_touches_no_other(
     sweep = Sweep(segbench, request, tmp_path / "out")
     quantized = tmp_path / "out" / "stages" / "quantized"
     name = _stage_of_rtn(sweep)
-    quantized.mkdir(parents=True)
-    (quantized / f"{name}.partial").write_text("in the way")
-    answer = sweep.run("--follow", status=1)
+    with _in_the_way(quantized / f"{name}.partial"):
+        answer = sweep.run("--follow", status=1)
     assert "rtn" in answer.err
-    assert "Traceback" in answer.err
     views = sweep.views()
     by_method = {method: view["status"] for (_, method, _), view in views.items()}
     assert by_method == {"rtn": "failed", "smoothquant": "ok"}
     assert final_states(sweep.jobs()[-1:])[sweep.jobs()[-1]].state == "FAILED"
     told = sweep.call("status", "--json", status=1)
     assert [cell["state"] for cell in json.loads(told.out)] == ["failed", "done"]
-    (quantized / f"{name}.partial").unlink()
     sweep.call("retry", "--follow")
     assert {view["status"] for view in sweep.views().values()} == {"ok"}
+
+
+@contextlib.contextmanager
+def _in_the_way(path: Path) -> Iterator[None]:
+    """A file system of its own cannot be renamed: what is made there is never finished."""
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _stage_of_rtn(sweep: Sweep) -> str:
@@ -113,11 +123,9 @@ def test_a_shared_stage_that_fails_is_named_and_the_same_command_ends_it(
     """The cells that wait for it are cancelled by Slurm and say why."""
     (calibration,) = (sweep.out / "stages" / "calibration").iterdir()
     (calibration / "manifest.json").write_bytes(b"{")
-    blocked = calibration.with_suffix(".partial")
-    blocked.write_text("in the way")
-    assert sweep.run("--follow", status=1).err.count("ended CANCELLED") >= 1
-    assert "calibration" in sweep.call("status", status=1).out
-    blocked.unlink()
+    with _in_the_way(calibration.with_suffix(".partial")):
+        assert sweep.run("--follow", status=1).err.count("ended CANCELLED") >= 1
+        assert "calibration" in sweep.call("status", status=1).out
     sweep.run("--follow")
     assert {view["status"] for view in sweep.views().values()} == {"ok"}
 
