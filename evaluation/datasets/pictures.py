@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -31,18 +31,26 @@ def read_picture(path: Path) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture; it is damaged or none") from error
 
 
-def check_pictures(paths: Sequence[Path]) -> None:
-    """Reads every picture once.
+def read_pictures(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    """Each picture, when it is asked for.
 
     Raises:
         ValueError: one is damaged, or of another size than the first.
     """
     first: tuple[int, int] | None = None
     for path in paths:
-        size = read_picture(path).size
+        picture = read_picture(path)
+        size = picture.size
         first = first or size
         if size != first:
             raise ValueError(
                 f"{path} is {size[0]}x{size[1]}, {paths[0].name} is {first[0]}x{first[1]}; all "
                 "pictures of a data set must have one size"
             )
+        yield picture
+
+
+def check_pictures(paths: Sequence[Path]) -> None:
+    """Reads every picture once, and raises what `read_pictures` does."""
+    for _ in read_pictures(paths):
+        pass

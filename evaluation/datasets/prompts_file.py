@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.datasets.interface import FILES, SPLITS, Prompt
-from evaluation.datasets.pictures import check_pictures, read_picture
+from evaluation.datasets.pictures import check_pictures, read_pictures
 from evaluation.images import write_png
 from evaluation.outside_files import json_lines
 
@@ -50,16 +50,19 @@ class PromptsFile:
         return [] if self.images is None else [Path(self.images, f"{p.id}.png") for p in prompts]
 
     def check_images(self, prompts: Sequence[Prompt]) -> None:
+        check_pictures(self._present(prompts))
+
+    def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
+        paths = self._present(prompts)
+        for path, picture in zip(paths, read_pictures(paths), strict=True):
+            write_png(folder / path.name, picture)
+
+    def _present(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
         paths = self.image_files(prompts)
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise ValueError(f"dataset.images={self.images}: {missing[0]} is missing")
-        check_pictures(paths)
-
-    def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        self.check_images(prompts)
-        for path in self.image_files(prompts):
-            write_png(folder / path.name, read_picture(path))
+        return paths
 
 
 def _read(path: Path) -> dict[str, list[Prompt]]:

@@ -127,9 +127,10 @@ def compare_rows(
     if not home:
         known = dict.fromkeys(row.record.method_label for row in rows)
         raise ValueError(f"no row of {against}; there are {', '.join(known) or 'none'}")
-    names = _compared(cells, descriptions)
+    present = {name for cell in cells for name in cell.scores}
+    names = [item.per_image for item in _compared(present, descriptions)]
     compared = [
-        _beside(row, home[_family(row.record)], names=list(names), seed=seed)
+        _beside(row, home[_family(row.record)], names=names, seed=seed)
         for row in rows
         if _family(row.record) in home
         and row.record.method_label != against
@@ -149,18 +150,17 @@ def without_baseline(cells: Sequence[Scored], *, against: str) -> list[Record]:
     ]  # fmt: skip
 
 
-def _compared(cells: Sequence[Scored], descriptions: Sequence[Shown] | None) -> dict[str, Shown]:
-    """Per-image column -> the words of its metric, of what is compared: not the verdict's own."""
+def _compared(present: set[str], descriptions: Sequence[Shown] | None) -> list[Shown]:
+    """The words of every metric that is compared, of the per-image columns that are there."""
     words = shown(all_metrics()) if descriptions is None else descriptions
-    present = {name for cell in cells for name in cell.scores}
-    expanded = (one for item in words for one in expand(item, names=present))
-    return {
-        item.per_image: item
-        for item in expanded
+    return [
+        item
+        for template in words
+        for item in expand(template, names=present)
         if item.per_image in present
-        and item.per_image != STEP_ERROR
+        and item.per_image != STEP_ERROR  # the verdict's own
         and not item.metric.endswith(DELTA)
-    }
+    ]
 
 
 def _family(record: Record) -> str:
@@ -376,14 +376,9 @@ def _varying(rows: Mapping[int, Compared]) -> list[Column]:
 def _difference_columns(
     rows: Mapping[int, Compared], *, against: str, descriptions: Sequence[Shown] | None
 ) -> list[Column]:
-    words = shown(all_metrics()) if descriptions is None else descriptions
     present = {name for row in rows.values() for name in (*row.differences, *row.identical)}
-    expanded = [one for item in words for one in expand(item, names=present)]
-    return [
-        _difference_column(item, rows, against=against)
-        for item in expanded
-        if item.per_image in present and not item.metric.endswith(DELTA)
-    ]
+    items = _compared(present, descriptions)
+    return [_difference_column(item, rows, against=against) for item in items]
 
 
 def _difference_column(item: Shown, rows: Mapping[int, Compared], *, against: str) -> Column:

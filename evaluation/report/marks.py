@@ -83,7 +83,7 @@ def _marks(row: Row, *, floor: Row | None, unquantized: Row | None, column: Colu
         marks.append(MARK_FLOOR)
     if column.shift_below_unquantized and unquantized is not None:
         difference = _difference(row, unquantized, column)
-        if difference is not None and difference[0].high < 0:
+        if difference is not None and difference.high < 0:
             marks.append(MARK_BELOW_FLOAT)
     return marks
 
@@ -106,7 +106,7 @@ def _is_noise(row: Row, *, floor: Row, unquantized: Row | None, column: Column) 
     mine, noise = (_difference(one, unquantized, column) for one in (row, floor))
     if mine is None or noise is None:
         return False
-    return _reach(mine[0]) <= _reach(noise[0])
+    return _reach(mine) <= _reach(noise)
 
 
 def _reach(estimate: Estimate) -> float:
@@ -141,11 +141,11 @@ def _winner(rows: Sequence[Row], *, index: int, column: Column) -> Winner | None
     )
 
 
-def _difference(row: Row, other: Row, column: Column) -> tuple[Estimate, float] | None:
+def _difference(row: Row, other: Row, column: Column) -> Estimate | None:
     found = _pair(row, other, column)
     if found is None or not found.prompts:
         return None
-    return paired_interval(found.a_CN, found.b_CN)
+    return paired_interval(found.a_CN, found.b_CN)[0]
 
 
 def _pair(row: Row, other: Row, column: Column) -> Pair | None:

@@ -44,7 +44,6 @@ SHARED_PROTOCOL_FIELDS = (
 )
 
 Scores = Mapping[str, Mapping[str, float]]  # per-image column -> prompt id -> value
-_NO_SCORES: Scores = {}
 
 
 @dataclass(frozen=True, kw_only=True)

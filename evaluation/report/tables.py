@@ -164,9 +164,9 @@ def _mark(rows: Sequence[Row], *, columns: Sequence[Column]) -> list[Winner]:
         group = [row for row in group if row.pooled.record.status == "ok"]
         if group:
             first[model] = _home(group)
-    for group in settings.values():
+    for name, group in settings.items():
         home = first[group[0].pooled.record.model].pooled.record
-        for row in group if setting(home) != setting(group[0].pooled.record) else ():
+        for row in group if setting(home) != name else ():
             row.cells[_name_index(columns)].marks.append(MARK_OTHER_PROTOCOL)
             _add_note(row, _differences(row.pooled.record, other=home), columns)
     return [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evaluation.records import write_text_atomically
 from experiments.config.places import config_dirs
+from experiments.store.digests import digest
 from experiments.store.paths import CONF, ROOT
 from experiments.verbs.answer import Answer
 
@@ -55,7 +56,7 @@ def _key(names: list[str]) -> str:
         parts += sorted(map(_seen, (p for p in folder.rglob("*") if p.suffix in _SUFFIXES)))
     for folder in config_dirs():  # beside it lie classes of one's own
         parts += sorted(map(_seen, (*folder.parent.glob("*.py"), *folder.parent.glob("*/*.py"))))
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest(parts)
 
 
 def _seen(path: Path) -> str:
@@ -75,7 +76,7 @@ def _read(key: str) -> dict[str, Any] | None:
     try:
         kept = json.loads(_cache().read_text(encoding="utf-8"))
         answer = kept["answer"]
-        sealed = kept["sha256"] == _checksum(answer) and kept["key"] == key
+        sealed = kept["digest"] == digest(answer) and kept["key"] == key
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return dict(answer) if sealed else None
@@ -84,13 +85,7 @@ def _read(key: str) -> dict[str, Any] | None:
 def _keep(key: str, answer: dict[str, Any]) -> None:
     """A cache that cannot be written costs a second the next time, and no word."""
     path = _cache()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps({"key": key, "sha256": _checksum(answer), "answer": answer})
+    text = json.dumps({"key": key, "digest": digest(answer), "answer": answer})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def _checksum(answer: Any) -> str:
-    return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
+        write_text_atomically(path, text)
