@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from baselines.fp import FullPrecision
 from baselines.noise_floor import NoiseFloor
 from evaluation.datasets.loading import check_pictures_of
@@ -90,19 +92,26 @@ class Sweep:
                 f"({'it does ' + ', '.join(allowed) if allowed else 'here it does none'})"
             )
         pixels = 0
-        denoisers, wrong = [], list[UserError]()
+        denoisers: dict[str, nn.Module | None] = {}  # once a model: seeds and draws share it
+        wrong: list[UserError] = []
         for group in self.groups():
             around = group[0].around
             _ = around.device, around.dataset
-            denoiser = check_model(around.config.model, dataset=around.dataset)
-            denoisers.append(denoiser)
-            wrong += misfits([cell.config for cell in group if cell.fits_layers], denoiser)
+            model, pictures = (
+                around.config.model,
+                [n for n, _ in around.dataset.evaluation[0].files],
+            )
+            key = repr((model, pictures))
+            if key not in denoisers:
+                denoisers[key] = check_model(model, pictures=pictures)
+            fitting = [cell.config for cell in group if cell.fits_layers]
+            wrong += misfits(fitting, denoisers[key])
             with told_to_the_user():
                 check_pictures_of(around.dataset)
             _ = around.evaluator_folder, around.metrics
         if wrong and len(wrong) == sum(cell.fits_layers for cell in self.cells):
             raise wrong[0]  # of some cells alone it is their own: their records say it
-        check_kept([cell.config for cell in self.cells], denoisers)
+        check_kept([cell.config for cell in self.cells], list(denoisers.values()))
         for cell in self.cells:
             side = (cell.config.model.height or 1024) * (cell.config.model.width or 1024)
             pixels += cell.config.dataset.evaluation_prompts * side

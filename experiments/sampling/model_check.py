@@ -18,12 +18,14 @@ from experiments.sampling.model_shapes import (
 )
 
 if TYPE_CHECKING:
-    from evaluation.datasets.loading import LoadedDataset
     from experiments.config.run_config import ModelConfig, RunConfig
 
 
-def check_model(model: ModelConfig, *, dataset: LoadedDataset) -> nn.Module | None:
+def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | None:
     """Refuses a model that cannot be run as it is asked for.
+
+    Args:
+        pictures: names of those that each prompt brings to the pipeline's call.
 
     Returns:
         The denoiser without weights, where its class is known.
@@ -35,7 +37,7 @@ def check_model(model: ModelConfig, *, dataset: LoadedDataset) -> nn.Module | No
     folder = check_folder(model)
     check_weights(folder)
     kind = pipeline_class(pipeline_index(folder), path=model.path)
-    check_call(model, kind, pictures=[name for name, _ in dataset.evaluation[0].files])
+    check_call(model, kind, pictures=pictures)
     check_sides(model, folder)
     denoiser = empty_denoiser(folder)
     if denoiser is None:
