@@ -22,6 +22,8 @@ from evaluation.records import Record, write_record
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
+# with them the command says nothing of a run that it cannot push
+_QUIETENING = ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_QUIET")
 _ERROR_LINES = 4  # of W&B's output that an error may take
 _SYNC_SECONDS = 600
 _PUSHED = "*.wandb.synced"  # the mark that W&B's command leaves beside a run
@@ -129,7 +131,12 @@ def _push(folder: Path) -> str:
     command = [sys.executable, "-m", "wandb", "sync", str(folder)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SYNC_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SYNC_SECONDS,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name not in _QUIETENING},
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {_SYNC_SECONDS} s"

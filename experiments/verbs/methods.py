@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import site
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def _described(names: list[str]) -> dict[str, Any]:
 def _key(names: list[str]) -> str:
     """Changes with every file, package and setting that an answer depends on."""
     parts: list[object] = [names, sys.version, _GPU.exists(), list(map(str, config_dirs()))]
-    packages = importlib.metadata.distributions()  # one may be found twice, under two spellings
-    parts += sorted({f"{d.name.lower().replace('-', '_')}=={d.version}" for d in packages})
+    # of where packages are installed: some, once imported, put others of their own on sys.path
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
+    packages = importlib.metadata.distributions(path=installed)
+    parts += sorted(f"{package.name}=={package.version}" for package in packages)
     for folder in (CONF, *config_dirs(), *(ROOT / name for name in _CODE)):
         parts += sorted(map(_seen, (p for p in folder.rglob("*") if p.suffix in _SUFFIXES)))
     for folder in config_dirs():  # beside it lie classes of one's own

@@ -129,11 +129,11 @@ def test_a_killed_run_goes_on_from_what_is_whole(
     shutil.rmtree(store.out / "stages" / "images")
     genuine, made = sampling.write_png, []
 
-    def write(path: Path, image: object) -> None:
+    def write(path: Path, image: object, **more: object) -> None:
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(path)
-        genuine(path, image)
+        genuine(path, image, **more)
 
     with monkeypatch.context() as killed:
         killed.setattr(sampling, "write_png", write)

@@ -52,6 +52,18 @@ def test_a_damaged_cache_is_made_again(cache: Path, content: str) -> None:
     assert asked("rtn") == first
 
 
+def test_what_a_package_puts_on_the_path_is_no_other_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As setuptools does with what it carries along."""
+    before = methods._key([])
+    carried = tmp_path / "carried" / "thing-1.0.dist-info"
+    carried.mkdir(parents=True)
+    (carried / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(carried.parent))
+    assert methods._key([]) == before
+
+
 def test_a_cache_that_cannot_be_written_costs_no_answer(cache: Path) -> None:
     cache.parent.parent.mkdir(exist_ok=True)
     cache.parent.write_text("a file where a folder should be")
