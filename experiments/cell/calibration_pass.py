@@ -37,6 +37,8 @@ class CalibrationStatistics(Stage):
         return {
             "sampler": self.around.sampler(batch_size=size),
             "prompts": self.around.prompts_hash.calibration,
+            "denoisers": self.around.config.model.denoisers,
+            "keep": self.around.config.model.keep,
             "rows": recorded_rows(self.needs),
             "gram": self.needs.gram,
             "steps": self.needs.steps,

@@ -13,6 +13,7 @@ from experiments.config.limits import MOST_PIXELS, MOST_STEPS, check_number, che
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 
+OFFLOADS = ("none", "model", "blocks")
 _SIDE = 1024  # pixels, where the pipeline's own size is not known here
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _PROMPTS = "prompts come from dataset="
@@ -104,6 +105,9 @@ def check_values(config: RunConfig) -> None:
         raise UserError(f"device={config.device!r}; use auto, cpu, cuda or cuda:N")
     for pattern in config.bits.keep:
         check_pattern(pattern, key="bits.keep")
+    for pattern in config.model.keep:
+        check_pattern(pattern, key="model.keep")
+    _one_of("model.offload", config.model.offload, OFFLOADS)
     _check_call(config)
     _check_held_out(config)
     _check_python(config)

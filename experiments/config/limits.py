@@ -31,6 +31,8 @@ _LIMITS: dict[str, _Range] = {
     "model.num_inference_steps": (1, 10_000, "each prompt takes that many calls of the denoiser"),
     "model.guidance_scale": (-1000, 1000, "it multiplies the denoiser's output"),
     "model.batch_size": (1, 4096, "so many images are in memory at once"),
+    "model.lora_scale": (-100, 100, "it multiplies the adapter"),
+    "model.weights_bytes": (1, 1e15, "that is disk"),
     "dataset.evaluation_prompts": (2, 100_000, "each is sampled for every row"),
     "dataset.calibration_prompts": (1, 100_000, "each is sampled once more"),
     "dataset.seed": _SEED,

@@ -94,6 +94,8 @@ def _folder_by_path(arguments: list[str]) -> list[str]:
     """`model.path=X` without `model=` means any folder, not a tiny model's settings."""
     keys = {key_of(argument) for argument in arguments}
     own_folder = "model.path" in keys and not keys & {"model", "experiment"}
+    if "model.path" in keys and "model.name" not in keys:
+        arguments = [*arguments, "model.name=''"]  # its last part: it is another model
     return ["model=folder", *arguments] if own_folder else arguments
 
 

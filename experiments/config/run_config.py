@@ -16,10 +16,11 @@ JOB_STAGES = ("reference", "calibration", "cell", "metrics")
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """A diffusers pipeline and how it is sampled. Its name is the last part of `path`."""
+    """A diffusers pipeline, how it is sampled, what of it is quantized, and what is known of it."""
 
-    path: str  # folder in diffusers' format (relative to the project or absolute) or a hub id
-    revision: str | None
+    path: str  # folder in diffusers' format, single file of weights (both relative to the project
+    # or absolute), or a hub id
+    revision: str | None  # a commit of the hub
     dtype: str  # float32, bfloat16 or float16
     height: int | None  # pixels; null is the pipeline's own
     width: int | None
@@ -27,10 +28,25 @@ class ModelConfig:
     guidance_scale: float | None  # null is the pipeline's own
     batch_size: int  # prompts in one call of the pipeline; part of the protocol, as it moves bits
     call: dict[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
+    name: str = ""  # of its rows; empty: the last part of `path`
+    pipeline: str | None = None  # diffusers' class, where not the one that the folder names
+    parts: dict[str, str] = field(default_factory=dict)  # more parts: name -> folder or hub id
+    denoisers: list[str] | None = None  # which parts are quantized; null: transformers and UNets
+    keep: dict[str, str] = field(default_factory=dict)  # layers by pattern -> why in 16 bit
+    scheduler: dict[str, Any] = field(default_factory=dict)  # `class` and settings unlike its own
+    lora: str | None = None  # an adapter's file, fused before anything else
+    lora_scale: float = 1.0
+    offload: str = "none"  # or model: a part at a time on the device; or blocks: a block at a time
+    embeddings: bool = False  # texts are encoded first, in a stage of their own; then encoders go
+    # what is known of it, for `models`, `check` and `fetch`
+    unpinned: str | None = None  # why no revision is pinned
+    licence: str | None = None
+    gated: bool = False  # needs an account that has agreed to the licence
+    weights_bytes: int | None = None  # of all files that a run loads
+    published_calibration_prompts: dict[str, int] = field(default_factory=dict)  # bits -> number
 
-    @property
-    def name(self) -> str:
-        return Path(self.path).name
+    def __post_init__(self) -> None:
+        self.name = self.name or Path(self.path).name
 
 
 @dataclass(kw_only=True)

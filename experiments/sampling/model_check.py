@@ -15,6 +15,7 @@ from experiments.sampling.model_shapes import (
     check_sides,
     check_tensors,
     empty_denoiser,
+    keep_layers,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | N
     if denoiser is None:
         return None
     check_tensors(folder, denoiser)
+    keep_layers(denoiser, model)
     return denoiser
 
 

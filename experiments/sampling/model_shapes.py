@@ -18,7 +18,7 @@ from experiments.sampling.model_folder import (
     pipeline_index,
     variant_of,
 )
-from segquant.core.plain_linears import linear_layers
+from segquant.core.plain_linears import keep_out, linear_layers
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig, RunConfig
@@ -116,6 +116,18 @@ def check_kept(configs: Sequence[RunConfig], denoisers: Sequence[nn.Module | Non
         if not any(fnmatchcase(name, pattern) for name in names):
             near = _some(list(linear_layers(known[0])))
             raise UserError(f"bits.keep: {pattern!r} names no layer; layers are {near}")
+
+
+def keep_layers(denoiser: nn.Module, config: ModelConfig) -> None:
+    """Marks the layers that `model.keep` keeps from every method, calibration included.
+
+    Raises:
+        UserError: a pattern names no Linear.
+    """
+    for pattern, count in keep_out(denoiser, config.keep).items():
+        if not count:
+            near = _some(list(linear_layers(denoiser)))
+            raise UserError(f"model.keep: {pattern!r} names no layer; layers are {near}")
 
 
 def check_sides(config: ModelConfig, folder: Path) -> None:

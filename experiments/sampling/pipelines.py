@@ -16,7 +16,7 @@ from experiments.sampling.model_folder import (
     pipeline_index,
     variant_of,
 )
-from experiments.sampling.model_shapes import check_values_of
+from experiments.sampling.model_shapes import check_values_of, keep_layers
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -50,6 +50,7 @@ def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
         raise UserError(f"model.path={config.path}: diffusers cannot load it ({first})") from error
     pipeline.set_progress_bar_config(disable=True)
     check_values_of(pipeline, path=config.path)
+    keep_layers(get_denoiser(pipeline), config)
     return pipeline.to(device)
 
 

@@ -1,8 +1,9 @@
 """Weights of products that no method here quantizes, since no plain nn.Linear holds them.
 
-Linears of a subclass (a checkpoint that is quantized already, LoRA, the out_proj of attention) or
-of another library's class, a Linear whose weight is computed at every call or is no float tensor,
-and parameters of two or more dimensions of any other module (experts, the in_proj of attention).
+Linears that `keep_out` has marked, Linears of a subclass (a checkpoint that is quantized already,
+LoRA, the out_proj of attention) or of another library's class, a Linear whose weight is computed at
+every call or is no float tensor, and parameters of two or more dimensions of any other module
+(experts, the in_proj of attention).
 Convolutions, embeddings and norms are none of these: they count as other parameters.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from segquant.core.plain_linears import linear_layers
+from segquant.core.plain_linears import kept_because, linear_layers
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 # Tables, kernels and factors: no operands of a matrix product.
@@ -84,6 +85,8 @@ def _other(reason: str, tensors: Sequence[Tensor], *, weights: int) -> OtherWeig
 
 def _reason(module: nn.Module) -> str:
     kind = type(module)
+    if (kept := kept_because(module)) is not None:
+        return kept
     if not isinstance(module, nn.Linear):
         return f"a {kind.__name__}, no nn.Linear"
     if kind is not nn.Linear:
