@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 TENSORS_FILE = "tensors.safetensors"
 MANIFEST_FILE = "manifest.json"
+_MAPPED_BYTES = 2**28  # of a file that is read
 
 
 def write_folder(
@@ -52,6 +55,31 @@ def read_folder(
     """
     manifest = read_manifest(folder, kind=kind)
     return load_file(Path(folder) / TENSORS_FILE), manifest
+
+
+def read_tensors(
+    folder: str | os.PathLike[str], *, place: Mapping[str, torch.device]
+) -> dict[str, Tensor]:
+    """A folder's tensors, each where it belongs (on the CPU where `place` does not say).
+
+    Copies, a few at a time: a file's mapped memory counts as this process's as long as it is
+    mapped; it starts anywhere, and on some CPUs the last bits of a product of floats depend on
+    where its operands start.
+    """
+    path = Path(folder) / TENSORS_FILE
+    with safe_open(path, framework="pt") as opened:
+        names = list(opened.keys())
+    tensors: dict[str, Tensor] = {}
+    while len(tensors) < len(names):
+        with safe_open(path, framework="pt") as opened:
+            read = 0
+            for name in names[len(tensors) :]:
+                mapped = opened.get_tensor(name)
+                tensors[name] = mapped.to(place.get(name, mapped.device), copy=True)
+                read += mapped.nbytes
+                if read > _MAPPED_BYTES:
+                    break
+    return tensors
 
 
 def read_manifest(folder: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:

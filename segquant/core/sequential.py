@@ -21,6 +21,7 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ def stages(
         recorder = StatisticsRecorder(denoiser, layers=layers, gram=gram, sample_rows=rows)
         with torch.no_grad(), recorder:
             replay(denoiser)
+        for module in denoiser.modules():
+            if isinstance(module, QuantLinear):
+                module.release()
         logger.info("stage %d of %d: %s", number + 1, len(plan), ", ".join(layers))
         yield Stage(layers=layers, statistics=recorder.statistics(), forwards=recorder.forwards)
 

@@ -134,7 +134,7 @@ def explain(
             way="simulated",
             reason=why_not(quant) or "",
         )
-    device = Device.of(quant.codes.device)
+    device = Device.of(quant.device)
     choice = choose(packed, rows=MANY_ROWS if rows is None else rows, device=device)
     return Execution(
         layer=name,
