@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
@@ -15,9 +13,7 @@ from experiments.sampling.model_folder import (
     scheduler_config,
     variant_of,
 )
-from segquant.core.other_weights import other_weights
 from segquant.core.over_fit import over_fit_fields
-from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
     from experiments.cell.cell import Cell
     from experiments.cell.denoiser import KernelUse
     from segquant.core.method_interface import QuantizationReport
+    from segquant.core.other_weights import WeightCount
     from segquant.core.schemes import TensorScheme
 
 SEED_RULES = {
@@ -107,7 +104,7 @@ def _granularity(scheme: TensorScheme) -> str:
 
 
 def fill_report(
-    record: Record, report: QuantizationReport, *, kernels: KernelUse, unquantized: nn.Module
+    record: Record, report: QuantizationReport, *, kernels: KernelUse, unquantized: WeightCount
 ) -> None:
     """What was done to the denoiser, and what runs as products of codes."""
     record.layers_quantized = report.layers_quantized
@@ -145,12 +142,12 @@ def fill_costs(record: Record, cell: Cell) -> None:
         record.protocol["images_not_finite"] = images.notes["not_finite"]
 
 
-def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
+def coverage(unquantized: WeightCount, report: QuantizationReport) -> dict[str, Any]:
     """How much of the denoiser was quantized, by number of weights.
 
     Of Linears' weights: those of subclasses count, and parameters that no Linear holds.
     """
-    linear, other = _weights(unquantized)
+    linear, other = unquantized.products, unquantized.rest
     layers = report.layers_quantized
     quantized = sum(layer["in_features"] * layer["out_features"] for layer in layers)
     return {
@@ -161,16 +158,6 @@ def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, An
     }
 
 
-def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
+def stored_bytes(unquantized: WeightCount, report: QuantizationReport) -> int:
     """Bytes of the whole denoiser: weights of products as the report has them, else 16 bit."""
-    _, other = _weights(unquantized)
-    return report.weight_bytes + other * UNQUANTIZED_BITS // BITS_OF_BYTE
-
-
-def _weights(unquantized: nn.Module) -> tuple[int, int]:
-    """Numbers of weights of products and of other parameters (biases, norms, convolutions)."""
-    plain = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
-    others = other_weights(unquantized).values()
-    parameters = sum(parameter.numel() for parameter in unquantized.parameters())
-    rest = parameters - plain - sum(other.parameters for other in others)
-    return plain + sum(other.weights for other in others), rest
+    return report.weight_bytes + unquantized.rest * UNQUANTIZED_BITS // BITS_OF_BYTE

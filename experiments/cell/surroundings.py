@@ -151,7 +151,9 @@ class Surroundings:
 
     @cached_property
     def model(self) -> LoadedModel:
-        return LoadedModel(config=self.config.model, device=self.device)
+        return LoadedModel(
+            config=self.config.model, device=self.device, make_room=self._loaded.clear
+        )
 
     @cached_property
     def graph(self) -> LayerGraph:

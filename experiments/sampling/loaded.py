@@ -1,21 +1,40 @@
-"""A pipeline in memory, and another denoiser put into it for a while."""
+"""A pipeline in memory, and another denoiser put into it for a while.
+
+Of a large denoiser one is in memory at a time, the unquantized or a quantized one: it is handed
+over to be quantized in place, and its weights are read from disk again when they are next asked
+for. A small one is copied instead, which is faster than to read it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from experiments.sampling.pipelines import get_denoiser, load_pipeline, set_denoiser
+from experiments.sampling.offload import offloaded
+from experiments.sampling.pipelines import (
+    denoiser_name,
+    get_denoiser,
+    load_pipeline,
+    read_denoiser,
+)
 from experiments.sampling.threads import threads
+from segquant.core.other_weights import WeightCount, count_weights
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
+
+COPIED_BYTES = 2**28  # of weights: a denoiser up to this size is copied
+
+
+def _nothing() -> None:
+    """Nobody holds a denoiser besides."""
 
 
 @dataclass(kw_only=True)
@@ -24,23 +43,73 @@ class LoadedModel:
 
     config: ModelConfig
     device: torch.device
+    make_room: Callable[[], None] = _nothing  # called before weights are read again
+    _own: nn.Module | None = field(default=None, repr=False)
 
     @cached_property
     def pipeline(self) -> Any:
-        return load_pipeline(self.config, device=self.device)
+        """The pipeline; its denoiser may be lent to somebody: `running` puts one in."""
+        pipeline = load_pipeline(self.config, device=self._home)
+        self._own = get_denoiser(pipeline)
+        return pipeline
 
     @cached_property
+    def _name(self) -> str:
+        return denoiser_name(self.pipeline)
+
+    @property
     def denoiser(self) -> nn.Module:
-        """The pipeline's own, unquantized."""
-        return get_denoiser(self.pipeline)
+        """The pipeline's own, unquantized; on the device, unless the model is offloaded."""
+        name = self._name
+        if self._own is None:
+            self.make_room()
+            self._own = read_denoiser(self.config, name).to(self._home)
+            self._put(self._own)
+        return self._own
+
+    @property
+    def _home(self) -> torch.device:
+        """Where a denoiser lies that is not running."""
+        return self.device if self.config.offload == "none" else torch.device("cpu")
+
+    @cached_property
+    def weights(self) -> WeightCount:
+        """Of the unquantized denoiser."""
+        return count_weights(self.denoiser)
+
+    def take(self) -> nn.Module:
+        """An unquantized denoiser for the caller to change: a copy of a small one, else the own."""
+        own, _ = self.denoiser, self.weights
+        if self._is_small(own):
+            return copy.deepcopy(own)
+        self._let_go()
+        return own
+
+    def _let_go(self) -> None:
+        self._own = None
+        self._put(None)
+
+    def _put(self, denoiser: nn.Module | None) -> None:
+        self.pipeline.register_modules(**{self._name: denoiser})
+
+    @staticmethod
+    def _is_small(denoiser: nn.Module) -> bool:
+        return sum(tensor.nbytes for tensor in denoiser.state_dict().values()) <= COPIED_BYTES
 
     @contextmanager
     def running(self, denoiser: nn.Module | None, *, num_threads: int) -> Iterator[Any]:
         """The pipeline with that denoiser in it (None: its own), on so many CPU threads."""
-        own = self.denoiser
-        set_denoiser(self.pipeline, own if denoiser is None else denoiser)
+        pipeline, _ = self.pipeline, self._name
+        if denoiser is None:
+            denoiser = self.denoiser
+        elif self._own is not None and not self._is_small(self._own):
+            self._let_go()
+        self._put(denoiser)
         try:
-            with threads(num_threads):
-                yield self.pipeline
+            with (
+                threads(num_threads),
+                offloaded(pipeline, device=self.device, how=self.config.offload),
+            ):
+                yield pipeline
         finally:
-            set_denoiser(self.pipeline, own)
+            self._put(self._own)

@@ -54,6 +54,22 @@ def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
     return pipeline.to(device)
 
 
+def read_denoiser(config: ModelConfig, name: str) -> nn.Module:
+    """A denoiser again as `load_pipeline` has it, on the CPU: its weights, read from disk."""
+    import diffusers
+
+    folder = check_folder(config)
+    kind = getattr(diffusers, pipeline_index(folder)[name][1])
+    denoiser: nn.Module = kind.from_pretrained(
+        folder / name,
+        torch_dtype=getattr(torch, config.dtype),
+        local_files_only=True,
+        variant=variant_of(folder),
+    )
+    keep_layers(denoiser, config)
+    return denoiser
+
+
 def denoiser_name(pipeline: Any) -> str:
     for name in DENOISERS:
         if getattr(pipeline, name, None) is not None:

@@ -57,29 +57,13 @@ def load_quantized(
         raise ValueError(
             f"{folder}: schema version {manifest['schema_version']}; this reads {SCHEMA_VERSION}"
         )
-    linears = linear_layers(denoiser_fresh)
     layers: dict[str, dict[str, Any]] = manifest["layers"]
     for name, entry in layers.items():
-        spec = _spec_from_dict(entry["spec"])
-        linear = linears.get(name)
-        sizes = None if linear is None else (linear.in_features, linear.out_features)
-        if sizes != (spec.in_features, spec.out_features):
-            raise ValueError(
-                f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
-                f"{manifest['denoiser_class']}; the given {type(denoiser_fresh).__name__} has "
-                f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
-            )
+        _check_layer(denoiser_fresh, name, _spec_from_dict(entry["spec"]), manifest, folder)
     place = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
-    quants: dict[str, tuple[QuantLinear, torch.device]] = {}
-    for name, entry in layers.items():
-        linear = linears.pop(name)
-        where = linear.weight.device
-        dtype = getattr(torch, entry["dtype"])
-        quant = QuantLinear(_spec_from_dict(entry["spec"]), device="meta", dtype=dtype)
+    quants = _empty_layers(denoiser_fresh, layers)
+    for name, (quant, where) in quants.items():
         place |= {f"{name}.{key}": where for key in quant.state_dict()}
-        replace_module(denoiser_fresh, old=linear, new=quant)
-        quants[name] = quant, where
-    del linear
     # assign: parameters take the saved type, whatever the fresh denoiser's was.
     tensors = read_tensors(folder, place=place)
     denoiser_fresh.load_state_dict(tensors, strict=True, assign=True)
@@ -87,6 +71,37 @@ def load_quantized(
         quant.settle(where)
     follow_steps(denoiser_fresh)
     return denoiser_fresh, QuantizationReport.from_dict(manifest["report"])
+
+
+def _check_layer(
+    denoiser: nn.Module,
+    name: str,
+    spec: LinearSpec,
+    manifest: dict[str, Any],
+    folder: str | os.PathLike[str],
+) -> None:
+    linear = linear_layers(denoiser).get(name)
+    sizes = None if linear is None else (linear.in_features, linear.out_features)
+    if sizes != (spec.in_features, spec.out_features):
+        raise ValueError(
+            f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
+            f"{manifest['denoiser_class']}; the given {type(denoiser).__name__} has "
+            f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
+        )
+
+
+def _empty_layers(
+    denoiser: nn.Module, layers: dict[str, dict[str, Any]]
+) -> dict[str, tuple[QuantLinear, torch.device]]:
+    """Replaces Linears by layers without memory; each with the device that it is to be on."""
+    linears = linear_layers(denoiser)
+    made = {}
+    for name, entry in layers.items():
+        linear, dtype = linears.pop(name), getattr(torch, entry["dtype"])
+        quant = QuantLinear(_spec_from_dict(entry["spec"]), device="meta", dtype=dtype)
+        made[name] = quant, linear.weight.device
+        replace_module(denoiser, old=linear, new=quant)
+    return made
 
 
 def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:
