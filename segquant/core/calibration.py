@@ -117,19 +117,19 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._entries: dict[str, tuple[Path, dict[str, Any]]] = {}
-        self._files: dict[Path, Any] = {}
         self._last: dict[tuple[Path, str], Tensor] = {}
         self.forwards = 0
         for folder in folders:
             manifest = read_manifest(folder, kind=KIND)
             self._entries |= {n: (folder, manifest["layers"][n]) for n in manifest["order"]}
-            self._files[folder] = safe_open(folder / TENSORS_FILE, framework="pt")
             self.forwards += manifest["forwards"]
 
     def __getitem__(self, name: str) -> LayerStatistics:
         folder, entry = self._entries[name]
         keys = {key: entry[key] for key in TENSOR_KEYS if key in entry}
-        tensors = {key: self._tensor(folder, stored) for key, stored in keys.items()}
+        # opened anew: what is mapped of an open file counts as this process's memory
+        with safe_open(folder / TENSORS_FILE, framework="pt") as opened:
+            tensors = {key: self._tensor(opened, folder, stored) for key, stored in keys.items()}
         self._last = {(folder, stored): tensors[key] for key, stored in keys.items()}
         return LayerStatistics(
             low_I=tensors["low_I"],
@@ -144,11 +144,11 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
             shared_with=tuple(entry["shared_with"]),
         )
 
-    def _tensor(self, folder: Path, stored: str) -> Tensor:
+    def _tensor(self, opened: Any, folder: Path, stored: str) -> Tensor:
         kept = self._last.get((folder, stored))
         if kept is not None:
             return kept
-        tensor: Tensor = self._files[folder].get_tensor(stored)
+        tensor: Tensor = opened.get_tensor(stored)
         return tensor
 
     def __contains__(self, name: object) -> bool:
