@@ -158,6 +158,11 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
+def models_with(architecture: str) -> list[str]:
+    """The yamls of `conf/model` that have such a denoiser."""
+    return [name for name, made in PUBLISHED.items() if architecture in made.denoisers.values()]
+
+
 def part_config(name: str) -> dict[str, Any]:
     """The published config of a text encoder, a VAE or a scheduler."""
     config: dict[str, Any] = json.loads((_PARTS / f"{name}.json").read_text())
