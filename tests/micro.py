@@ -134,7 +134,7 @@ def save_pixart(folder: Path, *, seed: int = 0) -> Path:
 
 def save_z_image(folder: Path, *, seed: int = 0) -> Path:
     """A denoiser that takes and returns lists of samples, and calls its timestep `t`."""
-    pieces = [*text._byte_alphabet(), "<|endoftext|>"]
+    pieces = [*text.byte_alphabet(), "<|endoftext|>"]
     tokenizer = Qwen2Tokenizer(
         vocab={piece: number for number, piece in enumerate(pieces)}, merges=[]
     )

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluation.outside_files import read_json_object
 from experiments.config.compose import build_cell
-from experiments.config.parts import settings_of
+from experiments.config.parts import REQUIRED, settings_of
 from experiments.config.places import config_dirs, find_yaml, options, read_yaml
+from experiments.config.run_config import ModelConfig
 from experiments.errors import UserError
-from experiments.store.paths import resolve_path
+from experiments.sampling.model_folder import check_folder, pipeline_index
 from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 
@@ -205,24 +205,57 @@ def _needs(needs: dict[str, Any]) -> list[str]:
 
 
 def describe_models() -> list[dict[str, Any]]:
-    """Per model: its folder, whether it is there, its pipeline class and how it is sampled."""
+    """Per model: whether its weights are here, its pipeline's class, and all that its yaml says."""
     rows = []
     for name in options("model"):
         node = read_yaml("model", name)
-        folder = resolve_path(str(node["path"]))
-        index = folder / "model_index.json"
-        present = index.is_file()
-        kind = str(read_json_object(index).get("_class_name", "")) if present else ""
-        rows.append({"model": name, "present": present, "pipeline": kind, **node})
+        path = find_yaml("model", name)
+        assert path is not None
+        found = _class_here(node)
+        # what is not here is named by its yaml: the class stands first in its first line
+        named = node.get("pipeline") or _first_comment(path).split(",")[0]
+        kind = found or (named if named.endswith("Pipeline") else "")
+        rows.append({**node, "model": name, "present": bool(found), "pipeline": kind})
     return rows
 
 
+def _class_here(node: dict[str, Any]) -> str:
+    """The pipeline's class of a model whose folder is on this machine, else ''."""
+    path = str(node["path"])
+    if path == REQUIRED:
+        return ""
+    try:
+        folder = check_folder(ModelConfig(**node))
+        return str(pipeline_index(folder)["_class_name"])
+    except (UserError, TypeError):  # not here; or a yaml of somebody's that is no ModelConfig
+        return ""
+
+
 def render_models(rows: list[dict[str, Any]]) -> str:
-    """One row a model."""
+    """One row a model, and what the columns mean."""
     body = []
     for row in rows:
-        kind = row["pipeline"] or ("any" if row["model"] == "folder" else "not here yet")
-        path = "model.path=..." if row["path"] == "???" else row["path"]
-        numbers = [str(row[key]) for key in ("num_inference_steps", "guidance_scale", "batch_size")]
-        body.append([row["model"], kind, *numbers, path])
-    return _pipe_table(["model", "pipeline", "steps", "guidance", "batch", "folder"], body)
+        own = row["path"] == REQUIRED
+        gated = ", gated" if row.get("gated") else ""
+        size = row.get("weights_bytes")
+        body.append(
+            [
+                row["model"],
+                row["pipeline"] or "any",
+                "-" if own else "yes" if row["present"] else "no",
+                *(str(row[key]) for key in ("num_inference_steps", "guidance_scale")),
+                f"{size / 1e9:.1f}" if size else "-",
+                f"{row.get('licence') or '-'}{gated}",
+                "model.path=..." if own else row["path"],
+            ]
+        )
+    head = ["model", "pipeline", "here", "steps", "guidance", "GB", "licence", "folder or hub id"]
+    return "\n".join(
+        [
+            _pipe_table(head, body),
+            "",
+            "here: whether the weights are on this machine; GB: of all weights that a run loads; "
+            "gated: after its",
+            "licence was agreed to with an account. segbench inspect model=NAME needs no weights.",
+        ]
+    )

@@ -22,6 +22,7 @@ from experiments.store.folders import write_text
 from experiments.studies.csv_text import csv_text
 from experiments.zoo import build, example_inputs, names
 from experiments.zoo.inspection import LayerWords, is_gated, summarize, words_of
+from experiments.zoo.published import models_with
 from segquant.graph import LayerGraph, LayerInfo, analyze
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ def markdown(rows: Sequence[Measured]) -> str:
         f"`{COMMAND} --out experiments/results/graph_zoo.md`.",
         "CPU seconds are those of `analyze`, on one thread and cold; peak memory is the resident",
         "size of a forked process, which leaves out what it never touches of torch and diffusers.",
-        "A process started afresh for FLUX.1 has 0.83 GiB. Counts are of layers.",
+        "A process started afresh for FLUX.1 has 0.83 GiB. Counts are of layers; `models` are the",
+        "yamls of `conf/model` that have such a denoiser.",
         "",
         _counts_table(rows),
         "",
@@ -150,16 +152,16 @@ def markdown(rows: Sequence[Measured]) -> str:
 
 
 def _counts_table(rows: Sequence[Measured]) -> str:
-    head = ["architecture", "parameters", "CPU s", "peak GiB", *COLUMNS.values()]
+    head = ["architecture", "models", "parameters", "CPU s", "peak GiB", *COLUMNS.values()]
     body = [
         [
-            *(row.architecture, f"{row.parameters:,}"),
+            *(row.architecture, " ".join(models_with(row.architecture)), f"{row.parameters:,}"),
             *(str(row.cpu_seconds), str(row.peak_memory_gib)),
             *(str(row.counts[key]) for key in COLUMNS),
         ]
         for row in rows
     ]
-    return pipe_table(head, body, numeric=[False, *(True for _ in head[1:])])
+    return pipe_table(head, body, numeric=[False, False, *(True for _ in head[2:])])
 
 
 def _comparison(rows: Sequence[Measured]) -> str:
@@ -203,10 +205,12 @@ def _findings_table(findings: Sequence[Finding]) -> str:
 def write(rows: Sequence[Measured], out: Path) -> None:
     """The table, and the numbers beside it as csv."""
     write_text(out, markdown(rows))
-    head = ["architecture", "class", "parameters", "cpu_seconds", "peak_memory_gib", *COLUMNS]
+    head = ["architecture", "class", "models", "parameters", "cpu_seconds", "peak_memory_gib"]
+    head += COLUMNS
     body: list[list[str | float]] = [
         [
-            *(row.architecture, row.class_name, row.parameters),
+            *(row.architecture, row.class_name, " ".join(models_with(row.architecture))),
+            row.parameters,
             *(row.cpu_seconds, row.peak_memory_gib),
             *(row.counts[key] for key in COLUMNS),
         ]

@@ -69,29 +69,29 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
 
 
-def build_clip_tokenizer() -> CLIPTokenizer:
+def build_clip_tokenizer(*, max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges know the words of `shapes`; other text falls into bytes."""
-    letters = _byte_alphabet()
+    letters = byte_alphabet()
     pieces = [*letters, *(letter + "</w>" for letter in letters)]
     pieces += [left + right for left, right in merges()]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     for special in (_BOS, _EOS):
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges(), model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges(), model_max_length=max_tokens)
 
 
-def build_t5_tokenizer() -> T5TokenizerFast:
+def build_t5_tokenizer(*, max_tokens: int = MAX_TOKENS) -> T5TokenizerFast:
     """A T5 tokenizer with one piece a word, then single letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0), (",", -2.0)]
     pieces += [("▁" + word, -2.0) for word in words()]
     pieces += [(chr(code), -8.0) for code in range(ord("a"), ord("z") + 1)]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=max_tokens)
 
 
 def build_clip_encoder(tokenizer: CLIPTokenizer, *, seed: int) -> CLIPTextModelWithProjection:

@@ -83,6 +83,18 @@ def _flux_controlnet(make: _Maker, config: Any) -> Inputs:
     return inputs
 
 
+def _flux2(make: _Maker, config: Any) -> Inputs:
+    tokens = (make.side // 2) ** 2
+    inputs = {
+        "hidden_states": make.zeros(tokens, config.in_channels),
+        "encoder_hidden_states": make.zeros(make.text, config.joint_attention_dim),
+        "timestep": make.float_steps(),
+        "img_ids": torch.zeros(tokens, len(config.axes_dims_rope)),
+        "txt_ids": torch.zeros(make.text, len(config.axes_dims_rope)),
+    }
+    return inputs | ({"guidance": make.float_steps()} if config.guidance_embeds else {})
+
+
 def _unet(make: _Maker, config: Any) -> Inputs:
     inputs: Inputs = {
         "sample": make.zeros(config.in_channels, make.side, make.side),
@@ -94,6 +106,12 @@ def _unet(make: _Maker, config: Any) -> Inputs:
         conditions = {"text_embeds": make.zeros(width), "time_ids": make.zeros(6)}
         inputs["added_cond_kwargs"] = conditions
     return inputs
+
+
+def _unet_controlnet(make: _Maker, config: Any) -> Inputs:
+    pixels = make.side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    condition = make.zeros(config.conditioning_channels, pixels, pixels)
+    return {**_unet(make, config), "controlnet_cond": condition}
 
 
 def _pixart(make: _Maker, config: Any) -> Inputs:
@@ -159,6 +177,15 @@ def _qwen(make: _Maker, config: Any) -> Inputs:
     }
 
 
+def _z_image(make: _Maker, config: Any) -> Inputs:
+    # Lists of samples, each with a frame's axis; texts of their own lengths.
+    return {
+        "x": list(make.zeros(config.in_channels, 1, make.side, make.side)),
+        "t": make.float_steps(),
+        "cap_feats": list(make.zeros(make.text, config.cap_feat_dim)),
+    }
+
+
 def _wan(make: _Maker, config: Any) -> Inputs:
     inputs: Inputs = {
         "hidden_states": make.zeros(config.in_channels, 2, make.side, make.side),
@@ -209,13 +236,16 @@ _MAKERS: dict[str, Callable[[_Maker, Any], Inputs]] = {
     "SD3ControlNetModel": _sd3_controlnet,
     "FluxTransformer2DModel": _flux,
     "FluxControlNetModel": _flux_controlnet,
+    "Flux2Transformer2DModel": _flux2,
     "UNet2DConditionModel": _unet,
+    "ControlNetModel": _unet_controlnet,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
     "SanaTransformer2DModel": _sana,
     "HunyuanDiT2DModel": _hunyuan,
     "Lumina2Transformer2DModel": _lumina2,
     "QwenImageTransformer2DModel": _qwen,
+    "ZImageTransformer2DModel": _z_image,
     "WanTransformer3DModel": _wan,
     "CogVideoXTransformer3DModel": _cogvideox,
     "LTXVideoTransformer3DModel": _ltx,
