@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
+from segquant.core.declared_type import declare_type
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
 from segquant.core.transforms import InputTransform, rotate
@@ -156,6 +157,7 @@ class QuantLinear(nn.Module):
         self._make("bias", (self.out_features,) if spec.bias else None, dtype, device)
         dense = torch.zeros(self.out_features, self.in_features, dtype=dtype, device=device)
         self.register_buffer("dense_OI", dense, persistent=False)
+        declare_type(self, dtype, device=device)
 
     def _make_activation(self, device: torch.device | str) -> None:
         spec, count = self.spec, self.spec.smoothing_count
