@@ -31,16 +31,16 @@ class LoadedModel:
 
     @cached_property
     def denoiser(self) -> nn.Module:
-        """The pipeline's own, unquantized."""
-        return get_denoiser(self.pipeline)
+        """The pipeline's own, unquantized; of several, a `Denoisers` with its own modules."""
+        return get_denoiser(self.pipeline, self.config.denoisers)
 
     @contextmanager
     def running(self, denoiser: nn.Module | None, *, num_threads: int) -> Iterator[Any]:
         """The pipeline with that denoiser in it (None: its own), on so many CPU threads."""
-        own = self.denoiser
-        set_denoiser(self.pipeline, own if denoiser is None else denoiser)
+        own, names = self.denoiser, self.config.denoisers
+        set_denoiser(self.pipeline, own if denoiser is None else denoiser, names)
         try:
             with threads(num_threads):
                 yield self.pipeline
         finally:
-            set_denoiser(self.pipeline, own)
+            set_denoiser(self.pipeline, own, names)

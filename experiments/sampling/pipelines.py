@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,12 @@ from experiments.sampling.model_folder import (
     DENOISERS,
     SAFETY_CHECKER,
     check_folder,
+    is_denoiser,
     pipeline_index,
     variant_of,
 )
 from experiments.sampling.model_shapes import check_values_of, keep_layers
+from segquant.core.several import called_parts, together
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -50,22 +53,42 @@ def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
         raise UserError(f"model.path={config.path}: diffusers cannot load it ({first})") from error
     pipeline.set_progress_bar_config(disable=True)
     check_values_of(pipeline, path=config.path)
-    keep_layers(get_denoiser(pipeline), config)
+    keep_layers(get_denoiser(pipeline, config.denoisers), config)
     return pipeline.to(device)
 
 
-def denoiser_name(pipeline: Any) -> str:
-    for name in DENOISERS:
-        if getattr(pipeline, name, None) is not None:
-            return name
-    raise UserError(f"{type(pipeline).__name__} has no {' or '.join(DENOISERS)}")
+def denoiser_names(pipeline: Any, names: Sequence[str] | None = None) -> list[str]:
+    """The names given, or of every transformer and UNet of the pipeline.
+
+    Raises:
+        UserError: it has none, or not that one.
+    """
+    there = {name: part for name, part in pipeline.components.items() if part is not None}
+    chosen = sorted(filter(is_denoiser, there)) if names is None else list(names)
+    lost = [name for name in chosen if not isinstance(there.get(name), nn.Module)]
+    if lost or not chosen:
+        what = ", ".join(lost) or " or ".join(DENOISERS)
+        raise UserError(f"{type(pipeline).__name__} has no network {what} to be quantized")
+    return chosen
 
 
-def get_denoiser(pipeline: Any) -> nn.Module:
-    denoiser = getattr(pipeline, denoiser_name(pipeline))
-    assert isinstance(denoiser, nn.Module)
-    return denoiser
+def get_denoiser(pipeline: Any, names: Sequence[str] | None = None) -> nn.Module:
+    """The denoiser of that name; several in a `Denoisers`, each the pipeline's own module."""
+    return together({name: getattr(pipeline, name) for name in denoiser_names(pipeline, names)})
 
 
-def set_denoiser(pipeline: Any, denoiser: nn.Module) -> None:
-    pipeline.register_modules(**{denoiser_name(pipeline): denoiser})
+def set_denoiser(pipeline: Any, denoiser: nn.Module, names: Sequence[str] | None = None) -> None:
+    """Puts what `get_denoiser` gives, or the like of it, where the pipeline calls it."""
+    for name, part in called_parts(denoiser).items():
+        own = name or denoiser_names(pipeline, names)[0]
+        before = getattr(pipeline, own)
+        pipeline.register_modules(**{own: part})
+        for within in _pipelines_within(pipeline):  # a combined one runs two others
+            at = [key for key, module in within.components.items() if module is before]
+            within.register_modules(**dict.fromkeys(at, part))
+
+
+def _pipelines_within(pipeline: Any) -> list[Any]:
+    from diffusers import DiffusionPipeline
+
+    return [value for value in vars(pipeline).values() if isinstance(value, DiffusionPipeline)]
