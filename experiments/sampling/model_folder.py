@@ -85,12 +85,11 @@ def denoisers_left_out(config: ModelConfig, index: Mapping[str, Any]) -> list[st
 
 def _networks(config: ModelConfig, index: Mapping[str, Any]) -> dict[str, str]:
     """What can be quantized of a pipeline: name -> class, empty where it is not known."""
-    names = [name for name in (*index, *config.parts) if _NETWORK.fullmatch(name)]
-    kinds = {name: index.get(name) for name in names}
+    known = {name: kind[1] for name, kind in index.items() if _names_a_class(kind)}
     return {
-        name: str(kind[1]) if _names_a_class(kind) else ""
-        for name, kind in kinds.items()
-        if _names_a_class(kind) or name in config.parts
+        name: known.get(name, "")
+        for name in dict.fromkeys((*index, *config.parts))
+        if _NETWORK.fullmatch(name) and (name in known or name in config.parts)
     }
 
 

@@ -96,6 +96,12 @@ def _unet(make: _Maker, config: Any) -> Inputs:
     return inputs
 
 
+def _controlnet(make: _Maker, config: Any) -> Inputs:
+    side = make.side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    condition = make.zeros(config.conditioning_channels, side, side)
+    return {**_unet(make, config), "controlnet_cond": condition}
+
+
 def _pixart(make: _Maker, config: Any) -> Inputs:
     return {
         "hidden_states": make.zeros(config.in_channels, make.side, make.side),
@@ -210,6 +216,7 @@ _MAKERS: dict[str, Callable[[_Maker, Any], Inputs]] = {
     "FluxTransformer2DModel": _flux,
     "FluxControlNetModel": _flux_controlnet,
     "UNet2DConditionModel": _unet,
+    "ControlNetModel": _controlnet,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
     "SanaTransformer2DModel": _sana,

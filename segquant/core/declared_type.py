@@ -18,8 +18,8 @@ def declare_type(module: nn.Module, dtype: torch.dtype, *, device: torch.device 
     """Gives a module a parameter without elements; no state dict has it, and none need have it."""
     empty = torch.empty(0, dtype=dtype, device=device)
     module.register_parameter(_NAME, nn.Parameter(empty, requires_grad=False))
-    module.register_state_dict_post_hook(_leave_out)
-    module.register_load_state_dict_pre_hook(_put_in)
+    module.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_put_in)  # type: ignore[no-untyped-call]
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, local: Any) -> None:
