@@ -23,6 +23,7 @@ class CalibrationInputs(Stage):
     def fields(self) -> dict[str, Any]:
         return {
             "sampler": self.around.sampler(),
+            "denoisers": self.around.config.model.denoisers,
             "prompts": self.around.prompts_hash.calibration,
         }
 

@@ -8,6 +8,8 @@ from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
+    denoisers_left_out,
+    denoisers_of,
     found_revision,
     pipeline_index,
     scheduler_config,
@@ -46,6 +48,8 @@ def describe(cell: Cell) -> dict[str, Any]:
         "model_variant": variant_of(folder),
         "safety_checker": "switched off" if index.get(SAFETY_CHECKER, [None])[0] else None,
         "pipeline": index.get("_class_name"),
+        "denoisers": denoisers_of(model, index),
+        "denoisers_left_out": denoisers_left_out(model, index),
         "scheduler": scheduler_config(folder),
         "num_inference_steps": model.num_inference_steps,
         "guidance_scale": model.guidance_scale,
@@ -109,6 +113,10 @@ def fill_report(
     """What was done to the denoiser, and what runs as products of codes."""
     record.layers_quantized = report.layers_quantized
     record.layers_kept = [dict(layer) for layer in report.layers_kept]
+    record.layers_kept += [
+        {"name": name, "reason": "not chosen: model.denoisers"}
+        for name in record.protocol["denoisers_left_out"]
+    ]
     record.execution_by_layer_class = {"Linear": record.execution}
     record.effective_bits_per_weight = report.effective_bits_per_weight
     record.extra_macs_fraction = report.extra_macs_fraction

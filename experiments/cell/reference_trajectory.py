@@ -24,6 +24,7 @@ class ReferenceTrajectory(Stage):
     def fields(self) -> dict[str, Any]:
         return {
             "sampler": self.around.sampler(),
+            "denoisers": self.around.config.model.denoisers,
             "prompts": self.around.prompts_hash.traced,
             "latents": self.around.config.latents,
         }

@@ -85,6 +85,8 @@ class Sweep:
         """
         if all(cell.refused is not None for cell in self.cells):
             cell = self.cells[0]
+            if cell.config.method.unsupported(cell.config.bits) is None:
+                raise UserError(f"method={cell.config.method_name}: {cell.refused}")
             allowed = bits_of(cell.config.method)
             raise UserError(
                 f"method={cell.config.method_name} does not do bits={cell.config.bits.name}: "

@@ -17,7 +17,7 @@ from segquant.core.memory import plan_statistics, record_in_passes
 from segquant.core.method_interface import StatisticsNeeds
 from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
-from segquant.graph import capture_example_inputs
+from segquant.graph import capture_calls, run_calls
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
@@ -65,10 +65,10 @@ class CalibrationPass:
         """Writes `statistics`, and `steps` and `calls` where they are needed; says what it cost."""
         size = calibration_batch_size(self.config, prompts=len(self.prompts))
         first, *_ = parts = batches(self.prompts, size)
-        inputs = capture_example_inputs(self.denoiser, lambda: self._sample(first))
+        inputs = capture_calls(self.denoiser, lambda: self._sample(first))
         plan = plan_statistics(
             self.denoiser,
-            forward=lambda denoiser: denoiser(**inputs),
+            forward=lambda denoiser: run_calls(denoiser, inputs),
             gram=self.needs.gram,
             rows=recorded_rows(self.needs),
             budget_bytes=self._budget_bytes(),
@@ -93,8 +93,8 @@ class CalibrationPass:
             rows=recorded_rows(self.needs),
             seed=self.config.seed,
         )
-        # One more forward has shown what the plan needs.
-        return {"forwards": forwards + 1, "plan": plan.describe()}
+        # One more forward of each denoiser has shown what the plan needs.
+        return {"forwards": forwards + len(inputs), "plan": plan.describe()}
 
     def _sample(self, batch: Sequence[Prompt]) -> None:
         model, seed = self.config.model, self.config.seed

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from experiments.sampling.assembled import load_part
+from experiments.sampling.model_shapes import keep_layers
 from experiments.sampling.offload import offloaded
-from experiments.sampling.pipelines import (
-    denoiser_name,
-    get_denoiser,
-    load_pipeline,
-    read_denoiser,
-)
+from experiments.sampling.pipelines import Places, get_denoiser, load_pipeline, places_of, put
 from experiments.sampling.threads import threads
 from segquant.core.other_weights import WeightCount, count_weights
+from segquant.core.several import together
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -50,21 +48,26 @@ class LoadedModel:
     def pipeline(self) -> Any:
         """The pipeline; its denoiser may be lent to somebody: `running` puts one in."""
         pipeline = load_pipeline(self.config, device=self._home)
-        self._own = get_denoiser(pipeline)
+        self._own = get_denoiser(pipeline, self.config.denoisers)
         return pipeline
 
     @cached_property
-    def _name(self) -> str:
-        return denoiser_name(self.pipeline)
+    def _places(self) -> Places:
+        return places_of(self.pipeline, self.config.denoisers)
 
     @property
     def denoiser(self) -> nn.Module:
-        """The pipeline's own, unquantized; on the device, unless the model is offloaded."""
-        name = self._name
+        """The pipeline's own, unquantized; of several, a `Denoisers` with its own modules.
+
+        On the device, unless the model is offloaded.
+        """
+        places = self._places
         if self._own is None:
             self.make_room()
-            self._own = read_denoiser(self.config, name).to(self._home)
-            self._put(self._own)
+            read = together({name: load_part(self.config, name) for name in places})
+            keep_layers(read, self.config)
+            self._own = read.to(self._home)
+            put(self._own, places=places)
         return self._own
 
     @property
@@ -87,10 +90,7 @@ class LoadedModel:
 
     def _let_go(self) -> None:
         self._own = None
-        self._put(None)
-
-    def _put(self, denoiser: nn.Module | None) -> None:
-        self.pipeline.register_modules(**{self._name: denoiser})
+        put(None, places=self._places)
 
     @staticmethod
     def _is_small(denoiser: nn.Module) -> bool:
@@ -99,12 +99,12 @@ class LoadedModel:
     @contextmanager
     def running(self, denoiser: nn.Module | None, *, num_threads: int) -> Iterator[Any]:
         """The pipeline with that denoiser in it (None: its own), on so many CPU threads."""
-        pipeline, _ = self.pipeline, self._name
+        pipeline, places = self.pipeline, self._places
         if denoiser is None:
             denoiser = self.denoiser
         elif self._own is not None and not self._is_small(self._own):
             self._let_go()
-        self._put(denoiser)
+        put(denoiser, places=places)
         try:
             with (
                 threads(num_threads),
@@ -112,4 +112,4 @@ class LoadedModel:
             ):
                 yield pipeline
         finally:
-            self._put(self._own)
+            put(self._own, places=places)

@@ -29,7 +29,7 @@ def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | N
         pictures: names of those that each prompt brings to the pipeline's call.
 
     Returns:
-        The denoiser without weights, where its class is known.
+        What is quantized, without weights, where its classes are known.
 
     Raises:
         UserError: a folder that is no pipeline or lacks weights, a call that the harness cannot
@@ -40,10 +40,10 @@ def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | N
     kind = pipeline_class(pipeline_index(folder), path=model.path)
     check_call(model, kind, pictures=pictures)
     check_sides(model, folder)
-    denoiser = empty_denoiser(folder)
+    denoiser = empty_denoiser(model, folder)
     if denoiser is None:
         return None
-    check_tensors(folder, denoiser)
+    check_tensors(model, folder, denoiser)
     keep_layers(denoiser, model)
     return denoiser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 DENOISERS = ("transformer", "unet")  # attribute names that diffusers gives the denoiser
 SAFETY_CHECKER = "safety_checker"  # paints images black: it is left out, and the record says so
+_NETWORK = re.compile(rf"(?:\w+_)?(?:{'|'.join(DENOISERS)}|controlnet|prior|decoder)(?:_\d+)?")
 _INDEX = "model_index.json"
 _MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
@@ -30,7 +32,7 @@ def check_folder(config: ModelConfig) -> Path:
     """The model's folder; of a hub id, the one in the hub's local cache.
 
     Raises:
-        UserError: it is not there, or is no diffusers pipeline with one denoiser.
+        UserError: it is not there, is no diffusers pipeline, or has no such denoisers.
     """
     folder = _find(config)
     if not (folder / _INDEX).is_file():
@@ -38,16 +40,57 @@ def check_folder(config: ModelConfig) -> Path:
             f"model.path={config.path} is no diffusers pipeline: it has no {_INDEX}; give "
             "the folder that DiffusionPipeline.save_pretrained wrote"
         )
-    parts = pipeline_index(folder)
-    found = [name for name in parts if _is_denoiser(name) and _names_a_class(parts[name])]
-    if not found:
-        raise UserError(f"model.path={config.path}: its {_INDEX} names no {' or '.join(DENOISERS)}")
-    if len(found) > 1:
-        raise UserError(
-            f"model.path={config.path} has several denoisers ({', '.join(sorted(found))}); one "
-            "would be quantized and the others not: pipelines with one can be run"
-        )
+    denoisers_of(config, pipeline_index(folder))
     return folder
+
+
+def denoisers_of(config: ModelConfig, index: Mapping[str, Any]) -> list[str]:
+    """The parts that are quantized: `model.denoisers`, or every transformer and UNet.
+
+    Raises:
+        UserError: the pipeline has none, or not one that is named.
+    """
+    there = _networks(config, index)
+    listed = ", ".join(there) or "none"
+    if config.denoisers is None:
+        found = main_denoisers(there)
+        if not found:
+            raise UserError(
+                f"model.path={config.path}: its {_INDEX} names no {' or '.join(DENOISERS)}"
+                + (f"; choose from model.denoisers=[{listed}]" if there else "")
+            )
+        return found
+    chosen = list(dict.fromkeys(config.denoisers))
+    lost = [name for name in chosen if name not in there]
+    if lost or not chosen:
+        raise UserError(
+            f"model.denoisers=[{', '.join(chosen)}]: "
+            + (f"the pipeline has no {', '.join(lost)}" if lost else "nothing would be quantized")
+            + f"; it has {listed}, and null is every transformer and UNet"
+        )
+    for name in chosen:
+        if "Multi" in there[name]:
+            raise UserError(
+                f"model.denoisers: {name} is a {there[name]}, several networks in one; leave it "
+                "out, or save the pipeline with one of them"
+            )
+    return chosen
+
+
+def denoisers_left_out(config: ModelConfig, index: Mapping[str, Any]) -> list[str]:
+    """The networks of the pipeline that could be quantized and are not chosen."""
+    chosen = denoisers_of(config, index)
+    return [name for name in _networks(config, index) if name not in chosen]
+
+
+def _networks(config: ModelConfig, index: Mapping[str, Any]) -> dict[str, str]:
+    """What can be quantized of a pipeline: name -> class, empty where it is not known."""
+    known = {name: kind[1] for name, kind in index.items() if _names_a_class(kind)}
+    return {
+        name: known.get(name, "")
+        for name in dict.fromkeys((*index, *config.parts))
+        if _NETWORK.fullmatch(name) and (name in known or name in config.parts)
+    }
 
 
 def found_revision(config: ModelConfig) -> str | None:
@@ -70,7 +113,7 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
         if name.startswith("_"):
             continue
         # what is no list is a setting of the pipeline, but for the parts that all have
-        wrong = isinstance(kind, list | dict) or _is_denoiser(name) or name in ("vae", "scheduler")
+        wrong = isinstance(kind, list | dict) or is_denoiser(name) or name in ("vae", "scheduler")
         if wrong and not _names_a_class(kind) and kind != [None, None]:
             raise UserError(
                 f"{path}: {name} is {kind!r}; a part is a list of its library and its class"
@@ -86,10 +129,9 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     return _read(path) if path.is_file() else {}
 
 
-def denoiser_folder(folder: Path) -> Path:
-    """Where the denoiser's config and weights lie."""
-    parts = pipeline_index(folder)
-    return folder / next(n for n in parts if _is_denoiser(n) and _names_a_class(parts[n]))
+def denoiser_folders(config: ModelConfig, folder: Path) -> dict[str, Path]:
+    """Where the config and weights of each part that is quantized lie."""
+    return {name: folder / name for name in denoisers_of(config, pipeline_index(folder))}
 
 
 def part_config(folder: Path) -> dict[str, Any]:
@@ -197,7 +239,13 @@ def _variants(part: Path) -> set[str]:
     return {match["before"] or match["after"] or "" for match in matches if match is not None}
 
 
-def _is_denoiser(name: str) -> bool:
+def main_denoisers(index: Mapping[str, Any]) -> list[str]:
+    """The transformers and UNets among a pipeline's parts."""
+    return sorted(name for name, kind in index.items() if is_denoiser(name) and kind != [None] * 2)
+
+
+def is_denoiser(name: str) -> bool:
+    """Whether a part of that name is quantized unless others are chosen."""
     return re.fullmatch(rf"({'|'.join(DENOISERS)})(_\d+)?", name) is not None
 
 

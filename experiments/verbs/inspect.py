@@ -13,13 +13,13 @@ from experiments.config.compose import build, compose_config
 from experiments.config.places import options as choices
 from experiments.config.places import read_yaml
 from experiments.errors import UserError
-from experiments.sampling.model_folder import check_folder, check_weights
+from experiments.sampling.model_folder import check_folder, check_weights, denoiser_folders
 from experiments.sampling.pipelines import load_pipeline
 from experiments.sampling.static_graph import graph_of
 from experiments.store.paths import resolve_path
 from experiments.verbs.answer import Answer
 from experiments.zoo.inspection import inspect_denoiser, render_table
-from segquant.graph import LayerGraph
+from segquant.graph import LayerGraph, merge_graphs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +37,22 @@ def run(options: argparse.Namespace) -> Answer:
     if target in choices("model") and target != "folder":
         target = str(resolve_path(str(read_yaml("model", target)["path"])))
     try:
-        graph = inspect_denoiser(target)
+        graph = _of_configs(target, words=options.overrides)
     except (ValueError, OSError) as error:
         if not (Path(target) / "model_index.json").is_file():
             raise UserError(" ".join(str(error).split())) from error
         graph = _of_one_call(options.overrides)
     return Answer(render_table(graph), json.loads(graph.to_json()))
+
+
+def _of_configs(target: str, *, words: list[str]) -> LayerGraph:
+    """The graph from configs alone; of a pipeline, of all that a run would quantize."""
+    if not (Path(target) / "model_index.json").is_file():
+        return inspect_denoiser(target)
+    model = build(compose_config(words), method_name="").model
+    folders = denoiser_folders(model, check_folder(model))
+    graphs = {name: inspect_denoiser(str(folder)) for name, folder in folders.items()}
+    return merge_graphs(graphs if len(graphs) > 1 else {"": next(iter(graphs.values()))})
 
 
 def _of_one_call(words: list[str]) -> LayerGraph:

@@ -33,7 +33,7 @@ class Replay(Protocol):
     """Runs a denoiser on the calibration's inputs, those that the unquantized one was given."""
 
     def __call__(self, denoiser: nn.Module, *, calls: int | None = None) -> None:
-        """Every input in its order, or the first few."""
+        """Every input in its order, or the first few of each denoiser."""
         ...
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.plain_linears import linear_layers
+from segquant.core.several import called_parts
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,8 @@ class StatisticsRecorder:
         self.part = 0
 
     def __enter__(self) -> Self:
-        self._hooks.append(self._denoiser.register_forward_pre_hook(self._count_forward))
+        for part in called_parts(self._denoiser).values():
+            self._hooks.append(part.register_forward_pre_hook(self._count_forward))
         for name, linear in self._linears.items():
             hook = self._hook(name)
             self._hooks.append(linear.register_forward_pre_hook(hook, with_kwargs=True))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
+from segquant.core.declared_type import declare_type, declared_type
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
 from segquant.core.transforms import InputTransform, rotate
@@ -130,7 +131,6 @@ class QuantLinear(nn.Module):
     row_factors: Tensor | None
     bias: Tensor | None
     _dense_OI: Tensor | None  # what `dense_OI` has derived
-    _type: Tensor  # holds no element: its type and device are the layer's
 
     def __init__(self, spec: LinearSpec, *, device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -158,16 +158,16 @@ class QuantLinear(nn.Module):
         self._make("row_factors", row_factors, torch.float32, device)
         self._make("bias", (self.out_features,) if spec.bias else None, dtype, device)
         self.register_buffer("_dense_OI", None, persistent=False)
-        self.register_buffer("_type", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        declare_type(self, dtype, device=device)
 
     @property
     def dtype(self) -> torch.dtype:
         """The layer's own type: its weight's, its bias's, its output's."""
-        return self._type.dtype
+        return declared_type(self).dtype
 
     @property
     def device(self) -> torch.device:
-        return self._type.device
+        return declared_type(self).device
 
     @property
     def dense_OI(self) -> Tensor:  # noqa: N802 - a tensor with its shape
@@ -351,7 +351,7 @@ class QuantLinear(nn.Module):
 
     def settle(self, device: torch.device) -> None:
         """Says where the layer is, after one made on the meta device was given its tensors."""
-        self._type = torch.empty(0, dtype=self.dtype, device=device)
+        declare_type(self, self.dtype, device=device)
 
     def drop_codes(self) -> None:
         """Keeps the dense weight alone: the layer runs as before, and is neither saved nor cast."""

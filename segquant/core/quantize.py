@@ -25,12 +25,15 @@ from segquant.core.rounding import FactorCache
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
-from segquant.core.sequential import stages
+from segquant.core.sequential import Sequential, stages
+from segquant.core.several import Denoisers
 from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
 from segquant.core.smoothing import Smoothing, SmoothingMode
 from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)
+
+_UNSEEN = "error of the other denoisers: each is run on what the unquantized ones gave it"
 
 
 @dataclass
@@ -118,6 +121,8 @@ def quantize_layers(
     searched = recipe.smoothing.mode is SmoothingMode.search
     fits = [made.entry.search_fit for made in done.values() if made.entry.search_fit is not None]
     over_fit = OverFit.of(fits, held_out=recipe.smoothing.held_out)
+    if isinstance(denoiser, Denoisers) and recipe.sequential is not Sequential.none:
+        reasons.append(_UNSEEN)
     report = _report(
         _cost(weights, others=others, done=done, calibration=calibration),
         bits=bits,

@@ -7,9 +7,9 @@ running the stored calls again, through the quantized model as far as it has got
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from segquant.core.argument_trees import (
     flatten_tree,
     unflatten_tree,
 )
+from segquant.core.several import PART, called_parts, named_arguments
 from segquant.core.stepwise import timestep_of
 from segquant.core.timesteps import timestep_name
 
@@ -38,6 +39,11 @@ class Call:
     timestep: float | None  # None where no argument tells it
     arguments: Tree
     stored_bytes: int  # of the tensors that no earlier call had
+
+    @property
+    def part(self) -> str:
+        """Which of several denoisers it is of; empty where there is one."""
+        return str(self.arguments["dict"].get(PART, {"value": ""})["value"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,24 +87,28 @@ class CallRecorder:
         self._calls: list[Call] = []
         self._stored: dict[str, int] = {}
         self._full = False
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._hook = self._denoiser.register_forward_pre_hook(self._see, with_kwargs=True)
+        for name, part in called_parts(self._denoiser).items():
+            see = partial(self._see, name)
+            self._hooks.append(part.register_forward_pre_hook(see, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
         content = [vars(call) for call in self._calls]
         (self._folder / INDEX).write_text(json.dumps(content))
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see(
+        self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._full:
             return
-        names = list(inspect.signature(module.forward).parameters)
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = named_arguments(module, args, kwargs, part=part)
         tensors: dict[str, Tensor] = {}
         tree = store_tree(arguments, tensors)
         fresh = {name: tensor for name, tensor in tensors.items() if name not in self._stored}

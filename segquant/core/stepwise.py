@@ -9,7 +9,6 @@ Legend: S steps, K sampled rows of a step, I input features.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from segquant.core.files import read_folder, write_folder
 from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
+from segquant.core.several import called_parts, named_arguments
 from segquant.core.timesteps import timestep_name
 
 KIND = "statistics per step"
@@ -70,8 +70,7 @@ def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     Raises:
         ValueError: the call has none, or the samples of its batch are at different ones.
     """
-    names = list(inspect.signature(denoiser.forward).parameters)
-    passed = {**dict(zip(names, args, strict=False)), **kwargs}
+    passed = named_arguments(denoiser, args, kwargs)
     passed = {name: value for name, value in passed.items() if value is not None}
     name = timestep_name(passed)
     if name is None:
@@ -120,7 +119,8 @@ class StepRecorder:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._now = timestep_of(module, args, kwargs)
 
-        self._hooks.append(self._denoiser.register_forward_pre_hook(note, with_kwargs=True))
+        for part in called_parts(self._denoiser).values():
+            self._hooks.append(part.register_forward_pre_hook(note, with_kwargs=True))
         for name, linear in self._linears.items():
             self._hooks.append(linear.register_forward_pre_hook(self._hook(name), with_kwargs=True))
         return self
@@ -182,9 +182,10 @@ def follow_steps(denoiser: nn.Module) -> None:
 
     Does nothing where no layer has any, and nothing the second time.
     """
-    stepped = [m for m in denoiser.modules() if isinstance(m, QuantLinear) and m.spec.steps]
-    if stepped and _tell_step not in denoiser._forward_pre_hooks.values():
-        denoiser.register_forward_pre_hook(_tell_step, with_kwargs=True)
+    for part in called_parts(denoiser).values():
+        stepped = [m for m in part.modules() if isinstance(m, QuantLinear) and m.spec.steps]
+        if stepped and _tell_step not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_tell_step, with_kwargs=True)
 
 
 def _tell_step(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

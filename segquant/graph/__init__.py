@@ -2,6 +2,7 @@
 
 from segquant.graph.analyze import analyze
 from segquant.graph.example_inputs import capture_example_inputs
+from segquant.graph.merged import analyze_calls, capture_calls, merge_graphs, run_calls
 from segquant.graph.types import Fold, FoldPart, GraphError, LayerGraph, LayerInfo, Segment
 
 __all__ = [
@@ -12,5 +13,9 @@ __all__ = [
     "LayerInfo",
     "Segment",
     "analyze",
+    "analyze_calls",
+    "capture_calls",
     "capture_example_inputs",
+    "merge_graphs",
+    "run_calls",
 ]

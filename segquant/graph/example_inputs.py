@@ -7,6 +7,10 @@ from typing import Any
 from torch import nn
 
 
+class NeverCalledError(ValueError):
+    """What was to be captured did not happen."""
+
+
 class _Captured(Exception):  # noqa: N818 (it is no error)
     """Stops the call once the inputs are known."""
 
@@ -18,7 +22,8 @@ def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[s
     before the module's forward runs.
 
     Raises:
-        ValueError: `call` returned without calling the module.
+        NeverCalledError: `call` returned without calling the module.
+        ValueError: the module's forward has no names for its inputs.
     """
     captured: dict[str, Any] = {}
 
@@ -40,7 +45,7 @@ def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[s
         return captured
     finally:
         handle.remove()
-    raise ValueError(
+    raise NeverCalledError(
         f"the call given never called the {type(module).__name__}; "
         "it must run the module itself, not a copy or a compiled version of it"
     )
