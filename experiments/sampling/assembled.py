@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError
-from experiments.sampling.model_call import pipeline_class
+from experiments.sampling.adapters import fuse_adapter
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
@@ -18,6 +18,8 @@ from experiments.sampling.model_folder import (
     variant_of,
 )
 from experiments.sampling.model_parts import given_parts, part_class, read_folder, read_part
+from experiments.sampling.pipeline_classes import pipeline_class
+from experiments.sampling.schedulers import chosen_scheduler
 from experiments.sampling.single_files import single_file
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ def assemble(config: ModelConfig) -> Any:
             pipeline = kind.from_pretrained(folder, variant=variant, **common)
         else:
             pipeline = kind.from_single_file(str(file), config=str(folder), **common)
+        scheduler = chosen_scheduler(config, folder)
+        if scheduler is not None:
+            pipeline.register_modules(scheduler=scheduler)
+        fuse_adapter(pipeline, config)
     return pipeline
 
 

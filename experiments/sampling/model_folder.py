@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DENOISERS = ("transformer", "unet")  # attribute names that diffusers gives the denoiser
 SAFETY_CHECKER = "safety_checker"  # paints images black: it is left out, and the record says so
 _INDEX = "model_index.json"
+_NO_PARTS = ("id2label",)  # settings that are objects: names of classes
 _MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -73,6 +74,8 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
             continue
         # what is no list is a setting of the pipeline, but for the parts that all have
         wrong = isinstance(kind, list | dict) or _is_denoiser(name) or name in ("vae", "scheduler")
+        if name in _NO_PARTS and isinstance(kind, dict):
+            continue
         if wrong and not _names_a_class(kind) and kind != [None, None]:
             raise UserError(
                 f"{path}: {name} is {kind!r}; a part is a list of its library and its class"

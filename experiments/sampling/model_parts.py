@@ -114,5 +114,5 @@ def read_folder(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
     """A network from its folder; its tensors are the mapped file's own where types agree."""
     argument = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     return kind.from_pretrained(
-        folder, local_files_only=True, variant=part_variant(folder), **{argument: dtype}
+        str(folder), local_files_only=True, variant=part_variant(folder), **{argument: dtype}
     )
