@@ -102,10 +102,18 @@ def load_part(config: ModelConfig, name: str) -> nn.Module:
 @contextmanager
 def told_as_of(config: ModelConfig) -> Iterator[None]:
     """What diffusers or transformers raise of a model's files, in one line."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         yield
     except UserError:
         raise
+    except SingleFileComponentError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path={config.path}: {first} Give model.configs a folder that has it, or "
+            "model.parts.NAME=FOLDER"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"model.path={config.path}: diffusers cannot load it ({first})") from error
