@@ -12,9 +12,11 @@ from experiments.sampling.model_folder import (
     denoisers_of,
     found_revision,
     pipeline_index,
-    scheduler_config,
     variant_of,
 )
+from experiments.sampling.model_parts import given_parts
+from experiments.sampling.schedulers import scheduler_fields
+from experiments.sampling.single_files import single_file
 from segquant.core.over_fit import over_fit_fields
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
@@ -42,15 +44,21 @@ def describe(cell: Cell) -> dict[str, Any]:
     model, dataset, bits = config.model, around.dataset, config.bits
     folder = check_folder(model)
     index = pipeline_index(folder)
+    parts = given_parts(model, folder, index)
     return {
         "model_weights": around.weights,
         "model_revision": found_revision(model),
-        "model_variant": variant_of(folder),
+        "model_variant": None if single_file(model.path) else variant_of(folder, besides=parts),
+        "single_file": None if single_file(model.path) is None else model.path,
+        "parts": {
+            name: f"{part.kind.__name__} of {model.parts[name]}" for name, part in parts.items()
+        },
+        "lora": None if model.lora is None else _adapter(cell),
         "safety_checker": "switched off" if index.get(SAFETY_CHECKER, [None])[0] else None,
-        "pipeline": index.get("_class_name"),
+        "pipeline": model.pipeline or index.get("_class_name"),
         "denoisers": denoisers_of(model, index),
         "denoisers_left_out": denoisers_left_out(model, index),
-        "scheduler": scheduler_config(folder),
+        "scheduler": scheduler_fields(model, folder),
         "num_inference_steps": model.num_inference_steps,
         "guidance_scale": model.guidance_scale,
         "call": dict(model.call),
@@ -92,6 +100,12 @@ def describe(cell: Cell) -> dict[str, Any]:
         "text_encoder_quantized": False,
         "vae_quantized": False,
     }
+
+
+def _adapter(cell: Cell) -> dict[str, Any]:
+    model = cell.config.model
+    said = {"path": model.lora, "sha256": cell.around.adapter, "scale": model.lora_scale}
+    return {**said, "fused": "into the weights, before calibration"}
 
 
 def _floor(cell: Cell) -> dict[str, int] | None:

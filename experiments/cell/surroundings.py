@@ -20,11 +20,11 @@ from evaluation.metrics.metric_interface import MetricBase
 from experiments.cell.progress import Progress
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.adapters import adapter_file
 from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.machine import device_of, planned_gpu
-from experiments.sampling.model_folder import check_folder
 from experiments.sampling.static_graph import graph_of
-from experiments.sampling.weights_hash import weights_hash
+from experiments.sampling.weights_hash import model_hash
 from experiments.store.digests import digest
 from experiments.store.file_hashes import HASHES, FileHashes
 from experiments.store.folders import Store
@@ -102,7 +102,13 @@ class Surroundings:
 
     @cached_property
     def weights(self) -> str:
-        return weights_hash(check_folder(self.config.model), files=self._files)
+        return model_hash(self.config.model, files=self._files)
+
+    @cached_property
+    def adapter(self) -> str | None:
+        """The sha256 of the adapter's file."""
+        path = adapter_file(self.config.model)
+        return None if path is None else self.file_key(path)
 
     @cached_property
     def true_images_hash(self) -> str | None:
@@ -137,9 +143,9 @@ class Surroundings:
             "guidance_scale": model.guidance_scale,
             "call": model.call,
             "pipeline": model.pipeline,
-            "parts": model.parts,
+            "parts": sorted(model.parts),  # their contents are in `weights`
             "scheduler": model.scheduler,
-            "lora": [model.lora, model.lora_scale],
+            "lora": None if model.lora is None else [self.adapter, model.lora_scale],
             "batch_size": batch_size or model.batch_size,
             "seed": self.config.seed,
             "device": self.device_name,

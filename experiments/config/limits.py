@@ -35,6 +35,7 @@ _LIMITS: dict[str, _Range] = {
     "model.weights_bytes": (1, 1e15, "that is disk"),
     "dataset.evaluation_prompts": (2, 100_000, "each is sampled for every row"),
     "dataset.calibration_prompts": (1, 100_000, "each is sampled once more"),
+    "dataset.num_classes": (1, 1_000_000, "of a model's labels"),
     "dataset.seed": _SEED,
     "dataset.calibration_seed": _SEED,
     "metrics.teacher_forced_prompts": (0, 100_000, "each is kept on disk, step by step"),

@@ -30,7 +30,10 @@ class ModelConfig:
     call: dict[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
     name: str = ""  # of its rows; empty: the last part of `path`
     pipeline: str | None = None  # diffusers' class, where not the one that the folder names
-    parts: dict[str, str] = field(default_factory=dict)  # more parts: name -> folder or hub id
+    configs: str | None = None  # of a single file: the folder or hub id with its configs,
+    # tokenizers and what the file lacks; null: what diffusers takes it for, from the local cache
+    parts: dict[str, str] = field(default_factory=dict)  # more or other parts: name -> folder,
+    # hub id (`owner/name` or `owner/name@commit`) or single file
     denoisers: list[str] | None = None  # which parts are quantized; null: transformers and UNets
     keep: dict[str, str] = field(default_factory=dict)  # layers by pattern -> why in 16 bit
     scheduler: dict[str, Any] = field(default_factory=dict)  # `class` and settings unlike its own

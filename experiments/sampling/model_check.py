@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from experiments.errors import UserError
-from experiments.sampling.model_call import check_call, pipeline_class
-from experiments.sampling.model_folder import check_folder, check_weights, pipeline_index
+from experiments.sampling.adapters import check_adapter
+from experiments.sampling.model_call import check_batch, check_call, check_labels
+from experiments.sampling.model_folder import (
+    check_folder,
+    check_weights,
+    part_config,
+    pipeline_index,
+)
+from experiments.sampling.model_parts import denoiser_folders, given_parts
 from experiments.sampling.model_shapes import (
     check_layers,
     check_sides,
@@ -17,16 +25,20 @@ from experiments.sampling.model_shapes import (
     empty_denoiser,
     keep_layers,
 )
+from experiments.sampling.pipeline_classes import pipeline_class
+from experiments.sampling.schedulers import chosen_scheduler
+from experiments.sampling.single_files import single_file
 
 if TYPE_CHECKING:
+    from evaluation.datasets.interface import Prompt
     from experiments.config.run_config import ModelConfig, RunConfig
 
 
-def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | None:
+def check_model(model: ModelConfig, *, prompts: Sequence[Prompt]) -> nn.Module | None:
     """Refuses a model that cannot be run as it is asked for.
 
     Args:
-        pictures: names of those that each prompt brings to the pipeline's call.
+        prompts: all of the run, with what each brings to the pipeline's call.
 
     Returns:
         What is quantized, without weights, where its classes are known.
@@ -36,16 +48,50 @@ def check_model(model: ModelConfig, *, pictures: Sequence[str]) -> nn.Module | N
             make, sides that do not fit.
     """
     folder = check_folder(model)
-    check_weights(folder)
-    kind = pipeline_class(pipeline_index(folder), path=model.path)
-    check_call(model, kind, pictures=pictures)
+    index = pipeline_index(folder)
+    kind = pipeline_class(index, path=model.path, name=model.pipeline, given=model.parts)
+    parts = given_parts(model, folder, index)
+    one_file = single_file(model.path) is not None
+    if not one_file:  # else only loading it tells what the file holds
+        check_weights(folder, besides=parts)
+    check_call(model, kind, prompts=prompts)
     check_sides(model, folder)
+    chosen_scheduler(model, folder)
+    check_adapter(model, kind)
     denoiser = empty_denoiser(model, folder)
     if denoiser is None:
         return None
-    check_tensors(model, folder, denoiser)
+    if not one_file:
+        check_tensors(model, folder, denoiser)
     keep_layers(denoiser, model)
     return denoiser
+
+
+def check_prompts(model: ModelConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuses prompts that a checked model's call cannot be given together, or has no class for.
+
+    Raises:
+        UserError: names the prompt, or what the call takes one of.
+    """
+    folder = check_folder(model)
+    index = pipeline_index(folder)
+    kind = pipeline_class(index, path=model.path, name=model.pipeline, given=model.parts)
+    check_batch(model, kind, prompts=prompts)
+    check_labels(prompts, _class_names(index), classes=_count_of_classes(model, folder))
+
+
+def _class_names(index: Mapping[str, Any]) -> set[str]:
+    """What a pipeline calls its classes: several names of one stand in one text."""
+    named = index.get("id2label")
+    texts = named.values() if isinstance(named, dict) else ()
+    return {part.strip() for text in texts for part in str(text).split(",")}
+
+
+def _count_of_classes(model: ModelConfig, folder: Path) -> int | None:
+    configs = [part_config(part) for part in denoiser_folders(model, folder).values()]
+    keys = ("num_embeds_ada_norm", "num_class_embeds")
+    counts = [config.get(key) for config in configs for key in keys]
+    return next((count for count in counts if isinstance(count, int)), None)
 
 
 def misfits(quantized: Sequence[RunConfig], denoiser: nn.Module | None) -> list[UserError]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.outside_files import read_json_object
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.single_files import single_file, taken_for
 from experiments.store.paths import resolve_path
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ DENOISERS = ("transformer", "unet")  # attribute names that diffusers gives the 
 SAFETY_CHECKER = "safety_checker"  # paints images black: it is left out, and the record says so
 _NETWORK = re.compile(rf"(?:\w+_)?(?:{'|'.join(DENOISERS)}|controlnet|prior|decoder)(?:_\d+)?")
 _INDEX = "model_index.json"
+_NO_PARTS = ("id2label",)  # settings that are objects: names of classes
 _MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -114,6 +116,8 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
             continue
         # what is no list is a setting of the pipeline, but for the parts that all have
         wrong = isinstance(kind, list | dict) or is_denoiser(name) or name in ("vae", "scheduler")
+        if name in _NO_PARTS and isinstance(kind, dict):
+            continue
         if wrong and not _names_a_class(kind) and kind != [None, None]:
             raise UserError(
                 f"{path}: {name} is {kind!r}; a part is a list of its library and its class"
@@ -129,23 +133,23 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     return _read(path) if path.is_file() else {}
 
 
-def denoiser_folders(config: ModelConfig, folder: Path) -> dict[str, Path]:
-    """Where the config and weights of each part that is quantized lie."""
-    return {name: folder / name for name in denoisers_of(config, pipeline_index(folder))}
-
-
 def part_config(folder: Path) -> dict[str, Any]:
     """The config of a part that is a network."""
     return _read(folder / "config.json")
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, *, besides: Collection[str] = ()) -> None:
     """Every part of a pipeline that has a network has its weights, every shard of them.
+
+    Args:
+        besides: parts that come from elsewhere.
 
     Raises:
         UserError: names what is missing; nothing is fetched.
     """
     for part in _parts(folder):
+        if part.name in besides:
+            continue
         if not part.is_dir():
             raise UserError(
                 f"{folder}: its {_INDEX} names {part.name}, and {part} is missing; copy the whole "
@@ -154,26 +158,35 @@ def check_weights(folder: Path) -> None:
         for name in _CONFIGS:
             if (part / name).is_file():
                 _read(part / name)
-        if not (part / "config.json").is_file():
-            continue  # a tokenizer or a scheduler
-        lost = sorted(shard for shard in _shards(part) if not (part / shard).is_file())
-        if lost:
-            raise UserError(f"{part}: {', '.join(lost)} is missing; copy the whole model there")
-        if not _variants(part):
-            raise UserError(
-                f"{part} has a config.json and no weights (diffusion_pytorch_model or model, "
-                ".safetensors or .bin); copy the whole model there beforehand"
-            )
-    variant_of(folder)
+        if (part / "config.json").is_file():  # else a tokenizer or a scheduler
+            check_part_weights(part)
+    variant_of(folder, besides=besides)
 
 
-def variant_of(folder: Path) -> str | None:
+def check_part_weights(part: Path) -> None:
+    """A network's folder has its weights, every shard of them.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    lost = sorted(shard for shard in _shards(part) if not (part / shard).is_file())
+    if lost:
+        raise UserError(f"{part}: {', '.join(lost)} is missing; copy the whole model there")
+    if not _variants(part):
+        raise UserError(
+            f"{part} has a config.json and no weights (diffusion_pytorch_model or model, "
+            ".safetensors or .bin); copy the whole model there beforehand"
+        )
+
+
+def variant_of(folder: Path, *, besides: Collection[str] = ()) -> str | None:
     """The variant that must be asked for (`fp16`): some part has no weights without one.
 
     Raises:
         UserError: no variant is there of every such part.
     """
-    lacking = [found for part in _parts(folder) if (found := _variants(part)) and "" not in found]
+    own = [part for part in _parts(folder) if part.name not in besides]
+    lacking = [found for part in own if (found := _variants(part)) and "" not in found]
     if not lacking:
         return None
     common = set.intersection(*lacking)
@@ -183,29 +196,50 @@ def variant_of(folder: Path) -> str | None:
     return min(common, key=lambda name: (name != "fp16", name))
 
 
+def part_variant(part: Path) -> str | None:
+    """The variant that one part must be asked for; None where it has weights without one."""
+    found = _variants(part)
+    return None if not found or "" in found else min(found, key=lambda n: (n != "fp16", n))
+
+
 def _find(config: ModelConfig) -> Path:
-    folder = resolve_path(config.path)
+    file = single_file(config.path)
+    if file is None:
+        return find_folder(config.path, revision=config.revision, key="model.path")
+    if config.revision is not None:
+        raise UserError(f"model.revision={config.revision}: a single file has no revisions")
+    configs = config.configs or taken_for(file)
+    return find_folder(configs, revision=None, key="model.configs")
+
+
+def find_folder(path: str, *, revision: str | None, key: str) -> Path:
+    """A folder as given, or that of a hub id in the hub's local cache.
+
+    Raises:
+        UserError: it is not there; nothing is downloaded.
+    """
+    folder = resolve_path(path)
     if folder.is_dir():
-        if config.revision is not None:
+        if revision is not None:
             raise UserError(
-                f"model.revision={config.revision} with model.path={config.path}; a folder has no "
+                f"model.revision={revision} with {key}={path}; a folder has no "
                 "revisions: leave it null, or give the hub's owner/name"
             )
         return folder
-    if folder.exists() or _HUB_ID.fullmatch(config.path) is None:
+    if folder.exists() or _HUB_ID.fullmatch(path) is None:
         raise UserError(
-            f"model.path={config.path}: no such folder; give a folder that "
+            f"{key}={path}: no such folder; give a folder that "
             "DiffusionPipeline.save_pretrained wrote (download a hub model to one beforehand)"
         )
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(config.path, revision=config.revision, local_files_only=True)
+        found = snapshot_download(path, revision=revision, local_files_only=True)
     except (OSError, ValueError) as error:
-        at = "" if config.revision is None else f" at model.revision={config.revision}"
+        at = "" if revision is None else f" at model.revision={revision}"
         raise UserError(
-            f"model.path={config.path}: no such folder, and the hub's local cache has no such "
-            f"model{at}; nothing is downloaded here: hf download {config.path} beforehand"
+            f"{key}={path}: no such folder, and the hub's local cache has no such "
+            f"model{at}; nothing is downloaded here: hf download {path} beforehand"
         ) from error
     return Path(found)
 

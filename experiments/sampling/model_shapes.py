@@ -13,12 +13,13 @@ from torch import nn
 
 from experiments.errors import UserError
 from experiments.sampling.model_folder import (
-    denoiser_folders,
     main_denoisers,
     part_config,
+    part_variant,
     pipeline_index,
-    variant_of,
 )
+from experiments.sampling.model_parts import denoiser_folders
+from experiments.sampling.single_files import single_file
 from segquant.core.plain_linears import keep_out, linear_layers
 from segquant.core.several import called_parts, together
 
@@ -71,12 +72,14 @@ def check_tensors(config: ModelConfig, folder: Path, denoiser: nn.Module) -> Non
         UserError: names what is missing; diffusers would make it up.
     """
     parts = called_parts(denoiser).values()
-    for part, network in zip(denoiser_folders(config, folder).values(), parts, strict=True):
-        _check_part(folder, part, network)
+    folders = denoiser_folders(config, folder)
+    for (name, part), network in zip(folders.items(), parts, strict=True):
+        if single_file(config.parts.get(name, "")) is None:  # else loading it tells
+            _check_part(part, network)
 
 
-def _check_part(folder: Path, part: Path, denoiser: nn.Module) -> None:
-    found = _shapes(part, variant_of(folder))
+def _check_part(part: Path, denoiser: nn.Module) -> None:
+    found = _shapes(part, part_variant(part))
     if found is None:
         return
     own = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}

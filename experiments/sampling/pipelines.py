@@ -10,14 +10,8 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError
-from experiments.sampling.model_folder import (
-    DENOISERS,
-    SAFETY_CHECKER,
-    check_folder,
-    is_denoiser,
-    pipeline_index,
-    variant_of,
-)
+from experiments.sampling.assembled import assemble
+from experiments.sampling.model_folder import DENOISERS, is_denoiser
 from experiments.sampling.model_shapes import check_values_of, keep_layers
 from segquant.core.several import called_parts, together
 
@@ -34,23 +28,10 @@ def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
     """
     import diffusers
     import transformers
-    from diffusers import DiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    folder = check_folder(config)
-    left_out = {SAFETY_CHECKER: None} if SAFETY_CHECKER in pipeline_index(folder) else {}
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder,
-            torch_dtype=getattr(torch, config.dtype),
-            local_files_only=True,
-            variant=variant_of(folder),
-            **left_out,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"model.path={config.path}: diffusers cannot load it ({first})") from error
+    pipeline = assemble(config)
     pipeline.set_progress_bar_config(disable=True)
     check_values_of(pipeline, path=config.path)
     keep_layers(get_denoiser(pipeline, config.denoisers), config)

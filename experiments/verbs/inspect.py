@@ -13,7 +13,8 @@ from experiments.config.compose import build, compose_config
 from experiments.config.places import options as choices
 from experiments.config.places import read_yaml
 from experiments.errors import UserError
-from experiments.sampling.model_folder import check_folder, check_weights, denoiser_folders
+from experiments.sampling.model_folder import check_folder, check_weights
+from experiments.sampling.model_parts import denoiser_folders
 from experiments.sampling.pipelines import load_pipeline
 from experiments.sampling.static_graph import graph_of
 from experiments.store.paths import resolve_path
