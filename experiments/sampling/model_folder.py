@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.outside_files import read_json_object
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.hub_cache import HUB_ID, cached_snapshot
 from experiments.store.paths import resolve_path
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ SAFETY_CHECKER = "safety_checker"  # paints images black: it is left out, and th
 _INDEX = "model_index.json"
 _MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What diffusers and transformers call a network's files, a variant's name in one of two places.
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<before>\w+))?"
@@ -150,22 +150,20 @@ def _find(config: ModelConfig) -> Path:
                 "revisions: leave it null, or give the hub's owner/name"
             )
         return folder
-    if folder.exists() or _HUB_ID.fullmatch(config.path) is None:
+    if folder.exists() or HUB_ID.fullmatch(config.path) is None:
         raise UserError(
             f"model.path={config.path}: no such folder; give a folder that "
-            "DiffusionPipeline.save_pretrained wrote (download a hub model to one beforehand)"
+            "DiffusionPipeline.save_pretrained wrote, or a hub model's owner/name"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(config.path, revision=config.revision, local_files_only=True)
-    except (OSError, ValueError) as error:
-        at = "" if config.revision is None else f" at model.revision={config.revision}"
+    found = cached_snapshot(config.path, config.revision)
+    if found is None:
+        at = "" if config.revision is None else f" model.revision={config.revision}"
         raise UserError(
             f"model.path={config.path}: no such folder, and the hub's local cache has no such "
-            f"model{at}; nothing is downloaded here: hf download {config.path} beforehand"
-        ) from error
-    return Path(found)
+            f"model{at and ' at' + at}; nothing is downloaded here: segbench fetch "
+            f"model.path={config.path}{at} beforehand"
+        )
+    return found
 
 
 def _parts(folder: Path) -> list[Path]:
