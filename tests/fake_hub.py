@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_of_the_tests"  # noqa: S105 - opens nothing
+TOKEN = "hf_of_the_tests"
 _LARGE = (".safetensors", ".bin")
 _RANGE = re.compile(r"bytes=(\d+)-")
 

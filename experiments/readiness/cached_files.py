@@ -103,10 +103,14 @@ def put_files(
     try:
         (cache_root() / ".locks" / name).mkdir(parents=True, exist_ok=True)
         with locked(cache_root() / ".locks" / name / "segbench_fetch.lock"):
+            given = default_revision(revision)
+            ref = None if COMMIT.fullmatch(given) else cache_root() / name / "refs" / given
+            if ref is not None and not ref.exists():  # half a model is better known than none
+                write_text(ref, listing.commit)
             for file in files:
                 _put(listing, file, bring=bring, note=note)
-            if COMMIT.fullmatch(given := default_revision(revision)) is None:
-                write_text(cache_root() / name / "refs" / given, listing.commit)
+            if ref is not None:  # only now, or half a model would hide the one that was there
+                write_text(ref, listing.commit)
     except OSError as error:
         raise UserError(
             f"{cache_root()}: {error.strerror or error}; free some space or make it writable, and "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from experiments.errors import UserError
 from experiments.readiness.findings import Finding, State, found, size
 from experiments.readiness.stage_costs import StageCost
 from segquant.core.method_interface import OfThisMachine
@@ -115,7 +116,8 @@ def disk_findings(sweep: Sweep, needed_bytes: int) -> list[Finding]:
 
 def _device(around: Surroundings) -> str:
     name = around.device_name
-    return f"{name} with {around.num_threads} threads" if name == "cpu" else name
+    count = around.num_threads
+    return f"{name} with {count} thread{'s' * (count > 1)}" if name == "cpu" else name
 
 
 def _execution(cell: Cell) -> str:
@@ -128,7 +130,10 @@ def _execution(cell: Cell) -> str:
 
 def _device_memory(around: Surroundings) -> int | None:
     """Of the GPU; None of a CPU, whose memory is the host's, and of a GPU elsewhere."""
-    if not around.makes or around.device.type != "cuda":
+    try:
+        if not around.makes or around.device.type != "cuda":
+            return None
+    except UserError:  # a device that is not there has a line of its own
         return None
     return int(torch.cuda.get_device_properties(around.device).total_memory)
 

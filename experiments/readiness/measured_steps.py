@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from evaluation.resources import peak_memory_bytes, reset_peak_memory
+from experiments.sampling.calibrate import recorded_rows
 from experiments.sampling.sample import sample
+from segquant.core.input_statistics import StatisticsRecorder
 
 if TYPE_CHECKING:
     from experiments.cell.surroundings import Surroundings
@@ -25,6 +27,7 @@ class MeasuredSteps:
     """Of one prompt in a call: of larger batches an image takes no more."""
 
     seconds_per_forward: float
+    seconds_per_recorded_forward: float  # while statistics of every Linear's input are taken
     seconds_beside: float  # texts, pictures, and whatever else is no step; of an image
     calls_per_step: int
     steps: int  # of an image
@@ -32,7 +35,14 @@ class MeasuredSteps:
 
     @property
     def seconds_per_image(self) -> float:
-        return self.seconds_beside + self.seconds_per_forward * self.calls_per_step * self.steps
+        return self._seconds(self.seconds_per_forward)
+
+    @property
+    def seconds_per_calibration_prompt(self) -> float:
+        return self._seconds(self.seconds_per_recorded_forward)
+
+    def _seconds(self, forward: float) -> float:
+        return self.seconds_beside + forward * self.calls_per_step * self.steps
 
 
 def measure_steps(around: Surroundings) -> MeasuredSteps:
@@ -59,11 +69,16 @@ def measure_steps(around: Surroundings) -> MeasuredSteps:
         timed(pipeline, _FEW)
         few, calls_of_few = timed(pipeline, _FEW)
         more, calls_of_more = timed(pipeline, _MORE)
+        rows = recorded_rows(around.needs)
+        with StatisticsRecorder(model.denoiser, gram=around.needs.gram, sample_rows=rows):
+            recorded, calls_of_recorded = timed(pipeline, _FEW)
     calls = max(1, calls_of_more - calls_of_few)
     forward = max(0.0, more - few) / calls
+    beside = max(0.0, few - forward * calls_of_few)
     return MeasuredSteps(
         seconds_per_forward=forward,
-        seconds_beside=max(0.0, few - forward * calls_of_few),
+        seconds_per_recorded_forward=max(forward, (recorded - beside) / max(1, calls_of_recorded)),
+        seconds_beside=beside,
         calls_per_step=max(1, round(calls / (_MORE - _FEW))),
         steps=around.config.model.num_inference_steps,
         peak_memory_bytes=peak_memory_bytes(),

@@ -1,6 +1,6 @@
 """Gigabytes of every stage of a cell, as far as they are known before it runs.
 
-What is said is the least that it takes: weights, statistics and files, no activations.
+Of memory the least is said: weights and statistics, no activations. Of disk the most.
 
 Legend: I input features of a Linear, rows those sampled of its input.
 """
@@ -8,7 +8,7 @@ Legend: I input features of a Linear, rows those sampled of its input.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,11 +184,10 @@ def _statistics(cell: Cell) -> tuple[int | None, int | None]:
     prompts = cell.config.dataset.calibration_prompts
     size = calibration_batch_size(cell.config, prompts=prompts)
     linears = linear_layers(denoiser)
-    read: dict[object, int] = {name: linear.in_features for name, linear in linears.items()}
     inputs = _inputs(denoiser, model, batch=size)
-    if inputs is not None:
-        read = _inputs_read(denoiser, inputs, linears) or read
-    gram = sum(features**2 for features in read.values()) * FLOAT32_BYTES if needs.gram else 0
+    read = {} if inputs is None else _reads(denoiser, inputs, linears.values())
+    features = read.values() if read else [linear.in_features for linear in linears.values()]
+    gram = sum(width**2 for width in features) * FLOAT32_BYTES if needs.gram else 0
     keep = recorded_rows(needs)
     each = (
         linear.in_features * FLOAT32_BYTES * (keep + 2 * PARTS) + keep * PRIORITY_BYTES
@@ -197,27 +196,27 @@ def _statistics(cell: Cell) -> tuple[int | None, int | None]:
     return gram, sum(each)
 
 
-def _inputs_read(
-    denoiser: nn.Module, inputs: dict[str, Any], linears: dict[str, nn.Linear]
-) -> dict[object, int]:
-    """Features of each distinct tensor that Linears read in one call; empty if it cannot be had."""
-    seen: dict[object, int] = {}
+def _reads(
+    denoiser: nn.Module, inputs: dict[str, Any], linears: Iterable[nn.Linear]
+) -> dict[int, int]:
+    """Features of each distinct tensor that Linears read in a call; empty if that is not known."""
     kept: list[Tensor] = []  # alive, so that no other tensor gets its identity
+    read: dict[int, int] = {}
 
-    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def note(_: nn.Module, given: tuple[Any, ...]) -> None:
         kept.append(given[0])
-        seen[id(given[0])] = given[0].shape[-1]
+        read[id(given[0])] = given[0].shape[-1]
 
-    handles = [linear.register_forward_pre_hook(note) for linear in linears.values()]
+    handles = [linear.register_forward_pre_hook(note) for linear in linears]
     try:
         with torch.no_grad():
             denoiser(**inputs)
-    except Exception:
+    except Exception:  # a class that wants other inputs, or values: what is shared is not known
         return {}
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return read
 
 
 def _inputs(denoiser: nn.Module, model: ModelConfig, *, batch: int) -> dict[str, Any] | None:

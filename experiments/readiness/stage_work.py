@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.cell.calibration_inputs import CalibrationInputs
-from experiments.cell.calibration_pass import calibration_of
+from experiments.cell.calibration_pass import CalibrationStatistics, calibration_of
 from experiments.cluster.estimate import seconds_per_prompt
 from experiments.readiness.findings import Finding, State, size
 from experiments.readiness.stage_costs import SHARED_STAGES, StageCost, stage_gigabytes
 from experiments.sampling.calibrate import calibration_batch_size
-from experiments.store.manifest import MANIFEST, read_manifest
+from experiments.store.manifest import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
@@ -54,6 +54,8 @@ class StageWork:
 
     def finding(self) -> Finding:
         todo = self.count - self.there
+        if not todo:
+            return Finding(group="stages", what=f"{self.model}, {self.stage}: there")
         hours = "hours unknown" if self.hours is None else f"{self.hours:.3g} hours"
         sizes = (
             ("device", self.device_bytes),
@@ -91,6 +93,8 @@ def work_of(group: Sequence[Cell], *, measured: MeasuredSteps | None) -> list[St
             seconds = None if each is None else prompts * each
             if cost.stage == "quantized":
                 seconds = _quantizing_seconds(cell)
+            elif cost.stage == "calibration":
+                seconds = _calibration_seconds(cell, forwards=forwards, measured=measured)
             work.add(
                 cost,
                 there=_is_there(cell, cost.stage),
@@ -152,25 +156,41 @@ def _known_seconds(around: Surroundings) -> float | None:
         return None
 
 
+def _calibration_seconds(
+    cell: Cell, *, forwards: int, measured: MeasuredSteps | None
+) -> float | None:
+    """Taking statistics takes longer than sampling: by what a forward of another one took."""
+    if measured is not None:
+        return measured.seconds_per_calibration_prompt * cell.config.dataset.calibration_prompts
+    stage = CalibrationStatistics(around=cell.around, needs=cell.around.needs)
+    alike = _manifests(stage, ("sampler", "denoisers", "keep"))
+    each = [manifest.seconds / manifest.notes["forwards"] for manifest in alike]
+    return max(each) * forwards if each else None
+
+
 def _quantizing_seconds(cell: Cell) -> float | None:
     """What this method took on this calibration at other bits: the longest."""
-    stage = cell.quantized
-    folder = cell.around.store.root / "stages" / "quantized"
-    if stage is None or not folder.is_dir():
+    if cell.quantized is None:
         return None
+    alike = _manifests(cell.quantized, ("calibration", "method"))
+    return max((manifest.seconds for manifest in alike), default=None)
+
+
+def _manifests(stage: Stage, alike: Sequence[str]) -> list[Manifest]:
+    """Of finished stages of the same kind whose keys have these fields in common with it."""
+    folder = stage.around.store.root / "stages" / stage.kind
+    if not folder.is_dir():
+        return []
     try:
         wanted = stage.fields()
     except (ValueError, OSError):
-        return None
-    measured = []
-    for path in folder.glob(f"*/{MANIFEST}"):
-        manifest = read_manifest(path.parent)
-        alike = manifest is not None and all(
-            manifest.key.get(name) == wanted[name] for name in ("calibration", "method")
-        )
-        if manifest is not None and alike:
-            measured.append(manifest.seconds)
-    return max(measured, default=None)
+        return []
+    read = (read_manifest(path.parent) for path in folder.glob(f"*/{MANIFEST}"))
+    return [
+        manifest
+        for manifest in read
+        if manifest is not None and all(manifest.key.get(n) == wanted[n] for n in alike)
+    ]
 
 
 def _largest(a: int | None, b: int | None) -> int | None:

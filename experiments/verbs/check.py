@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import partial
 from typing import Any
 
 from experiments.cell.cell import Cell
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
     works: list[StageWork] = []
     for group in sweep.groups():
         timed = _measured(group, findings) if options.measure and ready else None
-        own = work_of(group, measured=timed)
+        own = found("stages", partial(work_of, group, measured=timed), findings) or []
         findings += memory_findings(group[0].around, list(map(_as_cost, own)))
         works += own
     needed = sum(work.disk_bytes or 0 for work in works)
