@@ -32,6 +32,8 @@ log = logging.getLogger("segbench")
 EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 VERBS = {
     "run": "run one cell, or a sweep with -m or +experiment=NAME",
+    "check": "whether a run could start now, what it will take, and what is missing",
+    "fetch": "the models' files, brought into the hub's cache beforehand",
     "status": "where every cell stands, from records and queue",
     "retry": "run the failed cells again, and no others",
     "evaluate": "the metrics of a sweep again, from the images on disk",
@@ -96,6 +98,8 @@ def _run(options: argparse.Namespace) -> Answer:
 def _say(options: argparse.Namespace, answer: Answer) -> int:
     text = json.dumps(answer.data, indent=2) if options.json else answer.text.rstrip()
     sys.stdout.write(f"{text}\n")
+    if answer.wrong:
+        return EXIT_WRONG
     return EXIT_FAILED if answer.failed else EXIT_OK
 
 

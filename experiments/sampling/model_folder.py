@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.outside_files import read_json_object
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.hub_cache import HUB_ID, cached_snapshot
 from experiments.sampling.single_files import single_file, taken_for
 from experiments.store.paths import resolve_path
 
@@ -22,7 +23,6 @@ _INDEX = "model_index.json"
 _NO_PARTS = ("id2label",)  # settings that are objects: names of classes
 _MOST_BYTES = 64 * 2**20  # of a config or of a list of shards
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What diffusers and transformers call a network's files, a variant's name in one of two places.
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<before>\w+))?"
@@ -226,22 +226,20 @@ def find_folder(path: str, *, revision: str | None, key: str) -> Path:
                 "revisions: leave it null, or give the hub's owner/name"
             )
         return folder
-    if folder.exists() or _HUB_ID.fullmatch(path) is None:
+    if folder.exists() or HUB_ID.fullmatch(path) is None:
         raise UserError(
             f"{key}={path}: no such folder; give a folder that "
-            "DiffusionPipeline.save_pretrained wrote (download a hub model to one beforehand)"
+            "DiffusionPipeline.save_pretrained wrote, or a hub model's owner/name"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(path, revision=revision, local_files_only=True)
-    except (OSError, ValueError) as error:
-        at = "" if revision is None else f" at model.revision={revision}"
+    found = cached_snapshot(path, revision)
+    if found is None:
+        at = "" if revision is None else f" model.revision={revision}"
         raise UserError(
             f"{key}={path}: no such folder, and the hub's local cache has no such "
-            f"model{at}; nothing is downloaded here: hf download {path} beforehand"
-        ) from error
-    return Path(found)
+            f"model{at and ' at' + at}; nothing is downloaded here: segbench fetch "
+            f"model.path={path}{at} beforehand"
+        )
+    return found
 
 
 def _parts(folder: Path) -> list[Path]:
