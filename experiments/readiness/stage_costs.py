@@ -128,10 +128,8 @@ def _plain(name: str) -> str:
 def _denoiser(model: ModelConfig, folder: Path | None) -> nn.Module | None:
     zoo, dtype = _zoo_name(model), model.dtype
     try:
-        if folder is not None:
-            made = empty_denoiser(model, folder)
-        else:
-            made = build(zoo) if zoo else None
+        named = build(zoo) if zoo and folder is None else None
+        made = named if folder is None else empty_denoiser(model, folder)
     except (UserError, ValueError):
         return None
     if made is not None:
