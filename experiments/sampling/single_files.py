@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.run_config import SINGLE_FILES
 from experiments.errors import UserError
 from experiments.store.paths import resolve_path
 
-SINGLE_FILES = (".safetensors", ".ckpt")
 _WHOLE = "model.diffusion_model."  # how names of a Stable Diffusion's tensors begin
 _UNKNOWN = "v1"  # what diffusers takes every checkpoint for that it does not know
 _VAE = ("first_stage_model.", "vae.", "encoder.", "decoder.")
