@@ -11,6 +11,7 @@ from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
+SINGLE_FILES = (".safetensors", ".ckpt")  # how the name of a file of weights ends
 JOB_STAGES = ("reference", "calibration", "cell", "metrics")
 
 
@@ -49,7 +50,8 @@ class ModelConfig:
     published_calibration_prompts: dict[str, int] = field(default_factory=dict)  # bits -> number
 
     def __post_init__(self) -> None:
-        self.name = self.name or Path(self.path).name
+        path = Path(self.path)
+        self.name = self.name or (path.stem if path.suffix in SINGLE_FILES else path.name)
 
 
 @dataclass(kw_only=True)
