@@ -147,12 +147,12 @@ def test_methods_that_run_the_stored_calls(controlled: Run) -> None:
 def test_kernels_and_keep(controlled: Run) -> None:
     """A pattern of a network's own names holds in each of several."""
     words = (BOTH, "method=rtn", "bits=w8a8_int8", "execution=auto", "--json")
-    record = _records(controlled(*words, "model.keep={context_embedder:sensitive}"))["rtn"]
+    record = _records(controlled(*words, "+model.keep={context_embedder:sensitive}"))["rtn"]
     assert record["execution"] == "kernel"
     kept = {layer["name"]: layer["reason"] for layer in record["layers_kept"]}
     for part in ("transformer", "controlnet"):
         assert kept[f"{part}.context_embedder"] == "model.keep: context_embedder (sensitive)"
-    answer = controlled(*words, "--dry-run", "model.keep={no_such:why}")
+    answer = controlled(*words, "--dry-run", "+model.keep={no_such:why}")
     assert answer.status == 2
     assert "'no_such' names no layer" in answer.err
 
