@@ -129,7 +129,7 @@ def test_what_is_not_chosen_stays_and_is_said(controlled: Run, out: Path) -> Non
 
 def test_the_unquantized_ones_repeat_their_own_calls(controlled: Run) -> None:
     record = _records(controlled(BOTH, "method=fp", "bits=w16a16", "--json"))["fp"]
-    assert _step_error(record) == 0.0
+    assert _step_error(record) < 1e-10  # tensors read from a file lie elsewhere in memory
 
 
 def test_methods_that_run_the_stored_calls(controlled: Run) -> None:
