@@ -17,12 +17,12 @@ from experiments.readiness.cached_files import (
     put_files,
     snapshot_of,
 )
-from experiments.readiness.findings import size
+from experiments.readiness.check_lines import size
 from experiments.readiness.hub_listing import bring_from_hub, list_hub
-from experiments.readiness.mirror import copy_from_mirror, list_mirror, mirrored_folder
+from experiments.readiness.model_mirror import copy_from_mirror, list_mirror, mirrored_folder
 from experiments.readiness.repositories import Source
 from experiments.readiness.repository_files import Listing, RepositoryFile, is_weights
-from experiments.readiness.weights_there import part_states
+from experiments.readiness.weights_there import states_of
 from experiments.sampling.hub_cache import cache_root, repository_name
 
 
@@ -119,7 +119,7 @@ def plan_fetch(
 
 
 def _fetch(source: Source, listing: Listing, bring: Bring | None) -> Fetch:
-    wanted = listing.wanted(dtype=source.dtype)
+    wanted = _wanted(source, listing)
     files = sorted(wanted, key=lambda file: (is_weights(file.name), file.name))
     if not files:
         raise UserError(
@@ -129,20 +129,24 @@ def _fetch(source: Source, listing: Listing, bring: Bring | None) -> Fetch:
     return Fetch(source=source, listing=listing, files=tuple(files), bring=bring)
 
 
+def _wanted(source: Source, listing: Listing) -> list[RepositoryFile]:
+    return listing.wanted(dtype=source.dtype, part=source.part, besides=source.besides)
+
+
 def _whole_here(source: Source, *, read: bool, note: Callable[[str], None]) -> Listing | None:
     """What the cache has, if that is all that a run loads and, where it is read, as it was."""
     folder = source.folder()
     if folder is None:
         return None
     try:
-        states = part_states(folder, dtype=source.dtype)
+        states = states_of(source, folder)
         listing = list_mirror(cache_root() / repository_name(source.path), source.path, folder.name)
     except UserError as error:
         note(str(error))
         return None
     if not states or not all(state.whole for state in states):
         return None
-    for file in listing.wanted(dtype=source.dtype) if read else ():
+    for file in _wanted(source, listing) if read else ():
         if not matches(folder / file.name, file):
             note(f"{folder / file.name}: is not what its checksum says; it is fetched again")
             return None
@@ -155,5 +159,5 @@ def _known_here(source: Source) -> str:
     if folder is None:
         known = "" if source.weights_bytes is None else f", {size(source.weights_bytes)} in all"
         return f"; nothing of it is here{known}"
-    lacking = [state.name for state in part_states(folder, dtype=source.dtype) if not state.whole]
+    lacking = [state.name for state in states_of(source, folder) if not state.whole]
     return f"; here it lacks {', '.join(lacking)}" if lacking else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from experiments.errors import UserError
-from experiments.readiness.findings import Finding, State, found, size
+from experiments.readiness.check_lines import Finding, State, found, size
 from experiments.readiness.stage_costs import StageCost
 from segquant.core.method_interface import OfThisMachine
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from experiments.errors import UserError
 from experiments.readiness.cached_files import INCOMPLETE, SPARE_BYTES
-from experiments.readiness.findings import Finding, State, found, size
+from experiments.readiness.check_lines import Finding, State, found, size
 from experiments.readiness.hub_listing import has_token, page
 from experiments.readiness.repositories import Source, no_folder, sources_of
-from experiments.readiness.weights_there import PartState, describe_parts, part_states
+from experiments.readiness.weights_there import PartState, describe_parts, states_of
 from experiments.sampling.hub_cache import cache_root, repository_name
 from experiments.sampling.model_check import check_model, misfits
 from experiments.sampling.model_shapes import check_kept
@@ -46,7 +46,7 @@ def _of_source(source: Source, *, command: str) -> list[Finding]:
         findings.append(_not_here(source, command=command))
     elif folder.is_dir():
         where = command if source.on_hub else "copy the whole model there"
-        states = found("weights", lambda: part_states(folder, dtype=source.dtype), findings)
+        states = found("weights", lambda: states_of(source, folder), findings)
         findings += describe_parts(states or (), command=where)
     here = folder is not None and not any(item.state == State.missing for item in findings)
     if here and states:
@@ -54,6 +54,10 @@ def _of_source(source: Source, *, command: str) -> list[Finding]:
         findings.append(Finding(group="weights", what=f"{source.what}: {total}, {folder}"))
     elif source.on_hub:
         findings += _access(source)
+    if source.on_hub and source.revision is None:
+        why = f": {source.unpinned}" if source.unpinned else ""
+        what = f"{source.what}: no commit of {source.path} is pinned{why}"
+        findings.append(Finding(group="weights", what=what, state=State.note))
     return [*findings, *_licence(source, here=here)]
 
 
@@ -66,7 +70,7 @@ def bytes_to_come(sweep: Sweep) -> int | None:
         if folder is not None:
             if not source.on_hub:
                 continue
-            states = part_states(folder, dtype=source.dtype)
+            states = states_of(source, folder)
             if all(state.whole for state in states):
                 continue
             here = sum(state.size for state in states)
@@ -139,7 +143,7 @@ def _is_whole(around: Surroundings) -> bool:
         if folder is None:
             return False
         try:
-            states = part_states(folder, dtype=source.dtype) if folder.is_dir() else []
+            states = states_of(source, folder) if folder.is_dir() else []
         except UserError:
             return False
         if not all(state.whole for state in states):

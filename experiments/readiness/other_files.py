@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.clip_evaluator import evaluator_key
 from evaluation.datasets.loading import check_pictures_of
-from experiments.readiness.findings import Finding, State, found
+from experiments.readiness.check_lines import Finding, State, found
 from experiments.store.digests import file_digest
 
 if TYPE_CHECKING:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.errors import UserError
 from experiments.sampling.hub_cache import HUB_ID, cached_snapshot
+from experiments.sampling.single_files import single_file, taken_for
 from experiments.store.paths import resolve_path
 
 if TYPE_CHECKING:
@@ -20,15 +21,18 @@ _WORDS = ("model", "+experiment", "experiment")  # of a command: what says which
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A folder or a repository of the hub, and as what it is loaded."""
+    """A folder, a file or a repository of the hub, and as what it is loaded."""
 
     path: str
     revision: str | None
     dtype: str
     what: str  # the model's name, or a part's
-    gated: bool
-    licence: str | None
-    weights_bytes: int | None
+    part: str = ""  # the one that is loaded of it; '' is the whole pipeline
+    besides: tuple[str, ...] = ()  # parts that come from elsewhere
+    gated: bool = False
+    licence: str | None = None
+    weights_bytes: int | None = None
+    unpinned: str | None = None  # why no revision is pinned
 
     @property
     def on_hub(self) -> bool:
@@ -36,7 +40,7 @@ class Source:
         return not resolve_path(self.path).exists() and HUB_ID.fullmatch(self.path) is not None
 
     def folder(self) -> Path | None:
-        """Where its files lie, whole or not; None where there are none."""
+        """Where its files lie, whole or not, or its one file; None where there is nothing."""
         if self.on_hub:
             return cached_snapshot(self.path, self.revision)
         found = resolve_path(self.path)
@@ -44,32 +48,49 @@ class Source:
 
 
 def sources_of(models: Iterable[ModelConfig]) -> list[Source]:
-    """Every folder and repository that these models are loaded from, each once."""
-    sources = []
-    for model in models:
-        whole = Source(
-            path=model.path,
-            revision=model.revision,
-            dtype=model.dtype,
-            what=model.name,
-            gated=model.gated,
-            licence=model.licence,
-            weights_bytes=model.weights_bytes,
-        )
-        sources.append(whole)
-        for name, path in model.parts.items():
-            sources.append(
-                Source(
-                    path=path,
-                    revision=None,
-                    dtype=model.dtype,
-                    what=f"{model.name}, {name}",
-                    gated=False,
-                    licence=None,
-                    weights_bytes=None,
-                )
-            )
+    """Every folder, file and repository that these models are loaded from, each once.
+
+    Raises:
+        UserError: it cannot be told what a single file is a checkpoint of.
+    """
+    sources = [source for model in models for source in (_main(model), *_more(model))]
     return list(dict.fromkeys(sources))
+
+
+def _main(model: ModelConfig) -> Source:
+    return Source(
+        path=model.path,
+        revision=model.revision,
+        dtype=model.dtype,
+        what=model.name,
+        besides=tuple(sorted(model.parts)),
+        gated=model.gated,
+        licence=model.licence,
+        weights_bytes=model.weights_bytes,
+        unpinned=model.unpinned,
+    )
+
+
+def _more(model: ModelConfig) -> Iterator[Source]:
+    """A single file's configs, and the parts that lie by themselves."""
+    file = single_file(model.path)
+    if file is not None:
+        yield Source(
+            path=model.configs or taken_for(file),
+            revision=None,
+            dtype=model.dtype,
+            what=f"{model.name}, configs",
+            besides=tuple(sorted(model.parts)),
+        )
+    for name, given in sorted(model.parts.items()):
+        path, _, commit = given.partition("@")
+        yield Source(
+            path=path,
+            revision=commit or None,
+            dtype=model.dtype,
+            what=f"{model.name}, {name}",
+            part=name,
+        )
 
 
 def fetch_command(words: Sequence[str], *, config_dirs: Sequence[Path] = ()) -> str:

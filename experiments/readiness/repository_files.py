@@ -50,28 +50,42 @@ class Listing:
     gated: bool = False
     licence: str | None = None
 
-    def wanted(self, *, dtype: str) -> list[RepositoryFile]:
-        """The files that a run in this dtype loads."""
-        names = wanted_files([file.name for file in self.files], index=self.index, dtype=dtype)
-        return [file for file in self.files if file.name in names]
+    def wanted(
+        self, *, dtype: str, part: str = "", besides: Collection[str] = ()
+    ) -> list[RepositoryFile]:
+        """The files that a run in this dtype loads, as `wanted_files` has them."""
+        names = [file.name for file in self.files]
+        wanted = wanted_files(names, index=self.index, dtype=dtype, part=part, besides=besides)
+        return [file for file in self.files if file.name in wanted]
 
 
 def wanted_files(
-    names: Collection[str], *, index: Mapping[str, Any] | None, dtype: str
+    names: Collection[str],
+    *,
+    index: Mapping[str, Any] | None,
+    dtype: str,
+    part: str = "",
+    besides: Collection[str] = (),
 ) -> set[str]:
     """The files that a run loads, of all that a repository has.
 
     Every part's configs and tokenizer files, and of its weights one format (safetensors where there
     are any) and one variant: the dtype's where every part that has no plain weights has it.
+
+    Args:
+        part: the one part that is loaded of it; '' is the whole pipeline.
+        besides: parts that come from elsewhere.
     """
-    folders = part_folders(names, index=index)
+    folders = part_folders(names, index=index, part=part, besides=besides)
+    if part:
+        dtype = ""  # a part by its own is read without a variant where it can be
     networks = {
         folder: weights
         for folder in folders
         if f"{_prefix(folder)}config.json" in names and (weights := _weights(names, folder))
     }
     variant = _chosen_variant(networks, dtype=dtype)
-    wanted = {INDEX} & set(names)
+    wanted = set() if part else {INDEX} & set(names)
     for folder in folders:
         for name in names:
             path = PurePosixPath(name)
@@ -82,21 +96,28 @@ def wanted_files(
     return wanted
 
 
-def part_folders(names: Collection[str], *, index: Mapping[str, Any] | None) -> list[str]:
+def part_folders(
+    names: Collection[str],
+    *,
+    index: Mapping[str, Any] | None,
+    part: str = "",
+    besides: Collection[str] = (),
+) -> list[str]:
     """Folders of the parts that a run loads; '' where the repository is one part by itself."""
-    folders = {_folder(PurePosixPath(name)) for name in names}
-    if INDEX not in names and index is None and "config.json" in names:
+    if "config.json" in names and (part or INDEX not in names):
         return [""]
+    if part:
+        return [part]
     if index is None:
-        return sorted(name for name in folders - {"", SAFETY_CHECKER} if "/" not in name)
-    return [
-        name
-        for name, kind in index.items()
-        if not name.startswith("_")
-        and name != SAFETY_CHECKER
-        and isinstance(kind, list)
-        and all(kind)
-    ]
+        folders = {_folder(PurePosixPath(name)) for name in names} - {""}
+        found = sorted(name for name in folders if "/" not in name)
+    else:
+        found = [
+            name
+            for name, kind in index.items()
+            if not name.startswith("_") and isinstance(kind, list) and all(kind)
+        ]
+    return [name for name in found if name != SAFETY_CHECKER and name not in besides]
 
 
 def shard_list(names: Collection[str]) -> list[str]:

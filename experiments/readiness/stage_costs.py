@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from experiments.errors import UserError
 from experiments.readiness.repositories import sources_of
 from experiments.readiness.tensor_files import read_tensor_file
-from experiments.readiness.weights_there import PartState, part_states
+from experiments.readiness.weights_there import PartState, states_of
 from experiments.sampling.calibrate import calibration_batch_size, recorded_rows
 from experiments.sampling.model_folder import check_folder
 from experiments.sampling.model_shapes import empty_denoiser
@@ -163,7 +163,7 @@ def _parts_bytes(model: ModelConfig, item: int) -> list[int]:
         if folder is None or not folder.is_dir():
             return []
         try:
-            states = part_states(folder, dtype=source.dtype)
+            states = states_of(source, folder)
             if not all(state.whole for state in states):
                 return []
             parts += [_in_memory(state, item) for state in states if state.weights()]

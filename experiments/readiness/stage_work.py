@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cell.calibration_inputs import CalibrationInputs
 from experiments.cell.calibration_pass import CalibrationStatistics, calibration_of
 from experiments.cluster.estimate import seconds_per_prompt
-from experiments.readiness.findings import Finding, State, size
+from experiments.readiness.check_lines import Finding, State, size
 from experiments.readiness.stage_costs import SHARED_STAGES, StageCost, stage_gigabytes
 from experiments.sampling.calibrate import calibration_batch_size
 from experiments.store.manifest import MANIFEST, Manifest, read_manifest

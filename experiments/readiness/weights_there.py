@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from evaluation.outside_files import read_json_object
-from experiments.readiness.findings import Finding, State, size
+from experiments.readiness.check_lines import Finding, State, size
+from experiments.readiness.repositories import Source
 from experiments.readiness.repository_files import (
     INDEX,
     is_weights,
@@ -41,17 +42,18 @@ class PartState:
         return [path for path in self.files if is_weights(path.name)]
 
 
-def part_states(folder: Path, *, dtype: str) -> list[PartState]:
+def states_of(source: Source, folder: Path) -> list[PartState]:
     """Every part that a run loads of a folder in diffusers' format, or of one part's own folder.
 
     Raises:
         UserError: its index is damaged.
     """
     names = _names(folder)
-    index = pipeline_index(folder) if INDEX in names else None
-    wanted = wanted_files(names, index=index, dtype=dtype)
+    index = pipeline_index(folder) if INDEX in names and not source.part else None
+    only, besides = source.part, source.besides
+    wanted = wanted_files(names, index=index, dtype=source.dtype, part=only, besides=besides)
     states = []
-    for part in part_folders(names, index=index):
+    for part in part_folders(names, index=index, part=only, besides=besides):
         own = sorted(name for name in wanted if _parent(name) == part)
         state = PartState(name=part or folder.name, files=[folder / name for name in own])
         _look_into(state, folder, part=part, own=own)

@@ -14,7 +14,7 @@ from experiments.cell.cell import Cell
 from experiments.cell.sweep import Sweep, open_sweep
 from experiments.config.places import config_dirs
 from experiments.config.request import read_request
-from experiments.readiness.findings import Finding, State, found, render, size
+from experiments.readiness.check_lines import Finding, State, found, render, size
 from experiments.readiness.machine_findings import (
     device_findings,
     disk_findings,

@@ -79,7 +79,7 @@ def test_forwards_and_files_are_those_of_the_run(
             assert before[kind]["forwards"] == manifest["notes"][notes]
             assert files <= before[kind]["disk_bytes"] < 10 * files  # few rows are seen here
         assert before[kind]["count"] == 1
-    checkpoints = [path.stat().st_size for path in out.glob("stages/quantized/*/*.safetensors")]
+    checkpoints = [path.stat().st_size for path in out.glob("stages/quantized/*/*/*.safetensors")]
     assert len(checkpoints) == 2
     said = before["quantized"]["disk_bytes"]
     assert abs(said - sum(checkpoints)) < 0.15 * sum(checkpoints)
