@@ -46,22 +46,30 @@ class CapturedCalls:
 
     folder: Path
     calls: tuple[Call, ...]
+    full: bool = False  # whether a call was left out, as it would have passed the cap
 
     @classmethod
     def load(cls, folder: Path) -> CapturedCalls:
         """What a `CallRecorder` left there."""
         content = json.loads((folder / INDEX).read_text())
-        return cls(folder=folder, calls=tuple(Call(**call) for call in content))
+        calls = tuple(Call(**call) for call in content["calls"])
+        return cls(folder=folder, calls=calls, full=content["full"])
+
+    def write_index(self) -> None:
+        """What `load` reads, but for the tensors, which lie there already."""
+        content = {"calls": [vars(call) for call in self.calls], "full": self.full}
+        (self.folder / INDEX).write_text(json.dumps(content))
 
     def within(self, cap_bytes: int) -> CapturedCalls:
         """The first calls that take no more than this: as if captured under this cap."""
-        kept, total = [], 0
+        kept: list[Call] = []
+        total = 0
         for call in self.calls:
             total += call.stored_bytes
             if total > cap_bytes:
-                break
+                return CapturedCalls(folder=self.folder, calls=tuple(kept), full=True)
             kept.append(call)
-        return CapturedCalls(folder=self.folder, calls=tuple(kept))
+        return self
 
     def arguments(self, call: Call, *, device: torch.device | str) -> dict[str, Any]:
         """The call's arguments by name, read from disk."""
@@ -91,8 +99,8 @@ class CallRecorder:
     def __exit__(self, *_: object) -> None:
         if self._hook is not None:
             self._hook.remove()
-        content = [vars(call) for call in self._calls]
-        (self._folder / INDEX).write_text(json.dumps(content))
+        kept = CapturedCalls(folder=self._folder, calls=tuple(self._calls), full=self._full)
+        kept.write_index()
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._full:
