@@ -19,13 +19,13 @@ from tests.conftest import SETTINGS, Answer
 
 Segbench = Callable[..., Answer]
 
-# statistics with Gram matrices, per step, calls, and inputs to be replayed
-METHODS = ("method=rtn,gptq,ptq4dm,adaround,noise_floor", "bits=w8a8_int8")
+# statistics with Gram matrices, per step, and calls
+METHODS = ("method=rtn,gptq,ptq4dm,adaround,noise_floor", "bits=w8a8_int8,w16a16")
 FEW = (
     "model.batch_size=2",
     "model.num_inference_steps=2",
     "dataset.evaluation_prompts=7",
-    "dataset.calibration_prompts=6",
+    "dataset.calibration_prompts=10",
     "metrics.teacher_forced_prompts=2",
     "model.call.max_sequence_length=24",
 )
@@ -51,10 +51,10 @@ def pictures(out: Path, *, but: str | None = None) -> dict[tuple[str, str], byte
     }
 
 
-def views(out: Path, *, but: str | None = None) -> dict[str, Any]:
+def views(out: Path, *, but: str | None = None) -> dict[tuple[str, str], Any]:
     """Records without what calibrating cost: each shard looks at its memory with one forward."""
     records = [read_record(path) for path in (out / "cells").glob("*/record.json")]
-    told = {record.method: stable_view(record) for record in records if record.method != but}
+    told = {(r.method, r.bits): stable_view(r) for r in records if r.method != but}
     for view in told.values():
         view.pop("calibration_forwards")
     return told
@@ -127,14 +127,12 @@ def test_any_number_of_shards_gives_the_same(
     check_equal(tmp_path, whole, but="gptq")
     manifests = [
         json.loads((folder / "manifest.json").read_text())
-        for kind in ("calibration", "calibration_inputs", "images")
+        for kind in ("calibration", "images")
         for folder in stages(tmp_path, kind).values()
     ]
     shards = {(m["kind"], len(m["notes"]["shards"])) for m in manifests}
-    # seven prompts are four batches, three under the floor's batch size; six are six and three
-    images = {min(count, 4), min(count, 3)}
-    inputs = ("calibration_inputs", min(count, 3))
-    assert shards == {*(("images", n) for n in images), ("calibration", count), inputs}
+    # seven prompts are four batches, and two under the floor's batch size
+    assert shards == {("calibration", count), ("images", min(count, 4)), ("images", 2)}
     (calibration,) = stages(tmp_path, "calibration").values()
     notes = [
         json.loads((folder / "manifest.json").read_text())["notes"]
@@ -154,3 +152,25 @@ def test_the_images_of_one_calibration_are_the_same_for_every_method(
     answer = segbench("run", "-m", *given)
     assert answer.status == 0, answer.err
     check_equal(tmp_path / "out", whole)
+
+
+def test_inputs_to_be_replayed_are_the_same(
+    segbench: Segbench, words: list[str], tmp_path: Path
+) -> None:
+    given = [*words, "method=segquant_g", "method.sequential=inputs"]
+    described = []
+    for count in (1, 2):
+        answer = segbench("run", *given, f"cluster.shards={count}", f"out={tmp_path / f'{count}'}")
+        assert answer.status == 0, answer.err
+        ((name, folder),) = stages(tmp_path / f"{count}", "calibration_inputs").items()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        kept = {"batches": manifest["notes"]["batches"], "forwards": manifest["notes"]["forwards"]}
+        described.append((name, manifest["files"], kept))
+    assert described[0] == described[1]
+    assert len(described[0][1]) == 5
+    refused = segbench(
+        "run", *given, "cluster.shards=2", "replay_gigabytes=0.0001", f"out={tmp_path / 'tight'}"
+    )
+    assert refused.status == 1
+    (path,) = (tmp_path / "tight" / "cells").glob("*/record.json")
+    assert "above replay_gigabytes=0.0001" in read_record(path).reason
