@@ -81,6 +81,7 @@ class ClusterConfig:
     gpu_name: str | None  # what torch calls the nodes' GPU: images depend on it, so keys name it
     cells_per_job: int | None  # null: as many short cells as fill pack_minutes
     pack_minutes: int
+    shards: int = 1  # in which a cell's images and the calibration are made, apart from each other
 
     def __post_init__(self) -> None:
         names = [item.name for item in fields(JobSettings)]
@@ -91,7 +92,7 @@ class ClusterConfig:
                 if key not in names or key == "executor":
                     raise ValueError(f"stages.{stage}.{key}: fields are {', '.join(names[1:])}")
             self.settings(stage)
-        for name in ("cells_per_job", "pack_minutes"):
+        for name in ("cells_per_job", "pack_minutes", "shards"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; it must be at least 1")
