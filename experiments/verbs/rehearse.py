@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.overrides import key_of
+from experiments.config.places import options, read_yaml
 from experiments.config.request import read_request
 from experiments.errors import UserError
 from experiments.rehearsal.rehearsal import Extent, Row, as_csv, rehearse, render
@@ -38,34 +39,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for MODEL.csv; rows there are replaced")
 
 
-def run(options: argparse.Namespace) -> Answer:
+def run(given: argparse.Namespace) -> Answer:
     for name in ("calls", "batch", "scale"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}; give at least 1")
-    words = [word for word in options.overrides if key_of(word) not in _LISTED]
+        if getattr(given, name) < 1:
+            raise UserError(f"--{name} {getattr(given, name)}; give at least 1")
+    words = [word for word in given.overrides if key_of(word) not in _LISTED]
     if not any(key_of(word) == "model" for word in words):
         raise UserError("rehearse takes model=NAME: one of the real models of segbench models")
+    methods = _listed(given.overrides, "method", "segquant_a")
     own = [
-        [*words, f"method={method}", f"bits={bits}"]
-        for method in _listed(options.overrides, "method", "segquant_a")
-        for bits in _listed(options.overrides, "bits", "w8a8_int8")
+        [*_fitting(words, method, methods), f"method={method}", f"bits={bits}"]
+        for method in methods
+        for bits in _listed(given.overrides, "bits", "w8a8_int8")
     ]
     cells = [read_request(each, multirun=False).cells[0] for each in own]
     extent = Extent(
-        calls=options.calls,
-        batch=options.batch,
-        scale=options.scale,
-        gigabytes=options.gigabytes,
-        changes=_changes(options.config),
+        calls=given.calls,
+        batch=given.batch,
+        scale=given.scale,
+        gigabytes=given.gigabytes,
+        changes=_changes(given.config),
     )
     note = quiet().note
-    if options.work is not None:
-        rows = rehearse(cells, words=own, extent=extent, work=options.work, note=note)
+    if given.work is not None:
+        rows = rehearse(cells, words=own, extent=extent, work=given.work, note=note)
     else:
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as work:
             rows = rehearse(cells, words=own, extent=extent, work=Path(work), note=note)
-    if options.out is not None:
-        note(f"wrote {_write(rows, options.out, changed=bool(options.config))}")
+    if given.out is not None:
+        note(f"wrote {_write(rows, given.out, changed=bool(given.config))}")
     data = [{**asdict(row), "off": row.off} for row in rows]
     return Answer(render(rows), data)
 
@@ -73,6 +75,21 @@ def run(options: argparse.Namespace) -> Answer:
 def _listed(words: Sequence[str], key: str, default: str) -> list[str]:
     given = [word.partition("=")[2] for word in words if key_of(word) == key]
     return given[-1].split(",") if given else [default]
+
+
+def _fitting(words: Sequence[str], method: str, methods: Sequence[str]) -> list[str]:
+    """The words, but for settings that other methods of the rehearsal have and this one lacks."""
+
+    def has(name: str, key: str) -> bool:
+        return name in options("method") and key.removeprefix("method.") in read_yaml(
+            "method", name
+        )
+
+    def dropped(key: str) -> bool:
+        elsewhere = any(has(name, key) for name in methods)
+        return key.startswith("method.") and elsewhere and not has(method, key)
+
+    return [word for word in words if not dropped(key_of(word))]
 
 
 def _changes(given: Sequence[str]) -> dict[str, Any]:
