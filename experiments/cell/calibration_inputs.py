@@ -50,7 +50,9 @@ class CalibrationInputs(Stage):
     def make_some(self, folder: Path, some: range | None) -> dict[str, Any]:
         around, config = self.around, self.around.config
         model: LoadedModel = around.model
-        with model.running(None, num_threads=around.num_threads) as pipeline:
+        prompts, size = around.dataset.calibration, config.model.batch_size
+        texts = around.texts(prompts, batch_size=size)
+        with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             notes = record_trajectory(
                 pipeline,
                 around.dataset.calibration,

@@ -63,7 +63,8 @@ class CalibrationStatistics(Stage):
     def make_some(self, folder: Path, some: range | None) -> dict[str, Any]:
         around = self.around
         model: LoadedModel = around.model
-        with model.running(None, num_threads=around.num_threads) as pipeline:
+        texts = around.texts(around.dataset.calibration, batch_size=self._batch_size())
+        with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return CalibrationPass(
                 pipeline=pipeline,
                 denoiser=model.denoiser,

@@ -72,6 +72,8 @@ class QuantizedDenoiser(Stage):
             cost = self.inputs().build()
             forwards, seconds = forwards + cost.notes["forwards"], seconds + cost.seconds
         calibration, model = self.read(), around.model
+        if model.offloads:  # the denoiser waits on the host, a layer at a time is on the device
+            calibration.device = around.device
         denoiser = model.take()  # after the calibration, whose graph may need the pipeline's own
         with threads(around.num_threads):
             report = self.method.quantize(denoiser, calibration=calibration, bits=self.bits)

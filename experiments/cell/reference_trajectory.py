@@ -32,7 +32,8 @@ class ReferenceTrajectory(Stage):
     def make(self, folder: Path) -> dict[str, Any]:
         around, config = self.around, self.around.config
         model: LoadedModel = around.model
-        with model.running(None, num_threads=around.num_threads) as pipeline:
+        texts = around.texts(self.prompts, batch_size=config.model.batch_size)
+        with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return record_trajectory(
                 pipeline,
                 self.prompts,

@@ -57,10 +57,15 @@ class SampledImages(Stage):
         config, prompts = self.around.config, self.around.dataset.evaluation
         if some is not None:
             prompts = prompts[some.start * self.batch_size : some.stop * self.batch_size]
+        texts = self.around.texts(
+            self.around.dataset.evaluation,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+        )
         denoiser = self.around.loaded(self.denoiser)
         model: LoadedModel = self.around.model
         with (
-            model.running(denoiser.module, num_threads=self.num_threads) as pipeline,
+            model.running(denoiser.module, num_threads=self.num_threads, texts=texts) as pipeline,
             denoiser.sampling(pipeline),
         ):
             return generate_images(

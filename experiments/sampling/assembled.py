@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
 
 
-def assemble(config: ModelConfig) -> Any:
+def assemble(config: ModelConfig, *, instead: Mapping[str, Any] | None = None) -> Any:
     """The pipeline on the CPU, in evaluation mode.
 
     A safety checker is left out: it would paint images black, in every row alike.
+
+    Args:
+        instead: parts by name that are not read from disk.
 
     Raises:
         UserError: diffusers cannot load it.
@@ -43,13 +46,14 @@ def assemble(config: ModelConfig) -> Any:
     dtype = getattr(torch, config.dtype)
     parts = given_parts(config, folder, index)
     with told_as_of(config):
-        given = {name: read_part(part, dtype=dtype) for name, part in parts.items()}
+        given: dict[str, Any] = dict(instead or {})
+        given |= {n: read_part(part, dtype=dtype) for n, part in parts.items() if n not in given}
         if SAFETY_CHECKER in index:
             given[SAFETY_CHECKER] = None
         common = {"torch_dtype": dtype, "local_files_only": True, **given}
         file = single_file(config.path)
         if file is None:
-            variant = variant_of(folder, besides=parts)
+            variant = variant_of(folder, besides={*parts, *given})
             pipeline = kind.from_pretrained(folder, variant=variant, **common)
         else:
             beside = _beside(file, folder, index, but=given, dtype=dtype)

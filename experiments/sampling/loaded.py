@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import nn
 
 from experiments.sampling.assembled import load_part
 from experiments.sampling.model_shapes import keep_layers
-from experiments.sampling.offload import offloaded
+from experiments.sampling.offload import offloaded, placed
 from experiments.sampling.pipelines import Places, get_denoiser, load_pipeline, places_of, put
+from experiments.sampling.text_states import TextStates
 from experiments.sampling.threads import threads
 from segquant.core.other_weights import WeightCount, count_weights
 from segquant.core.several import together
@@ -47,9 +49,15 @@ class LoadedModel:
     @cached_property
     def pipeline(self) -> Any:
         """The pipeline; its denoiser may be lent to somebody: `running` puts one in."""
-        pipeline = load_pipeline(self.config, device=self._home)
+        instead = self.texts.stand_ins() if self.config.embeddings else {}
+        pipeline = load_pipeline(self.config, device=self._home, instead=instead)
         self._own = get_denoiser(pipeline, self.config.denoisers)
         return pipeline
+
+    @cached_property
+    def texts(self) -> TextStates:
+        """What answers for text encoders that are not here, with `model.embeddings`."""
+        return TextStates(config=self.config, device=self.device)
 
     @cached_property
     def _places(self) -> Places:
@@ -71,9 +79,20 @@ class LoadedModel:
         return self._own
 
     @property
+    def offloads(self) -> bool:
+        """Whether a part that is not running waits on the host."""
+        return self.config.offload != "none"
+
+    @property
     def _home(self) -> torch.device:
         """Where a denoiser lies that is not running."""
-        return self.device if self.config.offload == "none" else torch.device("cpu")
+        return torch.device("cpu") if self.offloads else self.device
+
+    @contextmanager
+    def placed(self, denoiser: nn.Module) -> Iterator[nn.Module]:
+        """A denoiser where it can be called with arguments that are on the device."""
+        with placed(denoiser, device=self.device, how=self.config.offload):
+            yield denoiser
 
     @cached_property
     def weights(self) -> WeightCount:
@@ -97,8 +116,15 @@ class LoadedModel:
         return sum(tensor.nbytes for tensor in denoiser.state_dict().values()) <= COPIED_BYTES
 
     @contextmanager
-    def running(self, denoiser: nn.Module | None, *, num_threads: int) -> Iterator[Any]:
-        """The pipeline with that denoiser in it (None: its own), on so many CPU threads."""
+    def running(
+        self, denoiser: nn.Module | None, *, num_threads: int, texts: Path | None = None
+    ) -> Iterator[Any]:
+        """The pipeline with that denoiser in it (None: its own), on so many CPU threads.
+
+        Args:
+            texts: what its text encoders say; None where they are here.
+        """
+        self.texts.folder = texts
         pipeline, places = self.pipeline, self._places
         if denoiser is None:
             denoiser = self.denoiser
@@ -112,4 +138,5 @@ class LoadedModel:
             ):
                 yield pipeline
         finally:
+            self.texts.forget()
             put(self._own, places=places)

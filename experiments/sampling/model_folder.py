@@ -95,6 +95,11 @@ def _networks(config: ModelConfig, index: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def network_names(config: ModelConfig, index: Mapping[str, Any]) -> list[str]:
+    """The parts that a pipeline calls step by step: denoisers and ControlNets."""
+    return list(_networks(config, index))
+
+
 def found_revision(config: ModelConfig) -> str | None:
     """The commit of a model in the hub's cache; None of a folder, which has none."""
     folder = _find(config)

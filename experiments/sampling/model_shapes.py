@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from math import gcd, prod
 from pathlib import Path
@@ -230,14 +230,17 @@ def _is_plain(path: Path) -> bool:
     return "." not in path.name.removesuffix(".safetensors")
 
 
-def check_values_of(pipeline: Any, *, path: str) -> None:
+def check_values_of(pipeline: Any, *, path: str, weightless: Collection[str] = ()) -> None:
     """Refuses weights that no image can come of.
+
+    Args:
+        weightless: parts that have none here.
 
     Raises:
         UserError: a value that is not finite, or a denoiser of zeros.
     """
     for part, module in pipeline.components.items():
-        if not isinstance(module, nn.Module):
+        if not isinstance(module, nn.Module) or part in weightless:
             continue
         named = list(module.named_parameters())
         for name, parameter in named:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from segquant.core.several import called_parts
+
 BLOCKS_AT_ONCE = 1  # of a denoiser that is offloaded by blocks
 
 
@@ -40,18 +42,39 @@ def offloaded(pipeline: Any, *, device: torch.device, how: str) -> Iterator[None
             part.to("cpu")
 
 
+@contextmanager
+def placed(denoiser: nn.Module, *, device: torch.device, how: str) -> Iterator[None]:
+    """Brings a denoiser to the device by itself, without its pipeline; see `offloaded`."""
+    parts = list(called_parts(denoiser).values())
+    try:
+        for part in parts:
+            if how == "blocks":
+                _group(part, device)
+            else:
+                part.to(device)
+        yield
+    finally:
+        for part in parts if how != "none" else ():
+            _remove_group_hooks(part)
+            part.to("cpu")
+
+
 def _by_blocks(pipeline: Any, device: torch.device) -> None:
+    for part in _networks(pipeline).values():
+        _group(part, device)
+
+
+def _group(part: nn.Module, device: torch.device) -> None:
     from diffusers.hooks import apply_group_offloading
 
-    for part in _networks(pipeline).values():
-        whole = next((child for child in part.children() if isinstance(child, nn.ModuleList)), None)
-        apply_group_offloading(
-            part,
-            onload_device=device,
-            offload_device=torch.device("cpu"),
-            offload_type="leaf_level" if whole is None else "block_level",
-            **({} if whole is None else {"num_blocks_per_group": BLOCKS_AT_ONCE}),
-        )
+    blocks = any(isinstance(child, nn.ModuleList) for child in part.children())
+    apply_group_offloading(
+        part,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level" if blocks else "leaf_level",
+        num_blocks_per_group=BLOCKS_AT_ONCE if blocks else None,
+    )
 
 
 def _networks(pipeline: Any) -> dict[str, nn.Module]:

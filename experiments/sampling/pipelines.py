@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_pipeline(config: ModelConfig, *, device: torch.device) -> Any:
+def load_pipeline(
+    config: ModelConfig, *, device: torch.device, instead: Mapping[str, Any] | None = None
+) -> Any:
     """The pipeline in evaluation mode on the device, with its progress bar off.
 
     A safety checker is left out: it would paint images black, in every row alike.
+
+    Args:
+        instead: networks without weights by name, in the place of the pipeline's own.
     """
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipeline = assemble(config)
+    pipeline = assemble(config, instead=instead)
     pipeline.set_progress_bar_config(disable=True)
-    check_values_of(pipeline, path=config.path)
+    check_values_of(pipeline, path=config.path, weightless=instead or ())
     keep_layers(get_denoiser(pipeline, config.denoisers), config)
     return pipeline.to(device)
 

@@ -170,18 +170,26 @@ def _check_size(folder: Path, written: int, limit_bytes: int, *, prompts: str) -
     )
 
 
-def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> torch.Tensor:
+def replay_errors(
+    denoiser: nn.Module,
+    folder: Path,
+    notes: dict[str, Any],
+    *,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """Relative squared error of the denoiser on the reference's own trajectory.
 
     Of several denoisers every call is one, in the order of the calls.
+
+    Args:
+        device: where the denoiser runs; None is where it lies.
 
     Returns:
         float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2, 0 where both are zero; what a
         call says of a prompt beyond one tensor (guidance, residuals) is summed.
     """
-    device = device_of(denoiser)
     rows = []
-    for described, calls in recorded_calls(folder, notes, device=device):
+    for described, calls in recorded_calls(folder, notes, device=device or device_of(denoiser)):
         steps = []
         for arguments, said in calls:
             with torch.no_grad():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -54,6 +55,8 @@ class Calibration:
     # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
     steps: StepStatistics | None = field(default=None, repr=False)
     captured: CapturedCalls | None = field(default=None, repr=False)
+    # Where layers are quantized, one at a time; None: where each of them lies.
+    device: torch.device | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes safetensors and JSON; what layers share is stored once."""

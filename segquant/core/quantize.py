@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
@@ -166,7 +168,8 @@ def _quantize_stage(
         alike.clear()
     done: dict[str, _Done] = {}
     for name in names:
-        linear = chosen.pop(name)
+        resting = chosen.pop(name)
+        linear = _near(resting, calibration.device)
         plan = LayerPlan() if plan_of is None else plan_of(name, linear)
         if plan.keep is not None:
             kept[name] = plan.keep
@@ -188,9 +191,16 @@ def _quantize_stage(
         )
         entry.notes += [layer_bits[name].reason] if layer_bits[name].reason else []
         quant.release()
-        replace_module(denoiser, old=linear, new=quant)
+        replace_module(denoiser, old=resting, new=quant.to(resting.weight.device))
         done[name] = _Done(quant=quant, entry=entry, rows=seen.rows)
     return done
+
+
+def _near(linear: nn.Linear, device: torch.device | None) -> nn.Linear:
+    """The layer itself, or a copy of it on the device."""
+    if device is None or linear.weight.device == device:
+        return linear
+    return copy.deepcopy(linear).to(device)
 
 
 def _layer_bits(
