@@ -13,7 +13,7 @@ from experiments.zoo.published import models_with
 
 ROOT = Path(__file__).parents[3]
 TABLE = ROOT / "experiments" / "results" / "graph_zoo.csv"
-# The denoisers of SD3.5-large, FLUX.1, FLUX.2, SDXL, SD1.5, PixArt, Sana, Wan, Qwen-Image and Z-Image
+# The denoisers of SD3.5-large, FLUX.1, FLUX.2, SDXL, SD1.5, PixArt, Sana, Wan, Qwen-Image, Z-Image
 # and the three canny ControlNets have the sizes known of their checkpoints; the other numbers pin
 # what the configs here build.
 PARAMETERS = {
