@@ -1,4 +1,4 @@
-"""What there is: the methods and models that conf/ names, described from their own classes."""
+"""What there is: the methods that conf/ names, described from their own classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import build_cell
-from experiments.config.parts import REQUIRED, settings_of
-from experiments.config.places import config_dirs, find_yaml, options, read_yaml
-from experiments.config.run_config import ModelConfig
+from experiments.config.parts import settings_of
+from experiments.config.places import config_dirs, find_yaml, options
 from experiments.errors import UserError
-from experiments.sampling.model_folder import check_folder, pipeline_index
 from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 
@@ -89,7 +87,7 @@ def _described(name: str) -> dict[str, Any]:
     return {
         "method": name,
         "class": f"{type(method).__module__}.{type(method).__qualname__}",
-        "yaml": _first_comment(path),
+        "yaml": first_comment(path),
         "what": (inspect.getdoc(type(method)) or "").splitlines()[0],
         "source": _told(method, "Source:"),
         "left_out": _told(method, "Left out:"),
@@ -101,7 +99,8 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _first_comment(path: Path) -> str:
+def first_comment(path: Path) -> str:
+    """The first line of a yaml, which says what it is."""
     first = path.read_text().splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
@@ -130,7 +129,7 @@ def render_methods(rows: list[dict[str, Any]], *, whole: bool = False) -> str:
         return "\n\n".join(_whole(row) for row in rows)
     return "\n\n".join(
         [
-            _pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
+            pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
             f"{_bits_matrix(rows)}\nx: does these bits; o: once its library is installed.",
             _bits_table(),
             "segbench methods NAME: source, what is left out of the published method, cost, "
@@ -171,7 +170,7 @@ def _bits_matrix(rows: list[dict[str, Any]]) -> str:
         ]
         body.append([row["method"], *marks, ", ".join(_needs(row["needs"])) or "extremes"])
     numbers = [str(number) for number in range(1, len(names) + 1)]
-    return _pipe_table(["method", *numbers, "needs"], body)
+    return pipe_table(["method", *numbers, "needs"], body)
 
 
 def _bits_table() -> str:
@@ -179,10 +178,11 @@ def _bits_table() -> str:
         [str(number), name, bits.weight.describe(), bits.activation.describe()]
         for number, (name, bits) in enumerate(_all_bits(config_dirs()).items(), 1)
     ]
-    return _pipe_table(["", "bits", "weights", "inputs"], body)
+    return pipe_table(["", "bits", "weights", "inputs"], body)
 
 
-def _pipe_table(head: list[str], body: list[list[str]]) -> str:
+def pipe_table(head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table, its columns as wide as they need to be."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
     shown = [
@@ -202,60 +202,3 @@ def _needs(needs: dict[str, Any]) -> list[str]:
         "capture_bytes": "stored calls",
     }
     return [word for key, word in words.items() if needs.get(key)]
-
-
-def describe_models() -> list[dict[str, Any]]:
-    """Per model: whether its weights are here, its pipeline's class, and all that its yaml says."""
-    rows = []
-    for name in options("model"):
-        node = read_yaml("model", name)
-        path = find_yaml("model", name)
-        assert path is not None
-        found = _class_here(node)
-        # what is not here is named by its yaml: the class stands first in its first line
-        named = node.get("pipeline") or _first_comment(path).split(",")[0]
-        kind = found or (named if named.endswith("Pipeline") else "")
-        rows.append({**node, "model": name, "present": bool(found), "pipeline": kind})
-    return rows
-
-
-def _class_here(node: dict[str, Any]) -> str:
-    """The pipeline's class of a model whose folder is on this machine, else ''."""
-    path = str(node["path"])
-    if path == REQUIRED:
-        return ""
-    try:
-        folder = check_folder(ModelConfig(**node))
-        return str(pipeline_index(folder)["_class_name"])
-    except (UserError, TypeError):  # not here; or a yaml of somebody's that is no ModelConfig
-        return ""
-
-
-def render_models(rows: list[dict[str, Any]]) -> str:
-    """One row a model, and what the columns mean."""
-    body = []
-    for row in rows:
-        own = row["path"] == REQUIRED
-        gated = ", gated" if row.get("gated") else ""
-        size = row.get("weights_bytes")
-        body.append(
-            [
-                row["model"],
-                row["pipeline"] or "any",
-                "-" if own else "yes" if row["present"] else "no",
-                *(str(row[key]) for key in ("num_inference_steps", "guidance_scale")),
-                f"{size / 1e9:.1f}" if size else "-",
-                f"{row.get('licence') or '-'}{gated}",
-                "model.path=..." if own else row["path"],
-            ]
-        )
-    head = ["model", "pipeline", "here", "steps", "guidance", "GB", "licence", "folder or hub id"]
-    return "\n".join(
-        [
-            _pipe_table(head, body),
-            "",
-            "here: whether the weights are on this machine; GB: of all weights that a run loads; "
-            "gated: after its",
-            "licence was agreed to with an account. segbench inspect model=NAME needs no weights.",
-        ]
-    )

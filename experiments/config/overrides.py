@@ -34,11 +34,14 @@ _SETTINGS = {
 # Settings that hold entries of any name, of which one can be taken away.
 _OPEN = (
     "model.call",
+    "model.keep",
     "metrics.settings",
     "cluster.stages",
     "cluster.jobs.options",
     "cluster.jobs.environment",
 )
+# Those that can go as a whole: a model of which nothing is kept is one too.
+_MAY_BE_EMPTY = ("model.keep",)
 _TOP_LEVEL = (
     "seed",
     "device",
@@ -70,7 +73,8 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
 
 def _check_removal(key: str) -> None:
     """Only what a file lists beneath a setting can be taken away; a setting itself is needed."""
-    if not any(key.startswith(f"{open_one}.") for open_one in _OPEN):
+    beneath = any(key.startswith(f"{open_one}.") for open_one in _OPEN)
+    if not beneath and key not in _MAY_BE_EMPTY:
         raise UserError(
             f"'~{key}' takes away a setting that every run needs; give it a value with {key}=..., "
             f"or take away one of {', '.join(f'{open_one}.NAME' for open_one in _OPEN)}"

@@ -78,7 +78,9 @@ def _group(part: nn.Module, device: torch.device) -> None:
 
 
 def _networks(pipeline: Any) -> dict[str, nn.Module]:
-    return {n: part for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    """The parts that have weights here; a stand-in without any has nothing to be moved."""
+    parts = {n: part for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {n: part for n, part in parts.items() if not any(p.is_meta for p in part.parameters())}
 
 
 def _remove_group_hooks(part: nn.Module) -> None:

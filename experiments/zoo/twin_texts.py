@@ -44,10 +44,7 @@ def tokenizer_of(config: Mapping[str, Any]) -> Any:
         return text.build_t5_tokenizer(max_tokens=_TOKENS)
     if kind.startswith("Gemma"):
         return _gemma()
-    if kind.startswith("Qwen"):
-        return _qwen()
-    assert kind.startswith("Mistral3"), kind
-    return _pixtral()
+    return _qwen() if kind.startswith("Qwen") else _pixtral()
 
 
 def small_encoder(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:

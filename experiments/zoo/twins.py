@@ -19,7 +19,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch import nn
 
 from experiments.zoo.architectures import load_config
 from experiments.zoo.published import PUBLISHED, Published, network, part_config
@@ -80,7 +79,7 @@ def _pipeline(published: Published) -> Any:
     return getattr(diffusers, kind)(**parts, **published.settings)
 
 
-def _network(config: dict[str, Any]) -> nn.Module:
+def _network(config: dict[str, Any]) -> Any:
     made = network(config, device="cpu")
     with torch.no_grad():
         for parameter in made.parameters():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from experiments.config.places import options
 from tests import micro
 from tests.conftest import Answer
 
@@ -51,8 +52,13 @@ def test_a_named_method_is_told_whole(segbench: Segbench) -> None:
 def test_models_lists_every_yaml(segbench: Segbench) -> None:
     answer = segbench("models")
     assert answer.status == 0
-    assert "| tiny_mmdit | StableDiffusion3Pipeline  |" in answer.out
-    assert "model.path=" in answer.out
+    rows = {line.split("|")[1].strip(): line for line in answer.out.splitlines() if "|" in line}
+    assert set(rows) >= set(options("model"))
+    assert "| StableDiffusion3Pipeline " in rows["tiny_mmdit"]
+    assert "| yes " in rows["tiny_mmdit"]
+    assert "model.path=" in rows["folder"]
+    flux = ("| FluxPipeline ", "| no ", "| 33.7 ", "-license, gated |", "/FLUX.1-dev ")
+    assert all(word in rows["flux1_dev"] for word in flux), rows["flux1_dev"]
 
 
 def test_inspect_shows_segments_of_a_model_by_name(segbench: Segbench) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.catalogue import describe_methods, describe_models
+from experiments.config.catalogue import describe_methods
 from experiments.config.compose import build, build_cell, compose_config
 from experiments.config.naming import changed_settings, names
 from experiments.config.places import config_dirs, find_yaml, options, read_yaml, use_config_dirs
 from experiments.config.request import read_request
 from experiments.errors import UserError
 from experiments.store.paths import CONF, ROOT
+from experiments.verbs.models import describe_models
 
 METHOD = '''
 from dataclasses import dataclass

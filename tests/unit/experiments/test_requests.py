@@ -44,6 +44,13 @@ def test_an_entry_of_an_open_setting_can_be_taken_away() -> None:
     assert cell.model.call == {}
 
 
+def test_what_a_model_keeps_can_be_taken_away_one_by_one_and_as_a_whole() -> None:
+    (less,) = read_request(["model=sd35_medium", "~model.keep.proj_out"], multirun=False).cells
+    assert set(less.model.keep) == {"time_text_embed.*", "context_embedder"}
+    (nothing,) = read_request(["model=sd35_medium", "~model.keep"], multirun=False).cells
+    assert nothing.model.keep == {}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
