@@ -34,6 +34,8 @@ _SETTINGS = {
 # Settings that hold entries of any name, of which one can be taken away.
 _OPEN = (
     "model.call",
+    "model.parts",
+    "model.scheduler",
     "metrics.settings",
     "cluster.stages",
     "cluster.jobs.options",
