@@ -35,6 +35,8 @@ _SETTINGS = {
 _OPEN = (
     "model.call",
     "model.keep",
+    "model.parts",
+    "model.scheduler",
     "metrics.settings",
     "cluster.stages",
     "cluster.jobs.options",

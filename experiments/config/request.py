@@ -26,7 +26,8 @@ from experiments.errors import UserError
 from experiments.store.digests import digest
 from experiments.store.paths import CONF
 
-_OPEN = ("model.call.", "metrics.settings.")  # whose keys are not known here
+# whose keys are not known here
+_OPEN = ("model.call.", "model.parts.", "model.scheduler.", "metrics.settings.")
 _SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
 _WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
 
@@ -100,7 +101,7 @@ def _folder_by_path(arguments: list[str]) -> list[str]:
 
 
 def _opened(argument: str) -> str:
-    """What a pipeline's call and a metric take, only they know: their keys need no `+`."""
+    """What a pipeline, its call, a scheduler and a metric take, only they know: their keys need no `+`."""
     return f"++{argument}" if argument.startswith(_OPEN) else argument
 
 

@@ -8,13 +8,10 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluation.datasets.interface import CLASS_LABELS, FILES
+from evaluation.datasets.interface import CLASS_LABELS, FILES, Prompt
 from evaluation.datasets.pictures import read_picture
-
-if TYPE_CHECKING:
-    from evaluation.datasets.interface import Prompt
 
 PROMPT, COUNT = "prompt", "batch_size"
 # Pipelines for which a list of pictures is one set that every prompt of the call gets.
@@ -37,6 +34,14 @@ def call_arguments(pipeline: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return {COUNT: len(prompts)}
     # what takes one value only is the same for all prompts of a batch: `check_call` has seen to it
     return {name: values if takes_list(kind, name) else values[0] for name, values in given.items()}
+
+
+def example_prompt(kind: type) -> Prompt:
+    """One that is enough for a call of such a pipeline, if any without a picture is."""
+    takes = inspect.signature(kind.__call__).parameters
+    text = "a red circle" if PROMPT in takes else None
+    label = ((CLASS_LABELS, 0),) if text is None and CLASS_LABELS in takes else ()
+    return Prompt(id="example", text=text, arguments=label)
 
 
 def takes_count(kind: type) -> bool:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evaluation.datasets.interface import Prompt
 from experiments.config.compose import build, compose_config
 from experiments.config.places import options as choices
 from experiments.errors import UserError
+from experiments.sampling.call_arguments import example_prompt
 from experiments.sampling.model_folder import check_folder, check_weights
 from experiments.sampling.model_parts import denoiser_folders
 from experiments.sampling.pipelines import load_pipeline
+from experiments.sampling.single_files import single_file
 from experiments.sampling.static_graph import graph_of
 from experiments.store.paths import resolve_path
 from experiments.verbs.answer import Answer
@@ -69,6 +70,8 @@ def _is_here(model: ModelConfig) -> bool:
 
 
 def _of_a_path(target: str, words: list[str]) -> LayerGraph:
+    if single_file(target) is not None:
+        return _of_one_call(words)
     try:
         return _of_configs(target, words=words)
     except (ValueError, OSError) as error:
@@ -90,9 +93,11 @@ def _of_configs(target: str, *, words: list[str]) -> LayerGraph:
 def _of_one_call(words: list[str]) -> LayerGraph:
     """The graph as `run` has it: of the first call that the pipeline makes of its denoiser."""
     model = build(compose_config(words), method_name="").model
-    check_weights(check_folder(model))
+    folder = check_folder(model)
+    if single_file(model.path) is None:
+        check_weights(folder, besides=model.parts)
     pipeline = load_pipeline(model, device=torch.device("cpu"))
-    return graph_of(pipeline, Prompt(id="inspect", text="a red circle"), config=model)
+    return graph_of(pipeline, example_prompt(type(pipeline)), config=model)
 
 
 def _kept(graph: LayerGraph, part: str, model: ModelConfig | None) -> str:

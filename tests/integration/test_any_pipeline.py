@@ -203,7 +203,7 @@ def test_a_controlnet_joins_another_pipeline(
         control_image=lambda n: f"{n}.png",
     )
     other = "model.pipeline=StableDiffusion3ControlNetPipeline"
-    part = f"++model.parts.controlnet={control}"
+    part = f"model.parts.controlnet={control}"
     given = ["run", *small("tiny_mmdit", *own, "method=rtn", f"out={tmp_path / 'out'}")]
     answer = segbench(*given, other, part, "--json")
     assert answer.status == 0, answer.err
@@ -217,7 +217,7 @@ def test_a_controlnet_joins_another_pipeline(
     net = diffusers.SD3ControlNetModel.from_pretrained(control)
     net.controlnet_blocks[0].weight.data *= -1
     net.save_pretrained(tmp_path / "changed")
-    changed = f"++model.parts.controlnet={tmp_path / 'changed'}"
+    changed = f"model.parts.controlnet={tmp_path / 'changed'}"
     again = segbench(*given, other, changed, "--json")
     assert again.records[0]["protocol"]["model_weights"] != record["protocol"]["model_weights"]
     assert again.records[0]["protocol"]["parts"]["controlnet"]["weights"] != said["weights"]
@@ -226,7 +226,7 @@ def test_a_controlnet_joins_another_pipeline(
     _refused(segbench(*given, other), "needs; give model.parts.controlnet=FOLDER")
     _refused(segbench(*given, part), "StableDiffusion3Pipeline has no such part")
     _refused(segbench(*given, f"{other}x", part), "did you mean StableDiffusion3ControlNetPipeline")
-    _refused(segbench(*given, other, "++model.parts.controlnet=/no/such"), "model.parts.controlnet")
+    _refused(segbench(*given, other, "model.parts.controlnet=/no/such"), "model.parts.controlnet")
     (tmp_path / "changed" / "diffusion_pytorch_model.safetensors").unlink()
     _refused(segbench(*given, other, changed), "no weights")
 
@@ -241,19 +241,19 @@ def test_another_scheduler_is_what_samples(
     plain = sampled()
     (own,) = plain.records
     first = _images(tmp_path / "out", "*.png")
-    answer = sampled("++model.scheduler.class=EulerAncestralDiscreteScheduler")
+    answer = sampled("model.scheduler.class=EulerAncestralDiscreteScheduler")
     assert answer.status == 0, answer.err
     (record,) = answer.records
     said = record["protocol"]["scheduler"]
     assert said["_class_name"] == "EulerAncestralDiscreteScheduler"
     assert said["beta_start"] == own["protocol"]["scheduler"]["beta_start"]  # the model's own
     assert _images(tmp_path / "out", "*.png") > first
-    spaced = sampled("++model.scheduler.timestep_spacing=trailing")
+    spaced = sampled("model.scheduler.timestep_spacing=trailing")
     (other,) = spaced.records
     assert other["protocol"]["scheduler"]["timestep_spacing"] == "trailing"
     assert other["run_id"] != own["run_id"]
     _refused(
-        sampled("++model.scheduler.class=DDIMSheduler", "--dry-run"),
+        sampled("model.scheduler.class=DDIMSheduler", "--dry-run"),
         "model.scheduler.class=DDIMSheduler",
         "did you mean DDIMScheduler?",
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.config.compose import build_cell
+from experiments.config.request import read_request
 from experiments.config.run_config import ModelConfig
 from experiments.errors import UserError
 from experiments.sampling.assembled import assemble, load_part
@@ -30,7 +30,8 @@ SINGLE = "model.safetensors"
 
 
 def _model(folder: Path, *words: str) -> ModelConfig:
-    return build_cell([f"model.path={folder}", "model=folder", *words], method_name="x").model
+    given = [f"model.path={folder}", "method=rtn", *words]
+    return read_request(given, multirun=False).cells[0].model
 
 
 def _hash(model: ModelConfig) -> str:
@@ -147,7 +148,7 @@ def test_another_denoiser_in_one_file_takes_the_place_of_the_folders(
     other = diffusers.UNet2DConditionModel.from_config(own.unet.config).eval()
     own.register_modules(unet=other)
     save_file(original_layout(own), tmp_path / "mine.safetensors")
-    model = _model(stable / "folder", f"++model.parts.unet={tmp_path / 'mine.safetensors'}")
+    model = _model(stable / "folder", f"model.parts.unet={tmp_path / 'mine.safetensors'}")
     assert _equal(assemble(model).unet, other)
     assert _equal(load_part(model, "unet"), other)
     assert _hash(model) != _hash(_model(stable / "folder"))
@@ -234,3 +235,24 @@ def test_a_part_is_the_mapped_files_own_memory_where_types_agree(zoo: Path) -> N
     assert all(inside)
     half = load_part(_model(zoo / "tiny_unet", "model.dtype=float16"), "unet")
     assert next(half.parameters()).dtype == torch.float16
+
+
+def test_a_part_by_hub_id_and_commit_is_one_of_the_local_cache(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(cache))
+    repository = cache / "models--some--vae"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    other = diffusers.AutoencoderKL.from_pretrained(zoo / "tiny_unet" / "vae")
+    other.post_quant_conv.bias.data += 1
+    other.save_pretrained(repository / "snapshots" / commit)
+    for path in ("some/vae", f"some/vae@{commit}"):
+        model = _model(zoo / "tiny_unet", f"model.parts.vae='{path}'")
+        assert _equal(load_part(model, "vae"), other)
+        assert _equal(assemble(model).vae, other)
+        assert _hash(model) != _hash(_model(zoo / "tiny_unet"))
+    with pytest.raises(UserError, match=r"model.parts.vae=some/vae.*no such model"):
+        assemble(_model(zoo / "tiny_unet", "model.parts.vae='some/vae@old'"))
