@@ -44,6 +44,7 @@ VERBS = {
     "inspect": "every Linear: shape, segments, polarity, why",
     "methods": "the methods, what each does and needs; with names, all that is known of those",
     "models": "the models that conf/model names",
+    "rehearse": "a model at full size with random weights: seconds and memory of each stage",
     "bench-calibration": "seconds and memory of calibration, against a loop of 22 passes",
     "bench-kernels": "speed of every Linear shape of three models, every way through it",
     "bench-model": "speed of one denoiser step at full size, with random weights",

@@ -50,9 +50,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "model_revision": found_revision(model),
         "model_variant": None if single_file(model.path) else variant_of(folder, besides=parts),
         "single_file": None if single_file(model.path) is None else model.path,
-        "parts": {
-            name: f"{part.kind.__name__} of {model.parts[name]}" for name, part in parts.items()
-        },
+        "parts": {name: around.describe_part(part) for name, part in parts.items()},
         "lora": None if model.lora is None else _adapter(cell),
         "safety_checker": "switched off" if index.get(SAFETY_CHECKER, [None])[0] else None,
         "pipeline": model.pipeline or index.get("_class_name"),

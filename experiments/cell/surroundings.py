@@ -24,7 +24,7 @@ from experiments.sampling.adapters import adapter_file
 from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.machine import device_of, planned_gpu
 from experiments.sampling.static_graph import graph_of
-from experiments.sampling.weights_hash import model_hash
+from experiments.sampling.weights_hash import model_hash, part_hash
 from experiments.store.digests import digest
 from experiments.store.file_hashes import HASHES, FileHashes
 from experiments.store.folders import Store
@@ -34,6 +34,7 @@ from segquant.graph import LayerGraph
 
 if TYPE_CHECKING:
     from experiments.cell.denoiser import Denoiser, LoadedDenoiser
+    from experiments.sampling.model_parts import Part
 
 _METRICS_VERSIONED = (
     *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch"),
@@ -103,6 +104,14 @@ class Surroundings:
     @cached_property
     def weights(self) -> str:
         return model_hash(self.config.model, files=self._files)
+
+    def describe_part(self, part: Part) -> dict[str, str]:
+        """Where a part of `model.parts` comes from, for the record."""
+        return {
+            "path": self.config.model.parts[part.name],
+            "class": part.kind.__name__,
+            "weights": part_hash(part, files=self._files),
+        }
 
     @cached_property
     def adapter(self) -> str | None:

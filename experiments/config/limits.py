@@ -43,6 +43,7 @@ _LIMITS: dict[str, _Range] = {
     "logger.images": (0, 10_000, "rows of W&B's table"),
     "cluster.cells_per_job": (1, 100_000, "cells of a job run one after the other"),
     "cluster.pack_minutes": (1, 1_000_000, "minutes of a job"),
+    "cluster.shards": (1, 10_000, "each is a job, which loads the model"),
     "cluster.jobs.parallel": (1, 100_000, "jobs at a time"),
     "cluster.jobs.timeout_minutes": (1, 1_000_000, "minutes of a job"),
     "cluster.jobs.cpus": (1, 1024, "of one machine"),

@@ -80,7 +80,14 @@ def fuse_adapter(pipeline: Any, config: ModelConfig) -> None:
     check_adapter(config, type(pipeline))
     networks = _networks(pipeline)
     before = {name: _layers(module) for name, module in networks.items()}
-    pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+    try:
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"model.lora={config.lora}: {type(pipeline).__name__} does not take it ({first}); is "
+            "it another model's adapter?"
+        ) from error
     touched = [name for name, module in networks.items() if _layers(module) != before[name]]
     if not touched:
         raise UserError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,15 @@ from experiments.sampling.adapters import fuse_adapter
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
+    has_weights,
+    network_folders,
     pipeline_index,
     variant_of,
 )
 from experiments.sampling.model_parts import given_parts, part_class, read_folder, read_part
 from experiments.sampling.pipeline_classes import pipeline_class
 from experiments.sampling.schedulers import chosen_scheduler
-from experiments.sampling.single_files import single_file
+from experiments.sampling.single_files import contents, is_lacking, single_file
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -49,7 +52,8 @@ def assemble(config: ModelConfig) -> Any:
             variant = variant_of(folder, besides=parts)
             pipeline = kind.from_pretrained(folder, variant=variant, **common)
         else:
-            pipeline = kind.from_single_file(str(file), config=str(folder), **common)
+            beside = _beside(file, folder, index, but=given, dtype=dtype)
+            pipeline = kind.from_single_file(str(file), config=str(folder), **common, **beside)
         scheduler = chosen_scheduler(config, folder)
         if scheduler is not None:
             pipeline.register_modules(scheduler=scheduler)
@@ -80,7 +84,8 @@ def load_part(config: ModelConfig, name: str) -> nn.Module:
             part = None
         elif (file := single_file(config.path)) is not None:
             kind: Any = part_class(index[name], where=str(folder))
-            if hasattr(kind, "from_single_file"):
+            beside = is_lacking(contents(file), name, kind)
+            if hasattr(kind, "from_single_file") and not beside:
                 part = kind.from_single_file(
                     str(file),
                     config=str(folder),
@@ -97,6 +102,18 @@ def load_part(config: ModelConfig, name: str) -> nn.Module:
     if not isinstance(part, nn.Module):
         raise UserError(f"model.path={config.path}: its pipeline has no network {name!r}")
     return part.eval()
+
+
+def _beside(
+    file: Path, folder: Path, index: Mapping[str, Any], *, but: Collection[str], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The networks that a single file lacks, from the folder of its configs."""
+    held, found = contents(file), {}
+    for part in network_folders(folder):
+        kind = part_class(index[part.name], where=str(folder))
+        if part.name not in but and is_lacking(held, part.name, kind) and has_weights(part):
+            found[part.name] = read_folder(kind, part, dtype=dtype)
+    return found
 
 
 @contextmanager

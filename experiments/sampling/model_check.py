@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from experiments.sampling.model_call import check_batch, check_call, check_label
 from experiments.sampling.model_folder import (
     check_folder,
     check_weights,
+    has_weights,
+    network_folders,
     part_config,
     pipeline_index,
 )
-from experiments.sampling.model_parts import denoiser_folders, given_parts
+from experiments.sampling.model_parts import denoiser_folders, given_parts, part_class
 from experiments.sampling.model_shapes import (
     check_layers,
     check_sides,
@@ -27,7 +29,7 @@ from experiments.sampling.model_shapes import (
 )
 from experiments.sampling.pipeline_classes import pipeline_class
 from experiments.sampling.schedulers import chosen_scheduler
-from experiments.sampling.single_files import single_file
+from experiments.sampling.single_files import contents, is_lacking, single_file
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
@@ -51,9 +53,11 @@ def check_model(model: ModelConfig, *, prompts: Sequence[Prompt]) -> nn.Module |
     index = pipeline_index(folder)
     kind = pipeline_class(index, path=model.path, name=model.pipeline, given=model.parts)
     parts = given_parts(model, folder, index)
-    one_file = single_file(model.path) is not None
-    if not one_file:  # else only loading it tells what the file holds
+    one_file = single_file(model.path)
+    if one_file is None:
         check_weights(folder, besides=parts)
+    else:
+        _check_file(one_file, folder, index, besides=parts)
     check_call(model, kind, prompts=prompts)
     check_sides(model, folder)
     chosen_scheduler(model, folder)
@@ -61,10 +65,25 @@ def check_model(model: ModelConfig, *, prompts: Sequence[Prompt]) -> nn.Module |
     denoiser = empty_denoiser(model, folder)
     if denoiser is None:
         return None
-    if not one_file:
+    if one_file is None:
         check_tensors(model, folder, denoiser)
     keep_layers(denoiser, model)
     return denoiser
+
+
+def _check_file(
+    file: Path, folder: Path, index: Mapping[str, Any], *, besides: Collection[str]
+) -> None:
+    """What a single file lacks is in the folder of its configs."""
+    held = contents(file)
+    for part in network_folders(folder):
+        if part.name in besides or has_weights(part):
+            continue
+        if is_lacking(held, part.name, part_class(index[part.name], where=str(folder))):
+            raise UserError(
+                f"model.path={file}: it holds no {part.name}, and {part} has no weights either; "
+                f"give model.configs a folder that has them, or model.parts.{part.name}=FOLDER"
+            )
 
 
 def check_prompts(model: ModelConfig, prompts: Sequence[Prompt]) -> None:

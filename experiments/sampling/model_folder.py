@@ -179,6 +179,15 @@ def check_part_weights(part: Path) -> None:
         )
 
 
+def network_folders(folder: Path) -> list[Path]:
+    """Those of a pipeline's parts that are networks, whether their weights are there or not."""
+    return [part for part in _parts(folder) if (part / "config.json").is_file()]
+
+
+def has_weights(part: Path) -> bool:
+    return bool(_variants(part))
+
+
 def variant_of(folder: Path, *, besides: Collection[str] = ()) -> str | None:
     """The variant that must be asked for (`fp16`): some part has no weights without one.
 

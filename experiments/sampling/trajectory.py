@@ -22,6 +22,7 @@ from torch import nn
 from experiments.sampling.pipelines import get_denoiser
 from experiments.sampling.sample import batches, sample
 from segquant.core.argument_trees import Tree, flatten_tree, unflatten_tree
+from segquant.core.files import link_or_copy
 from segquant.core.predictions import said_by
 from segquant.core.several import PART, called_parts, named_arguments, part_of_call
 
@@ -90,8 +91,12 @@ def record_trajectory(
     seed: int,
     shared_noise: bool = False,
     limit_bytes: int | None = None,
+    some: range | None = None,
 ) -> dict[str, Any]:
     """What the unquantized denoiser was given and said at every step, batch by batch.
+
+    Args:
+        some: numbers of batches, for a shard that `merge_trajectories` puts to the others.
 
     Returns:
         Per batch the prompts' number and the calls' argument trees, for `recorded_calls`.
@@ -101,9 +106,10 @@ def record_trajectory(
             is removed.
     """
     described = []
-    written = 0
-    for index, batch in enumerate(batches(prompts, config.batch_size)):
-        calls = _Calls()
+    written = done = 0
+    every = batches(prompts, config.batch_size)
+    for index in range(len(every)) if some is None else some:
+        batch, calls = every[index], _Calls()
         with observed(get_denoiser(pipeline, config.denoisers), calls.add):
             sample(
                 pipeline,
@@ -113,21 +119,55 @@ def record_trajectory(
                 shared_noise=shared_noise,
                 output_type="latent",
             )
-        path = folder / f"batch{index:04d}.safetensors"
+        path = folder / _file(index)
         save_file(calls.tensors, path)
         written += path.stat().st_size
-        if limit_bytes is not None and written > limit_bytes:
-            for stale in folder.glob("batch*.safetensors"):
-                stale.unlink()
-            done = (index + 1) * config.batch_size
-            raise ValueError(
-                f"the denoiser's inputs of {done} of {len(prompts)} prompts take "
-                f"{written / 1e9:.3g} GB on disk, above replay_gigabytes={limit_bytes / 1e9:g}; "
-                "raise replay_gigabytes, lower dataset.calibration_prompts, or choose a method "
-                "that keeps no inputs (method.sequential=none)"
-            )
+        done += len(batch)
+        if limit_bytes is not None:
+            _check_size(folder, written, limit_bytes, prompts=f"{done} of {len(prompts)}")
         described.append({"prompts": len(batch), "calls": calls.trees})
     return {"batches": described}
+
+
+def merge_trajectories(
+    shards: Sequence[tuple[Path, dict[str, Any]]], folder: Path, *, limit_bytes: int | None = None
+) -> dict[str, Any]:
+    """Puts together what `record_trajectory` left of shards, in the order of their batches.
+
+    Args:
+        shards: the folder and the notes of each.
+
+    Raises:
+        ValueError: all take more than `limit_bytes`; what was written is removed.
+    """
+    described: list[dict[str, Any]] = []
+    written = 0
+    for shard, notes in shards:
+        for path in sorted(shard.glob(_file("*"))):
+            link_or_copy(path, folder / path.name)
+            written += path.stat().st_size
+        described += notes["batches"]
+    if limit_bytes is not None:
+        count = sum(batch["prompts"] for batch in described)
+        _check_size(folder, written, limit_bytes, prompts=f"{count}")
+    return {"batches": described}
+
+
+def _file(batch: int | str) -> str:
+    return f"batch{batch if isinstance(batch, str) else f'{batch:04d}'}.safetensors"
+
+
+def _check_size(folder: Path, written: int, limit_bytes: int, *, prompts: str) -> None:
+    if written <= limit_bytes:
+        return
+    for stale in folder.glob(_file("*")):
+        stale.unlink()
+    raise ValueError(
+        f"the denoiser's inputs of {prompts} prompts take {written / 1e9:.3g} GB on disk, above "
+        f"replay_gigabytes={limit_bytes / 1e9:g}; raise replay_gigabytes, lower "
+        "dataset.calibration_prompts, or choose a method that keeps no inputs "
+        "(method.sequential=none)"
+    )
 
 
 def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> torch.Tensor:
@@ -170,7 +210,7 @@ def recorded_calls(
             yield arguments, tuple(tensors[name] for name in names)
 
     for index, described in enumerate(notes["batches"]):
-        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+        tensors = load_file(folder / _file(index))
         yield described, calls(described["calls"], tensors)
 
 

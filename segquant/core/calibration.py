@@ -26,6 +26,7 @@ TENSOR_KEYS = (
     "part_low_PI",
     "part_high_PI",
     "sample_part_T",
+    "priority_T",
 )
 
 
@@ -64,6 +65,7 @@ class Calibration:
                 "rows": seen.rows,
                 "calls": seen.calls,
                 "shared_with": list(seen.shared_with),
+                "parts": list(seen.parts),
             }
             for key in TENSOR_KEYS:
                 tensor: Tensor | None = getattr(seen, key)
@@ -141,6 +143,8 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
             part_low_PI=tensors.get("part_low_PI"),
             part_high_PI=tensors.get("part_high_PI"),
             sample_part_T=tensors.get("sample_part_T"),
+            priority_T=tensors.get("priority_T"),
+            parts=tuple(entry["parts"]),
             shared_with=tuple(entry["shared_with"]),
         )
 

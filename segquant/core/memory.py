@@ -118,6 +118,13 @@ def plan_statistics(
     )
 
 
+def largest_input(denoiser: nn.Module, *, forward: Callable[[nn.Module], object]) -> int:
+    """Elements of the largest tensor that a Linear reads in a forward; on the meta device too."""
+    linears = linear_layers(denoiser)
+    rows = _read_inputs(denoiser, forward).rows
+    return max((count * linears[name].in_features for name, count in rows.items()), default=0)
+
+
 def record_in_passes(
     denoiser: nn.Module,
     folder: Path,

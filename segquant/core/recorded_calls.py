@@ -52,22 +52,30 @@ class CapturedCalls:
 
     folder: Path
     calls: tuple[Call, ...]
+    full: bool = False  # whether a call was left out, as it would have passed the cap
 
     @classmethod
     def load(cls, folder: Path) -> CapturedCalls:
         """What a `CallRecorder` left there."""
         content = json.loads((folder / INDEX).read_text())
-        return cls(folder=folder, calls=tuple(Call(**call) for call in content))
+        calls = tuple(Call(**call) for call in content["calls"])
+        return cls(folder=folder, calls=calls, full=content["full"])
+
+    def write_index(self) -> None:
+        """What `load` reads, but for the tensors, which lie there already."""
+        content = {"calls": [vars(call) for call in self.calls], "full": self.full}
+        (self.folder / INDEX).write_text(json.dumps(content))
 
     def within(self, cap_bytes: int) -> CapturedCalls:
         """The first calls that take no more than this: as if captured under this cap."""
-        kept, total = [], 0
+        kept: list[Call] = []
+        total = 0
         for call in self.calls:
             total += call.stored_bytes
             if total > cap_bytes:
-                break
+                return CapturedCalls(folder=self.folder, calls=tuple(kept), full=True)
             kept.append(call)
-        return CapturedCalls(folder=self.folder, calls=tuple(kept))
+        return self
 
     def arguments(self, call: Call, *, device: torch.device | str) -> dict[str, Any]:
         """The call's arguments by name, read from disk."""
@@ -100,8 +108,8 @@ class CallRecorder:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        content = [vars(call) for call in self._calls]
-        (self._folder / INDEX).write_text(json.dumps(content))
+        kept = CapturedCalls(folder=self._folder, calls=tuple(self._calls), full=self._full)
+        kept.write_index()
 
     def _see(
         self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,8 +1,8 @@
 """What the static graph of a denoiser says of each of its layers."""
 
 from segquant.graph.analyze import analyze
-from segquant.graph.example_inputs import capture_example_inputs
-from segquant.graph.merged import analyze_calls, capture_calls, merge_graphs, run_calls
+from segquant.graph.example_inputs import capture_calls, capture_example_inputs, run_calls
+from segquant.graph.merged import analyze_calls, merge_graphs
 from segquant.graph.types import Fold, FoldPart, GraphError, LayerGraph, LayerInfo, Segment
 
 __all__ = [

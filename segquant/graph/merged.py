@@ -1,44 +1,16 @@
 """The graphs of several denoisers as one, each read from a call of its own."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
-from segquant.core.several import Denoisers, called_parts
+from segquant.core.several import called_parts
 from segquant.graph.analyze import analyze
-from segquant.graph.example_inputs import NeverCalledError, capture_example_inputs
+from segquant.graph.example_inputs import Calls
 from segquant.graph.findings import blank, layers_of
 from segquant.graph.types import Fold, LayerGraph
-
-Calls = Mapping[str, Mapping[str, Any]]
-
-
-def capture_calls(denoiser: nn.Module, call: Callable[[], Any]) -> dict[str, dict[str, Any]]:
-    """The inputs of the first call of each denoiser, by its name; empty for the only one.
-
-    `call` is run once for each. One of several that it does not call is left out.
-
-    Raises:
-        ValueError: `call` returned without calling the only one.
-    """
-    calls: dict[str, dict[str, Any]] = {}
-    for name, part in called_parts(denoiser).items():
-        try:
-            calls[name] = capture_example_inputs(part, call)
-        except NeverCalledError:
-            if not isinstance(denoiser, Denoisers):
-                raise
-    return calls
-
-
-def run_calls(denoiser: nn.Module, calls: Calls) -> None:
-    """Runs each denoiser on the inputs that were captured of it."""
-    parts = called_parts(denoiser)
-    for name, inputs in calls.items():
-        parts[name](**inputs)
 
 
 def analyze_calls(denoiser: nn.Module, calls: Calls, *, on_error: str = "raise") -> LayerGraph:

@@ -132,7 +132,7 @@ def test_an_image_that_is_needed_comes_from_the_rows(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "several denoisers (unet, unet_2)"),
+        ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "names unet_2, and"),
         ({"unet": None}, "unet is None; a part is a list"),
         ({"unet": []}, "unet is []; a part is a list"),
         ({"unet": 3}, "unet is 3; a part is a list"),
