@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.planning.forward_memory import forward_bytes
 from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
 from experiments.readiness.known_shapes import call_inputs, known_denoiser, other_parts
 from experiments.sampling.calibrate import calibration_batch_size, recorded_rows
-from segquant.core.memory import plan_statistics
-from segquant.core.plain_linears import linear_layers
+from segquant.core.memory import largest_input, plan_statistics
 
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
@@ -115,7 +114,9 @@ def _fresh_plan(cell: Cell) -> dict[str, StageMemory]:
         budget_bytes=None if limit is None else int(limit * 1e9),
     )
     stages = plan_stages(
-        DenoiserSizes.of(denoiser, longest_input=_longest_input(denoiser, sampled)),
+        DenoiserSizes.of(
+            denoiser, longest_input=largest_input(denoiser, forward=lambda m: m(**sampled))
+        ),
         bits=config.bits,
         needs=config.method.needs(),
         statistics=statistics,
@@ -126,25 +127,6 @@ def _fresh_plan(cell: Cell) -> dict[str, StageMemory]:
         embeddings=model.embeddings,
     )
     return {stage.stage: stage for stage in stages}
-
-
-def _longest_input(denoiser: nn.Module, inputs: dict[str, Any]) -> int:
-    """Elements of the largest tensor that a Linear reads in one call."""
-    longest = 0
-
-    def note(_: nn.Module, given: tuple[Any, ...]) -> None:
-        nonlocal longest
-        longest = max(longest, given[0].numel())
-
-    linears = linear_layers(denoiser).values()
-    handles = [linear.register_forward_pre_hook(note) for linear in linears]
-    try:
-        with torch.no_grad():
-            denoiser(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return longest
 
 
 def _call_bytes(cell: Cell) -> int | None:
