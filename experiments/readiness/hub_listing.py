@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,14 @@ def _file(sibling: Any) -> RepositoryFile:
     return RepositoryFile(
         name=sibling.rfilename,
         size=sibling.size,
-        sha256=sha256,
-        git_sha1=None if sha256 else sibling.blob_id,
+        sha256=_hexadecimal(sha256),
+        git_sha1=None if sha256 else _hexadecimal(sibling.blob_id),
     )
+
+
+def _hexadecimal(checksum: str | None) -> str | None:
+    """It names a file: nothing else is taken."""
+    return checksum if checksum and re.fullmatch(r"[0-9a-f]{40,64}", checksum) else None
 
 
 def _licence(card: Any) -> str | None:

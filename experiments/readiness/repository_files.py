@@ -117,7 +117,8 @@ def part_folders(
             for name, kind in index.items()
             if not name.startswith("_") and isinstance(kind, list) and all(kind)
         ]
-    return [name for name in found if name != SAFETY_CHECKER and name not in besides]
+    left_out = {SAFETY_CHECKER, *besides}
+    return [name for name in found if name not in left_out and name.isidentifier()]
 
 
 def shard_list(names: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.cell.cell import Cell
 from experiments.cell.sweep import Sweep, open_sweep
+from experiments.config.parts import in_one_line
 from experiments.config.places import config_dirs
 from experiments.config.request import read_request
 from experiments.readiness.check_lines import Finding, State, found, render, size
@@ -82,8 +83,18 @@ def _answer(sweep: Sweep, findings: list[Finding], works: list[StageWork]) -> An
 
 def _measured(group: list[Cell], findings: list[Finding]) -> MeasuredSteps | None:
     around = group[0].around
-    timed = found("hours", lambda: measure_steps(around), findings)
-    around.release()
+    if not around.makes:
+        what = f"{around.config.model.name}: its jobs run elsewhere: check there, cluster=local"
+        findings.append(Finding(group="hours", what=what, state=State.unknown))
+        return None
+    try:
+        timed = found("hours", lambda: measure_steps(around), findings)
+    except Exception as error:  # no memory, a driver: whatever a run would fail with too
+        said = f"{around.config.model.name}: a few steps failed: {in_one_line(error)}"
+        findings.append(Finding(group="hours", what=said, state=State.missing))
+        return None
+    finally:
+        around.release()
     if timed is None:
         return None
     what = (

@@ -112,6 +112,31 @@ def test_a_few_steps_tell_the_hours(
     assert not out.exists()
 
 
+def test_steps_that_fail_are_a_line(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("experiments.readiness.measured_steps.sample", fails)
+    given = small("tiny_unet", f"out={tmp_path / 'out'}", "method=rtn", "--json")
+    answer = segbench("check", *given, "--measure")
+    assert answer.status == 2
+    (line,) = findings(answer)
+    assert "out of memory" in line["what"]
+
+
+def test_jobs_are_measured_where_they_run(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+    given = small("tiny_unet", f"out={tmp_path / 'out'}", "method=rtn", "--json", "cluster=slurm")
+    answer = segbench("check", *given, "cluster.gpu_name=some GPU", "--measure")
+    assert answer.status == 0, answer.out
+    said = [f["what"] for f in findings(answer, state="unknown") if f["group"] == "hours"]
+    assert any("cluster=local" in what for what in said)
+    (device,) = [f for f in findings(answer, state="ok") if f["group"] == "devices"]
+    assert "on some GPU" in device["what"]
+    assert stages(answer)["reference"]["device_bytes"] > 0
+
+
 def test_all_that_is_wrong_is_said_at_once(
     segbench: Segbench, small: Small, tmp_path: Path, zoo: Path
 ) -> None:
@@ -220,8 +245,10 @@ def test_a_gated_model_that_is_not_here(
     assert "a community licence" in licence["what"]
     assert "http://127.0.0.1:9/some/sd3.5-medium" in licence["what"]
     costs = stages(answer)
-    assert costs["reference"]["host_bytes"] == 16_000_000_000
-    assert 4.5e9 < costs["quantized"]["device_bytes"] + costs["quantized"]["host_bytes"] < 30e9
+    taken = {n: row["device_bytes"] + row["host_bytes"] for n, row in costs.items()}
+    assert 16e9 < taken["reference"] < 20e9  # the published parts in 16 bit, and a forward
+    assert taken["calibration"] > taken["reference"]
+    assert 4.5e9 < taken["quantized"] < 15e9  # without text encoders
     assert 1e9 < costs["calibration"]["disk_bytes"] < 30e9
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     second = segbench("check", *words)

@@ -236,6 +236,26 @@ def test_a_half_precision_run_takes_its_variant(
     assert run.status == 0, run.err
 
 
+def test_of_another_pipeline_the_part_that_is_named(
+    segbench: Segbench, hub: FakeHub, cache: Path, zoo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own" / "conf" / "model"
+    folder.mkdir(parents=True)
+    yaml = Path("conf/model/folder.yaml").read_text()
+    yaml = yaml.replace("path: ???", f"path: {zoo / 'tiny_flux'}")
+    yaml = yaml.replace("parts: {}", f"parts: {{vae: some/model@{COMMIT}}}")
+    (folder / "mixed.yaml").write_text(yaml)
+    given = ["model=mixed", "--config-dir", str(folder.parent)]
+    before = segbench("check", *given)
+    assert before.status == 2
+    assert "segbench fetch model=mixed --config-dir" in before.out
+    answer = segbench("fetch", *given)
+    assert answer.status == 0, answer.err
+    got = {p.relative_to(snapshot(cache)).as_posix() for p in snapshot(cache).rglob("*.*")}
+    assert got == {"vae/config.json", LAST}
+    assert segbench("check", *given).status == 0
+
+
 @pytest.mark.parametrize("kind", ["cache", "files", "noted"])
 def test_from_a_mirror(
     segbench: Segbench, hub: FakeHub, cache: Path, tmp_path: Path, kind: str

@@ -128,6 +128,12 @@ def test_a_part_that_comes_from_elsewhere_is_left_out() -> None:
     assert "unet/config.json" in wanted
 
 
+def test_a_part_whose_name_leads_elsewhere_is_none() -> None:
+    index = {**_SD15, "../up": ["diffusers", "UNet2DConditionModel"]}
+    names = [*_SHARED, "../up/config.json"]
+    assert not any(n.startswith("..") for n in wanted_files(names, index=index, dtype="float32"))
+
+
 def test_a_pipeline_whose_index_is_refused() -> None:
     """Of a gated model the list of files is there, their contents are not."""
     names = [*_SHARED, *_networks("safetensors", "bin")]
