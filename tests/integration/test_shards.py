@@ -20,7 +20,7 @@ from tests.conftest import SETTINGS, Answer
 Segbench = Callable[..., Answer]
 
 # statistics with Gram matrices, per step, and calls
-METHODS = ("method=rtn,gptq,ptq4dm,adaround,noise_floor", "bits=w8a8_int8,w16a16")
+METHODS = ("method=rtn,gptq,ptq4dm,noise_floor", "bits=w8a8_int8,w16a16")
 FEW = (
     "model.batch_size=2",
     "model.num_inference_steps=2",
