@@ -195,41 +195,58 @@ def _variables(settings: JobSettings) -> dict[str, str]:
 # this machine ----------------------------------------------------------------------------------
 
 
-def run_local(jobs: Sequence[Job], *, folder: Path) -> Iterator[Outcome]:
+def run_local(jobs: Sequence[Job], *, folder: Path, gpus: int = 0) -> Iterator[Outcome]:
     """Runs jobs as processes, at most `parallel` at a time, and yields each as it ends.
 
     A job waits for the items it names; when one of those failed, it fails unrun. A job that raises,
     or whose process dies, is an outcome with an error; the others go on. With GPUs, each of the
-    `parallel` places has its own.
+    `parallel` places has its own, or those of this machine in turn where there are fewer.
+
+    Args:
+        gpus: how many this process sees; 0 if that is not known.
     """
     waiting = list(enumerate(jobs))
     running: dict[int, tuple[submitit.Job[Any], int]] = {}  # index -> job and its place
     asked = {item for job in jobs for item in job.items}
     made: set[str] = set()
-    failed: set[str] = set()
+    failed: dict[str, str] = {}  # item -> why
     places = list(range(jobs[0].settings.parallel)) if jobs else []
     while waiting or running:
         for entry in list(waiting):
             index, job = entry
             needed = {*job.after, job.follows}
-            if needed & failed:
+            lacking = sorted(needed & failed.keys())
+            if lacking:
                 waiting.remove(entry)
-                failed |= set(job.items)
-                yield Outcome(index, None, "not run: what it needs failed")
+                reason = failed[lacking[0]]
+                failed |= dict.fromkeys(job.items, reason)
+                yield Outcome(index, None, f"not run: what it needs failed ({reason})")
             elif not needed & (asked - made) and places:
                 waiting.remove(entry)
                 place = places.pop(0)
-                running[index] = (_start(job, folder=folder, place=place), place)
+                running[index] = (_start(job, folder=folder, place=place, gpus=gpus), place)
         for index in [i for i, (handle, _) in running.items() if handle.done()]:
             handle, place = running.pop(index)
             places.append(place)
             outcome = _outcome(index, handle)
-            (failed if outcome.error else made).update(jobs[index].items)
+            if outcome.error:
+                reason = f"{jobs[index].label}: {outcome.error}"
+                failed |= dict.fromkeys(jobs[index].items, reason)
+            else:
+                made.update(jobs[index].items)
             yield outcome
         time.sleep(_POLL_SECONDS)
 
 
-def _start(job: Job, *, folder: Path, place: int) -> submitit.Job[Any]:
+def gpus_of(place: int, *, each: int, gpus: int) -> list[int]:
+    """The numbers of a place's GPUs, of those that this process may use."""
+    wanted = range(place * each, (place + 1) * each)
+    visible = [int(n) for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n.isdigit()]
+    numbers = visible or list(range(gpus))
+    return [numbers[n % len(numbers)] for n in wanted] if numbers else list(wanted)
+
+
+def _start(job: Job, *, folder: Path, place: int, gpus: int) -> submitit.Job[Any]:
     settings = job.settings
     python = settings.python or shlex.quote(sys.executable)
     variables = [f"{key}={value}" for key, value in _variables(settings).items()]
@@ -242,7 +259,7 @@ def _start(job: Job, *, folder: Path, place: int) -> submitit.Job[Any]:
         timeout_min=settings.timeout_minutes,
         signal_delay_s=settings.signal_seconds,
         gpus_per_node=settings.gpus,
-        visible_gpus=list(range(place * settings.gpus, (place + 1) * settings.gpus)),
+        visible_gpus=gpus_of(place, each=settings.gpus, gpus=gpus),
         setup=settings.setup,
     )
     return executor.submit(Resumable(job.work))

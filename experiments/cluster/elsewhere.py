@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from experiments.cell.cell import Cell
 from experiments.cell.run_cell import record_failure, run_cell
 from experiments.cell.sweep import Sweep
@@ -41,7 +43,8 @@ def run_processes(sweep: Sweep, pending: Sequence[Cell]) -> list[CellState]:
     """Runs the pending cells in processes of this machine; a line for each job that ends."""
     jobs = plan_jobs(pending, running=set())
     failed: dict[str, str] = {}
-    for outcome in run_local(jobs, folder=jobs_folder(sweep.store.root)):
+    gpus = torch.cuda.device_count()
+    for outcome in run_local(jobs, folder=jobs_folder(sweep.store.root), gpus=gpus):
         job = jobs[outcome.index]
         failed |= dict.fromkeys(job.items, outcome.error) if outcome.error else {}
         sweep.progress.note(f"{job.label}: {outcome.error or 'done'}")

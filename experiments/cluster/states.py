@@ -154,9 +154,8 @@ def _at_work(cell: Cell, jobs: Sequence[str], queue: dict[str, JobState]) -> Cel
         return None
     running = [job for job, state in alive.items() if state.state != "PENDING"]
     job = running[0] if running else next(iter(alive))
-    detail = f"job {job} " + (
-        f"on {queue[job].node}" if running else f"waits ({queue[job].reason})"
-    )
+    where = f"on {queue[job].node}" if running else f"waits ({queue[job].reason})"
+    detail = f"job {job} {where}"
     left = [shard for shards in missing_shards([cell], "images").values() for shard in shards]
     if left:
         detail += f"; {left[0].count - len(left)} of {left[0].count} shards done"

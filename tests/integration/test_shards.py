@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from evaluation.records import read_record, stable_view
+from evaluation.datasets.interface import Prompt
+from evaluation.records import Record, read_record, stable_view
+from experiments.cell.shards import Shard, shards_of
+from experiments.cell.sweep import open_sweep
 from experiments.cli import main
+from experiments.config.request import read_request
+from experiments.sampling import sample
 from experiments.sampling.calibrate import load_calibration
 from segquant.core.calibration import TENSOR_KEYS, Calibration
 from tests.conftest import SETTINGS, Answer
@@ -20,7 +30,7 @@ from tests.conftest import SETTINGS, Answer
 Segbench = Callable[..., Answer]
 
 # statistics with Gram matrices, per step, and calls
-METHODS = ("method=rtn,gptq,ptq4dm,adaround,noise_floor", "bits=w8a8_int8,w16a16")
+METHODS = ("method=rtn,gptq,ptq4dit,noise_floor", "bits=w8a8_int8,w16a16")
 FEW = (
     "model.batch_size=2",
     "model.num_inference_steps=2",
@@ -40,7 +50,7 @@ def stages(out: Path, kind: str) -> dict[str, Path]:
 
 def pictures(out: Path, *, but: str | None = None) -> dict[tuple[str, str], bytes]:
     """Of the reference and every method, or of all but one."""
-    records = [read_record(path) for path in (out / "cells").glob("*/record.json")]
+    records = _records(out)
     left_out = {record.stages["images"] for record in records if record.method == but}
     found = stages(out, "images")
     return {
@@ -53,8 +63,7 @@ def pictures(out: Path, *, but: str | None = None) -> dict[tuple[str, str], byte
 
 def views(out: Path, *, but: str | None = None) -> dict[tuple[str, str], Any]:
     """Records without what calibrating cost: each shard looks at its memory with one forward."""
-    records = [read_record(path) for path in (out / "cells").glob("*/record.json")]
-    told = {(r.method, r.bits): stable_view(r) for r in records if r.method != but}
+    told = {(r.method, r.bits): stable_view(r) for r in _records(out) if r.method != but}
     for view in told.values():
         view.pop("calibration_forwards")
     return told
@@ -67,15 +76,16 @@ def check_calibrations(out: Path, expected: Path) -> None:
     for name in found:
         one, other = load_calibration(found[name]), load_calibration(wanted[name])
         check_statistics(one, other)
-        assert (one.steps is None) == (other.steps is None)
-        for layer, steps in (one.steps or {}).items():
-            assert other.steps is not None
+        assert one.steps
+        assert other.steps
+        assert one.steps.keys() == other.steps.keys()
+        for layer, steps in one.steps.items():
             assert steps.timesteps == other.steps[layer].timesteps
             for key in ("low_SI", "high_SI", "sample_SKI"):
                 assert torch.equal(getattr(steps, key), getattr(other.steps[layer], key))
-        assert (one.captured is None) == (other.captured is None)
-        if one.captured is not None and other.captured is not None:
-            assert one.captured.calls == other.captured.calls
+        assert one.captured
+        assert other.captured
+        assert one.captured.calls == other.captured.calls
 
 
 def check_statistics(one: Calibration, other: Calibration) -> None:
@@ -116,13 +126,12 @@ def words(zoo: Path) -> list[str]:
     return [*given, *SETTINGS_OF_ALL]
 
 
-@pytest.mark.parametrize(("cluster", "count"), [("local", 2), ("local", 5), ("local_parallel", 5)])
+@pytest.mark.parametrize("count", [2, 5])
 def test_any_number_of_shards_gives_the_same(
-    segbench: Segbench, words: list[str], whole: Path, tmp_path: Path, cluster: str, count: int
+    segbench: Segbench, words: list[str], whole: Path, tmp_path: Path, count: int
 ) -> None:
     """GPTQ's codes follow from sums, which another number of shards rounds otherwise."""
-    on = [f"cluster={cluster}", f"cluster.shards={count}", f"out={tmp_path}"]
-    answer = segbench("run", "-m", *words, *METHODS, *on)
+    answer = segbench("run", "-m", *words, *METHODS, f"cluster.shards={count}", f"out={tmp_path}")
     assert answer.status == 0, answer.err
     check_equal(tmp_path, whole, but="gptq")
     manifests = [
@@ -174,3 +183,138 @@ def test_inputs_to_be_replayed_are_the_same(
     assert refused.status == 1
     (path,) = (tmp_path / "tight" / "cells").glob("*/record.json")
     assert "above replay_gigabytes=0.0001" in read_record(path).reason
+
+
+def test_shards_as_processes_give_the_same(
+    segbench: Segbench, words: list[str], whole: Path, tmp_path: Path
+) -> None:
+    on = ["cluster=local_parallel", "cluster.shards=2", f"out={tmp_path}"]
+    planned = segbench("run", "--dry-run", *words, "method=rtn", *on)
+    for line in (
+        "2 x reference-shard",
+        "2 x calibration-shard",
+        "1 x quantize",
+        "2 x images-shard",
+        "images shard 2 of 2 of tiny_mmdit rtn w8a8_int8",
+        "10 jobs",
+    ):
+        assert line in planned.out, line
+    answer = segbench("run", *words, "method=rtn", *on)
+    assert answer.status == 0, answer.err
+    found, expected = pictures(tmp_path), pictures(whole)
+    assert len(found) == 2 * 7
+    assert found == {name: expected[name] for name in found}
+    assert views(tmp_path) == {("rtn", "w8a8_int8"): views(whole)["rtn", "w8a8_int8"]}
+    made = [outcome for outcome in answer.err.splitlines() if outcome.endswith(": done")]
+    assert len(made) == 10, "every job made what it was for, and no other"
+    assert not list((tmp_path / "stages").glob("*_shards_*"))
+
+
+@pytest.fixture
+def sampled(whole: Path, tmp_path: Path) -> Path:
+    """A store in which the images of one method are missing, and nothing else."""
+    out = tmp_path / "sampled"
+    shutil.copytree(whole, out)
+    for path in (out / "cells").glob("*/record.json"):
+        record = read_record(path)
+        if (record.method, record.status) == ("rtn", "ok"):
+            shutil.rmtree(out / "stages" / "images" / record.stages["images"])
+            shutil.rmtree(path.parent)
+    return out
+
+
+def stamps(folders: Iterable[Path]) -> dict[str, int]:
+    """When each picture was written: a link to it tells the same."""
+    return {p.name: p.stat().st_mtime_ns for folder in folders for p in folder.glob("*.png")}
+
+
+def shards(out: Path) -> list[Path]:
+    return [path.parent for path in (out / "stages").glob("images_shards_*/*/manifest.json")]
+
+
+def test_a_shard_that_failed_is_made_again_alone(
+    segbench: Segbench,
+    words: list[str],
+    whole: Path,
+    sampled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genuine, given = sample.sample, [*words, "method=rtn", "cluster.shards=5", f"out={sampled}"]
+    asked: list[str] = []
+
+    def third_fails(pipeline: Any, prompts: Sequence[Prompt], **settings: Any) -> Any:
+        asked.extend(prompt.id for prompt in prompts)
+        if len(asked) == 6:
+            raise RuntimeError("out of memory")
+        return genuine(pipeline, prompts, **settings)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sample, "sample", third_fails)
+        assert segbench("run", *given).status == 1
+    (record,) = (r for r in _records(sampled) if (r.method, r.bits) == ("rtn", "w8a8_int8"))
+    assert "out of memory" in record.reason
+    kept = stamps(shards(sampled))
+    assert len(kept) == 4
+    asked.clear()
+    with monkeypatch.context() as counted:
+        counted.setattr(sample, "sample", third_fails)
+        asked.extend(f"not {n}" for n in range(10))  # so that none fails now
+        assert segbench("retry", *given).status == 0
+    assert len(asked) == 10 + 3, "two batches: the one that failed, and the one after it"
+    check_equal(sampled, whole)
+    assert kept.items() <= stamps(stages(sampled, "images").values()).items()
+
+
+def test_a_killed_shard_is_made_again_alone(
+    segbench: Segbench, words: list[str], whole: Path, sampled: Path
+) -> None:
+    on = ["cluster=local_parallel", "cluster.shards=5", f"out={sampled}"]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            time.sleep(0.005)
+            for path in (sampled / "stages").glob("images_shards_*/*.partial/.attempts.jsonl"):
+                lines = path.read_text().split()
+                with contextlib.suppress(ValueError, IndexError):  # being written
+                    killed.append(int(json.loads(" ".join(lines))["pid"]))
+                    os.kill(killed[0], signal.SIGKILL)
+                    return
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    answer = segbench("run", *words, "method=rtn", *on)
+    killer.join()
+    assert answer.status == 1
+    assert "what it needs failed (images shard" in answer.err
+    finished = shards(sampled)
+    assert len(finished) == 3, "the other shards went on"
+    kept = stamps(finished)
+    again = segbench("retry", *words, "method=rtn", *on)
+    assert again.status == 0, again.err
+    made = [line for line in again.err.splitlines() if line.endswith(": done")]
+    assert len(made) == 2, "the shard, and the cell that puts all together"
+    check_equal(sampled, whole)
+    assert kept.items() <= stamps(stages(sampled, "images").values()).items()
+
+
+def test_shards_are_named_by_their_batches_and_none_is_empty(
+    words: list[str], tmp_path: Path
+) -> None:
+    def cut(count: int) -> list[Shard]:
+        request = read_request(
+            [*words, f"cluster.shards={count}", f"out={tmp_path}"], multirun=False
+        )
+        return list(shards_of(open_sweep(request).cells[0].reference))
+
+    assert cut(1) == []
+    for count in (2, 3, 4, 9):
+        found = cut(count)
+        assert len(found) == min(count, 4)
+        assert [n for shard in found for n in shard.batches] == [0, 1, 2, 3]
+    assert [shard.hash for shard in cut(4)] == [shard.hash for shard in cut(9)]
+    assert len({shard.hash for count in (2, 4) for shard in cut(count)}) == 6
+
+
+def _records(out: Path) -> list[Record]:
+    return [read_record(path) for path in (out / "cells").glob("*/record.json")]

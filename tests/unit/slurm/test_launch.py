@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slurm.arrays import Job
-from slurm.launch import preview, run_local
+from slurm.launch import gpus_of, preview, run_local
 from slurm.queue import SlurmError
 from slurm.settings import JobSettings
 
@@ -55,7 +55,7 @@ def test_a_job_waits_for_what_it_needs_and_is_not_run_without(tmp_path: Path) ->
     ]
     outcomes = {o.index: o for o in run_local(jobs, folder=tmp_path / "jobs")}
     assert not outcomes[0].error
-    assert "what it needs failed" in outcomes[3].error
+    assert "what it needs failed (broken: " in outcomes[3].error
     assert "what it needs failed" in outcomes[4].error
     assert not (tmp_path / "never").exists()
 
@@ -65,6 +65,29 @@ def test_each_place_has_its_own_gpu_and_the_variables_are_set(tmp_path: Path) ->
     jobs = [job(f"{i}", variables, settings=asked) for i in range(2)]
     results = sorted(o.result for o in run_local(jobs, folder=tmp_path))
     assert results == [("0", "1"), ("1", "1")]
+
+
+@pytest.mark.parametrize(
+    ("each", "gpus", "visible", "expected"),
+    [
+        (1, 2, None, [[0], [1], [0], [1]]),
+        (2, 4, None, [[0, 1], [2, 3], [0, 1], [2, 3]]),
+        (1, 2, "3,5", [[3], [5], [3], [5]]),
+        (1, 0, None, [[0], [1], [2], [3]]),
+        (0, 2, None, [[], [], [], []]),
+    ],
+)
+def test_places_take_the_gpus_that_there_are_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+    each: int,
+    gpus: int,
+    visible: str | None,
+    expected: list[list[int]],
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpus_of(place, each=each, gpus=gpus) for place in range(4)] == expected
 
 
 def variables() -> tuple[str | None, str | None]:
