@@ -15,7 +15,7 @@ from experiments.readiness.hub_listing import has_token, page
 from experiments.readiness.repositories import Source, no_folder, sources_of
 from experiments.readiness.weights_there import PartState, describe_parts, states_of
 from experiments.sampling.hub_cache import cache_root, repository_name
-from experiments.sampling.model_check import check_model, misfits
+from experiments.sampling.model_check import check_model, check_prompts, misfits
 from experiments.sampling.model_shapes import check_kept
 from experiments.store.paths import resolve_path
 
@@ -131,6 +131,8 @@ def _checked(
 ) -> nn.Module | None:
     before = len(findings)
     denoiser = found("model", lambda: check_model(model, prompts=prompts), findings)
+    if len(findings) == before and prompts:
+        found("model", lambda: check_prompts(model, prompts), findings)
     if len(findings) == before:
         findings.append(Finding(group="model", what=f"{model.name}: can be run"))
     return denoiser
