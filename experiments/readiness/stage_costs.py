@@ -90,11 +90,26 @@ def _plan(cell: Cell) -> dict[str, StageMemory]:
     key = repr((config.model, config.bits, of_method.gram, needs, config.statistics_gigabytes))
     key += repr((config.dataset.calibration_prompts, runs_on_cpu(cell)))
     if key not in _plans:
-        _plans[key] = _fresh_plan(cell)
+        _plans[key] = planned_stages(
+            cell,
+            on_cpu=runs_on_cpu(cell),
+            offload=cell.config.model.offload,
+            gigabytes=cell.config.statistics_gigabytes,
+        )
     return _plans[key]
 
 
-def _fresh_plan(cell: Cell) -> dict[str, StageMemory]:
+def planned_stages(
+    cell: Cell, *, on_cpu: bool, offload: str, gigabytes: float | None
+) -> dict[str, StageMemory]:
+    """Stages by the plan of memory; nothing where the denoiser or its inputs are not known.
+
+    Args:
+        gigabytes: for statistics.
+
+    Raises:
+        ValueError: a layer's statistics alone are above that.
+    """
     config, needs, model = cell.config, cell.around.needs, cell.config.model
     denoiser, others = known_denoiser(model), other_parts(model)
     if denoiser is None or others is None:
@@ -105,13 +120,12 @@ def _fresh_plan(cell: Cell) -> dict[str, StageMemory]:
     sampled = call_inputs(denoiser, model, batch=model.batch_size)
     if recorded is None or sampled is None:
         return {}
-    limit = config.statistics_gigabytes
     statistics = plan_statistics(
         denoiser,
         forward=lambda module: module(**recorded),
         gram=needs.gram,
         rows=recorded_rows(needs),
-        budget_bytes=None if limit is None else int(limit * 1e9),
+        budget_bytes=None if gigabytes is None else int(gigabytes * 1e9),
     )
     stages = plan_stages(
         DenoiserSizes.of(
@@ -121,8 +135,8 @@ def _fresh_plan(cell: Cell) -> dict[str, StageMemory]:
         needs=config.method.needs(),
         statistics=statistics,
         forward_bytes=forward_bytes(denoiser, sampled),
-        on_cpu=runs_on_cpu(cell),
-        offload=model.offload,
+        on_cpu=on_cpu,
+        offload=offload,
         others=others,
         embeddings=model.embeddings,
     )

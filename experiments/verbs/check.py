@@ -15,6 +15,7 @@ from experiments.cell.sweep import Sweep, open_sweep
 from experiments.config.parts import in_one_line
 from experiments.config.places import config_dirs
 from experiments.config.request import read_request
+from experiments.readiness.card_plan import plan_for_card
 from experiments.readiness.check_lines import Finding, State, found, render, size
 from experiments.readiness.machine_findings import (
     device_findings,
@@ -37,12 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="time a few steps of each model for the hours"
     )
+    parser.add_argument(
+        "--card", type=float, metavar="GB", help="instead: how each cell fits a card of so much"
+    )
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Exit status 2 where something is missing without which no run could start."""
     request = read_request(options.overrides, multirun=options.multirun)
     sweep = open_sweep(request, progress=quiet())
+    if options.card is not None:
+        plans = [plan_for_card(cell, gigabytes=options.card) for cell in sweep.cells]
+        told = [row for plan in plans for row in plan.rows()]
+        return Answer("\n\n".join(plan.describe() for plan in plans), told)
     fetch = fetch_command(options.overrides, config_dirs=config_dirs())
     findings = [
         *weight_findings(sweep, command=fetch),
