@@ -101,7 +101,7 @@ def _folder_by_path(arguments: list[str]) -> list[str]:
 
 
 def _opened(argument: str) -> str:
-    """What pipelines, schedulers and metrics take, only they know: the keys need no `+`."""
+    """What a call, a scheduler and a metric take, only they know: their keys need no `+`."""
     return f"++{argument}" if argument.startswith(_OPEN) else argument
 
 
