@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.datasets.interface import Dataset
+from experiments.store.paths import SINGLE_FILES
 from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
-SINGLE_FILES = (".safetensors", ".ckpt")  # how the name of a file of weights ends
 JOB_STAGES = ("reference", "calibration", "cell", "metrics")
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.run_config import SINGLE_FILES
 from experiments.errors import UserError
-from experiments.store.paths import resolve_path
+from experiments.store.paths import SINGLE_FILES, resolve_path
 
 _WHOLE = "model.diffusion_model."  # how names of a Stable Diffusion's tensors begin
 _UNKNOWN = "v1"  # what diffusers takes every checkpoint for that it does not know

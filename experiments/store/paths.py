@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 RESULTS = ROOT / "experiments" / "results"
 TINY_MODELS = ROOT / "experiments" / "tiny" / "models"
+SINGLE_FILES = (".safetensors", ".ckpt")  # how the name of a model in one file ends
 
 
 def resolve_path(path: str) -> Path:
