@@ -1,11 +1,13 @@
 """A type to be asked for: models take a part's from its first parameter.
 
 Wan's embedder of the timestep, and others, call `next(module.parameters()).dtype`; layers that
-hold codes in buffers have no parameter to answer with.
+hold codes in buffers have no parameter to answer with. What they get is seen through the modules
+around them alone: asked itself, such a layer has none, so that offloading hooks look for none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +16,16 @@ from torch import nn
 _NAME = "declared_type"
 
 
-def declare_type(module: nn.Module, dtype: torch.dtype, *, device: torch.device | str) -> None:
+class TypeDeclared(nn.Module):
+    """A layer whose only parameter is the one without elements."""
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(())
+
+
+def declare_type(module: TypeDeclared, dtype: torch.dtype, *, device: torch.device | str) -> None:
     """Gives a module a parameter without elements; no state dict has it, and none need have it."""
     empty = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
     if _NAME in module._parameters:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
-from segquant.core.declared_type import declare_type, declared_type
+from segquant.core.declared_type import TypeDeclared, declare_type, declared_type
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
 from segquant.core.transforms import InputTransform, rotate
@@ -111,7 +111,7 @@ class LinearSpec:
         return tuple(runs)
 
 
-class QuantLinear(nn.Module):
+class QuantLinear(TypeDeclared):
     """A quantized Linear, made empty; `fill` or a state dict gives it its tensors."""
 
     codes: Tensor | None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segquant.core.declared_type import declare_type
+from segquant.core.declared_type import TypeDeclared, declare_type
 from segquant.core.linear import QuantLinear
 from segquant.core.quantize import replace_module
 from segquant.kernels.choice import Device, choose
@@ -18,7 +18,7 @@ from segquant.kernels.encode import Producer
 from segquant.kernels.packed import PackedLinear, pack_linear, why_not
 
 
-class KernelLinear(nn.Module):
+class KernelLinear(TypeDeclared):
     """Holds codes and steps alone: no weight in 16 bit. Its numbers keep their types."""
 
     def __init__(self, packed: PackedLinear) -> None:

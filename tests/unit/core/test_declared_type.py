@@ -106,7 +106,9 @@ def test_it_stays_through_copies_and_state_dicts(assign: bool) -> None:
     held.seek(0)
     layer = torch.load(held, weights_only=False)
     assert isinstance(layer, QuantLinear)
-    (parameter,) = layer.parameters()
+    around = nn.Sequential(layer)
+    (parameter,) = around.parameters()
     assert (parameter.numel(), parameter.requires_grad) == (0, False)
-    assert next(layer.bfloat16().parameters()).dtype is torch.bfloat16
+    assert next(around.bfloat16().parameters()).dtype is torch.bfloat16
+    assert not list(layer.parameters())
     assert "declared_type" not in layer.state_dict()

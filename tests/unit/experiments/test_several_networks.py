@@ -73,11 +73,12 @@ class TwoStages:
     def __call__(
         self,
         prompt: list[str],
-        generator: list[torch.Generator],
+        generator: list[torch.Generator] | torch.Generator,
         num_inference_steps: int,
         **_: Any,
     ) -> Any:
-        x = torch.stack([torch.randn(4, generator=own) for own in generator])
+        each = generator if isinstance(generator, list) else [generator]
+        x = torch.stack([torch.randn(4, generator=own) for own in each])
         for number in range(num_inference_steps):
             part = self.transformer if number < 3 else self.transformer_2
             assert part is not None
