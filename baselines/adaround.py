@@ -63,7 +63,7 @@ class AdaRound:
 
     budget: Budget = Budget.quick
     iterations: int | None = None  # instead of the budget's, at its learning rate
-    calls: int = 16  # stored calls (one batch at one step each) that are learned on
+    calls: int = 16  # stored calls (one batch at one step each) of a denoiser to learn on
     regularization: float = 0.01
     warm_up: float = 0.2
     beta_start: float = 20.0
@@ -149,7 +149,9 @@ class AdaRound:
             return []
         within = calibration.captured.within(self.capture_megabytes * MEGABYTE).calls
         generator = torch.Generator().manual_seed(self.seed)
-        return self.draw(within, generator=generator) if within else []
+        parts = dict.fromkeys(call.part for call in within)
+        own = ([call for call in within if call.part == part] for part in parts)
+        return [call for calls in own for call in self.draw(calls, generator=generator)]
 
     # What the methods that stand on this one do otherwise.
 

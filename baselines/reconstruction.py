@@ -34,6 +34,7 @@ from segquant.core.correction import channel_dim
 from segquant.core.layer import relative_error
 from segquant.core.quantize import replace_module
 from segquant.core.recorded_calls import Call, CapturedCalls, restore_tree, store_tree
+from segquant.core.several import called_parts
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +135,31 @@ def reconstruct(
             "calibrate with capture_bytes above 0 (at least one call's size)"
         )
     work = _Work(quantized, unquantized, calibration, settings)
-    blocks = ordered_blocks(unquantized, captured=captured, call=calls[0])
+    first: dict[str, Call] = {}
+    for call in calls:
+        first.setdefault(call.part, call)
+    blocks = {
+        block: part
+        for part, call in first.items()
+        for block in ordered_blocks(unquantized, captured=captured, call=call)
+    }
     inside = {f"{b}.{n}" for b in blocks for n, _ in _quants(quantized.get_submodule(b))}
     for name, quant in _quants(quantized):
         if name not in inside:
             _reconstruct_layer(work, name, quant)
-    used = [_reconstruct_block(work, block, captured=captured, calls=calls) for block in blocks]
+    used = [
+        _reconstruct_block(
+            work, block, captured=captured, calls=[call for call in calls if call.part == part]
+        )
+        for block, part in blocks.items()
+    ]
     _amend(report, work)
     logger.info("%d blocks reconstructed on %s calls", len(blocks), sorted(set(used)))
+    report.left_out += [
+        f"blocks of {part}: none of its calls was kept, its layers are done one by one"
+        for part in called_parts(unquantized)
+        if part not in first
+    ]
     report.left_out += [
         f"of {settings.iterations} iterations on V, {settings.rate:g} is the learning rate",
     ]

@@ -142,7 +142,5 @@ class SoftLinear(nn.Module):
         self.decide()
         with torch.no_grad():
             codes_OI = self._codes()
-        made = rebuilt(
-            quant, spec=quant.spec, dtype=quant.dense_OI.dtype, codes_OI=codes_OI, **changed
-        )
+        made = rebuilt(quant, spec=quant.spec, dtype=quant.dtype, codes_OI=codes_OI, **changed)
         return made.train(quant.training)

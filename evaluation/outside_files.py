@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 256 * 2**20  # of a text; a file of prompts has some hundred bytes a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideFile:
+    """A file that a metric or a data set reads and nobody may pass on: where to get it and put it.
+
+    What is not known of it is None.
+    """
+
+    path: Path  # where it is looked for
+    needed_by: str
+    origin: str | None  # an address or a name
+    size: int | None
+    sha256: str | None  # as far as it is known: its beginning is enough
+
+    def is_there(self) -> bool:
+        return self.path.is_file() and self.size in (None, self.path.stat().st_size)
+
+    def describe(self) -> str:
+        """One line."""
+        known = [f"{self.size} bytes"] if self.size is not None else []
+        known += [f"sha256 {self.sha256}"] if self.sha256 is not None else []
+        said = f" ({', '.join(known)})" if known else ""
+        if self.is_there():
+            return f"{self.needed_by}: {self.path}: there{said}"
+        origin = f"; get it from {self.origin}" if self.origin is not None else ""
+        return f"{self.needed_by}: {self.path}: missing{said}{origin} and put it there"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's types."""
+        return {**asdict(self), "path": str(self.path), "there": self.is_there()}
 
 
 def read_text(path: Path, *, most_bytes: int = MOST_BYTES) -> str:

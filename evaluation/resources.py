@@ -45,15 +45,25 @@ def reset_peak_memory() -> bool:
     return True
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process since its start or the last reset."""
+def resident_bytes() -> int:
+    """The resident set of this process now; 0 where the system does not say."""
+    return _status_bytes("VmRSS") or 0
+
+
+def _status_bytes(name: str) -> int | None:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        status = ""
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+        return None
+    values = (line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+    return next((int(value) * 1024 for value in values), None)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process since its start or the last reset."""
+    marked = _status_bytes("VmHWM")
+    if marked is not None:
+        return marked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

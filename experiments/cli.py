@@ -32,6 +32,8 @@ log = logging.getLogger("segbench")
 EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 VERBS = {
     "run": "run one cell, or a sweep with -m or +experiment=NAME",
+    "check": "whether a run could start now, what it will take, and what is missing",
+    "fetch": "the models' files, brought into the hub's cache beforehand",
     "status": "where every cell stands, from records and queue",
     "retry": "run the failed cells again, and no others",
     "evaluate": "the metrics of a sweep again, from the images on disk",
@@ -42,6 +44,7 @@ VERBS = {
     "inspect": "every Linear: shape, segments, polarity, why",
     "methods": "the methods, what each does and needs; with names, all that is known of those",
     "models": "the models that conf/model names",
+    "rehearse": "a model at full size with random weights: seconds and memory of each stage",
     "bench-calibration": "seconds and memory of calibration, against a loop of 22 passes",
     "bench-kernels": "speed of every Linear shape of three models, every way through it",
     "bench-model": "speed of one denoiser step at full size, with random weights",
@@ -96,6 +99,8 @@ def _run(options: argparse.Namespace) -> Answer:
 def _say(options: argparse.Namespace, answer: Answer) -> int:
     text = json.dumps(answer.data, indent=2) if options.json else answer.text.rstrip()
     sys.stdout.write(f"{text}\n")
+    if answer.wrong:
+        return EXIT_WRONG
     return EXIT_FAILED if answer.failed else EXIT_OK
 
 

@@ -13,8 +13,11 @@ from evaluation.outside_files import text_fault
 
 SPLITS = ("evaluation", "calibration")
 FILES = ("image", "mask_image", "control_image")  # pictures that a pipeline's call may take
+CLASS_LABELS = "class_labels"  # as the calls of class-conditional pipelines name it
 MOST_ID_BYTES = 200  # the id names files, which a file system lets have 255
 MOST_CHARACTERS = 20_000  # of a prompt: tokenizers need minutes for a million
+
+Argument = str | int | float | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,12 @@ class Prompt:
     """
 
     id: str
-    text: str
+    text: str | None  # None: the pipeline's call takes no prompt
     files: tuple[tuple[str, str], ...] = ()  # names of `FILES`, each with the picture's path
+    arguments: tuple[tuple[str, Argument], ...] = ()  # more of the call's, by their names there
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not isinstance(self.text, str):
+        if not isinstance(self.id, str) or not isinstance(self.text, str | None):
             raise ValueError(f"id {self.id!r}, prompt {self.text!r}; both are texts")
         fault = _id_fault(self.id)
         if fault:
@@ -38,13 +42,30 @@ class Prompt:
                 f"id {self.id[:40]!r} {fault}; it names the image's file: give letters, digits, "
                 "'-', '_' and the like"
             )
-        if (fault := text_fault(self.text)) is not None:
-            raise ValueError(f"prompt of id {self.id!r} holds {fault}; take it out")
-        if len(self.text) > MOST_CHARACTERS:
-            raise ValueError(
-                f"prompt of id {self.id!r} has {len(self.text)} characters; give "
-                f"{MOST_CHARACTERS} at most"
-            )
+        texts = {"prompt": self.text, **dict(self.arguments)}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                continue
+            if (fault := text_fault(text)) is not None:
+                raise ValueError(f"{name} of id {self.id!r} holds {fault}; take it out")
+            if len(text) > MOST_CHARACTERS:
+                raise ValueError(
+                    f"{name} of id {self.id!r} has {len(text)} characters; give "
+                    f"{MOST_CHARACTERS} at most"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it gives to the pipeline's call."""
+        text = () if self.text is None else ("prompt",)
+        return (*text, *(name for name, _ in self.files), *(name for name, _ in self.arguments))
+
+    @property
+    def shown(self) -> str:
+        """What people read of it: its text, else what stands for one."""
+        if self.text is not None:
+            return self.text
+        return ", ".join(f"{name} {value}" for name, value in self.arguments) or self.id
 
 
 def _id_fault(name: str) -> str | None:

@@ -23,8 +23,10 @@ class LoadedDataset:
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """Identifies a list of prompts: ids, texts, contents of their pictures, and order."""
-    text = json.dumps([[prompt.id, prompt.text, *_contents(prompt)] for prompt in prompts])
+    """Identifies a list of prompts: ids, texts, pictures' contents, other arguments, and order."""
+    text = json.dumps(
+        [[p.id, p.text, *_contents(p), *(list(pair) for pair in p.arguments)] for p in prompts]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -57,13 +59,8 @@ def load_dataset(config: Dataset) -> LoadedDataset:
     """
     splits = config.prompts()
     _check_counts(config, splits)
-    _check_files(config, splits)
-    shared = {p.text for p in splits["evaluation"]} & {p.text for p in splits["calibration"]}
-    if shared:
-        raise ValueError(
-            f"dataset {config.name}: {len(shared)} prompts are in both splits, for example "
-            f"{sorted(shared)[0]!r}; calibrate on other prompts than those you evaluate on"
-        )
+    _check_names(config, splits)
+    _check_disjoint(config, splits)
     return LoadedDataset(
         name=config.name,
         evaluation=splits["evaluation"],
@@ -89,18 +86,35 @@ def _check_counts(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> Non
             )
 
 
-def _check_files(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> None:
-    """A call of the pipeline gets a picture for each of its prompts, or for none."""
-    prompts = [prompt for split in SPLITS for prompt in splits[split]]
-    names = {prompt.id: sorted(name for name, _ in prompt.files) for prompt in prompts}
-    if len({tuple(given) for given in names.values()}) > 1:
-        first = prompts[0]
-        other = next(prompt for prompt in prompts if names[prompt.id] != names[first.id])
+def _check_names(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> None:
+    """A call of the pipeline gets an argument for each of its prompts, or for none."""
+    first, *others = [prompt for split in SPLITS for prompt in splits[split]]
+    for other in others:
+        if set(other.names) != set(first.names):
+            raise ValueError(
+                f"dataset {config.name}: prompt {first.id!r} has {_listed(first, other)}, "
+                f"{other.id!r} has {_listed(other, first)}; give every prompt the same pictures "
+                "and other arguments"
+            )
+
+
+def _listed(prompt: Prompt, other: Prompt) -> str:
+    more = sorted(set(prompt.names) - set(other.names))
+    return " and ".join(more) or f"no {' or '.join(sorted(set(other.names) - set(prompt.names)))}"
+
+
+def _check_disjoint(config: Dataset, splits: dict[str, tuple[Prompt, ...]]) -> None:
+    """What calibrates is not evaluated on: other texts or pictures, or, of no text, other noise."""
+    mine, theirs = ({_content(prompt): prompt for prompt in splits[split]} for split in SPLITS)
+    shared = sorted(prompt.shown for content, prompt in mine.items() if content in theirs)
+    if shared:
         raise ValueError(
-            f"dataset {config.name}: prompt {first.id!r} has {_listed(names[first.id])}, "
-            f"{other.id!r} has {_listed(names[other.id])}; give every prompt the same pictures"
+            f"dataset {config.name}: {len(shared)} prompts are in both splits, for example "
+            f"{shared[0]!r}; calibrate on other prompts than those you evaluate on"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names) or "no picture"
+def _content(prompt: Prompt) -> str:
+    if prompt.text is None and not prompt.files:
+        return prompt.id  # the root of its noise
+    return json.dumps([prompt.text, _contents(prompt)])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from evaluation.datasets.interface import FILES, SPLITS, Prompt
+from evaluation.datasets.interface import FILES, SPLITS, Argument, Prompt
 from evaluation.datasets.pictures import check_pictures, read_pictures
 from evaluation.images import write_png
 from evaluation.outside_files import json_lines
 
+_OWN = {"id", "prompt", "split"}
 _WRITE = '{"id": "...", "prompt": "...", "split": "evaluation" or "calibration"}'
 
 
@@ -71,7 +73,8 @@ def _read(path: Path) -> dict[str, list[Prompt]]:
     seen: set[str] = set()
     for number, row in json_lines(path):
         where = f"{path}:{number}"
-        for key in ("id", "prompt"):
+        # what brings other arguments may do without a prompt, as a class does
+        for key in ("id", "prompt") if "prompt" in row or set(row) <= _OWN else ("id",):
             if not isinstance(row.get(key), str):
                 raise ValueError(
                     f"{where}: {key!r} is {_said(row, key)}, not a text; each line is {_WRITE}"
@@ -82,7 +85,12 @@ def _read(path: Path) -> dict[str, list[Prompt]]:
         if row["id"] in seen:
             raise ValueError(f"{where}: id {row['id']!r} is there already; ids are unique")
         try:
-            prompt = Prompt(id=row["id"], text=row["prompt"], files=_files(row, path.parent))
+            prompt = Prompt(
+                id=row["id"],
+                text=row.get("prompt"),
+                files=_files(row, path.parent),
+                arguments=_arguments(row),
+            )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         seen.add(prompt.id)
@@ -100,6 +108,15 @@ def _files(row: dict[str, Any], beside: Path) -> tuple[tuple[str, str], ...]:
         if not path.is_file():
             raise ValueError(f"{name!r}: {path} is no file")
     return tuple((name, str(path)) for name, path in given)
+
+
+def _arguments(row: dict[str, Any]) -> tuple[tuple[str, Argument], ...]:
+    """All other fields: arguments of the pipeline's call, which knows their names."""
+    given = {key: value for key, value in row.items() if key not in (*_OWN, *FILES)}
+    for key, value in given.items():
+        if not isinstance(value, Argument) or (isinstance(value, float) and not isfinite(value)):
+            raise ValueError(f"{key!r} is {_said(row, key)}, neither a text nor a number")
+    return tuple(sorted(given.items()))
 
 
 def _said(row: dict[str, Any], key: str) -> str:

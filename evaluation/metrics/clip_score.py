@@ -50,7 +50,7 @@ class ClipScore(MetricBase):
 
     def prompt_scores(self, inputs: Inputs) -> Mapping[str, Mapping[str, float]]:
         """The reference's: kept on disk, since they serve all methods."""
-        prompts = [inputs.prompts[name] for name in inputs.ids]
+        prompts = [inputs.text(name) for name in inputs.ids]
         contents = folder_contents(inputs.reference, ids=inputs.ids)
         scores_N = cached_array(
             inputs.settings.cache,
@@ -67,7 +67,7 @@ class ClipScore(MetricBase):
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         seed, resamples = inputs.settings.seed, inputs.settings.resamples
-        prompts = [inputs.prompts[name] for name in inputs.ids]
+        prompts = [inputs.text(name) for name in inputs.ids]
         note = "100 max(cos, 0), mean over images"
         truncated = count_truncated(inputs.evaluator, prompts)
         if truncated:

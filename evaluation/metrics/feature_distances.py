@@ -16,6 +16,7 @@ from evaluation.distances import (
 )
 from evaluation.metrics.metric_inputs import INCEPTION, Inputs, MetricSettings
 from evaluation.metrics.metric_interface import DELTA, unavailable
+from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.statistics import metric_from_estimate, paired_difference
 
@@ -116,3 +117,20 @@ def distances_identity(settings: MetricSettings) -> dict[str, Any]:
         identity[INCEPTION] = settings.file_key(path) if path.is_file() else "missing"
         identity["inception_sha256"] = settings.inception_sha256
     return identity
+
+
+def inception_files(settings: MetricSettings) -> list[OutsideFile]:
+    """Inception's weights, where its features are asked for."""
+    if settings.inception is None:
+        return []
+    from cleanfid.downloads_helper import inception_url
+
+    return [
+        OutsideFile(
+            path=settings.inception / INCEPTION_NAME,
+            needed_by="FID and KID of Inception's features",
+            origin=inception_url,
+            size=None,
+            sha256=settings.inception_sha256,
+        )
+    ]

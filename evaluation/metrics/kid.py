@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.distances import kernel_distance
-from evaluation.metrics.feature_distances import distances_identity, measure_distances
+from evaluation.metrics.feature_distances import (
+    distances_identity,
+    inception_files,
+    measure_distances,
+)
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
+from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric
 
 SHOWN = tuple(
@@ -46,6 +52,9 @@ class Kid(MetricBase):
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
         return distances_identity(settings)
+
+    def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
+        return inception_files(settings)
 
 
 METRIC = Kid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
+from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.similarity import check_pair, similarity_metrics
 from evaluation.statistics import share_metric
@@ -64,6 +65,22 @@ class Lpips(MetricBase):
         path = backbone_path()
         weights = settings.file_key(path) if path.is_file() else "missing"
         return super().identity(settings) | {"weights": weights if settings.lpips else "off"}
+
+    def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
+        if not settings.lpips:
+            return ()
+        from torchvision.models import AlexNet_Weights
+
+        path = backbone_path()
+        return [
+            OutsideFile(
+                path=path,
+                needed_by="LPIPS",
+                origin=AlexNet_Weights.IMAGENET1K_V1.url,
+                size=None,
+                sha256=f"{path.stem.rpartition('-')[2]}...",  # torchvision's names hold it
+            )
+        ]
 
 
 METRIC = Lpips

@@ -14,6 +14,7 @@ from evaluation import distances
 from evaluation.clip_evaluator import Evaluator, load_evaluator
 from evaluation.feature_cache import cached_array, file_hash, folder_contents
 from evaluation.images import image_ids, image_size, read_batch, to_float
+from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
 
 INCEPTION = "inception"  # the prefix of its features
@@ -56,7 +57,7 @@ class Inputs:
     Args:
         images, reference: exactly one `{prompt_id}.png` for each id of `prompts`.
         dataset: any number of PNG images; None where there are none.
-        prompts: id -> text.
+        prompts: id -> text; None of what is made without one.
         step_errors: prompt id -> relative error of each step, for the prompts that were traced, in
             the order in which they count (a bootstrap draws by it); None where none was.
         loaded: the evaluator, where it is loaded already.
@@ -64,13 +65,24 @@ class Inputs:
 
     images: Path
     reference: Path
-    prompts: Mapping[str, str]
+    prompts: Mapping[str, str | None]
     settings: MetricSettings
     dataset: Path | None = None
     step_errors: Mapping[str, Sequence[float]] | None = None
     loaded: Evaluator | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> id -> value
     _kept: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
+
+    def text(self, prompt_id: str) -> str:
+        """A prompt's text.
+
+        Raises:
+            MetricUnavailable: there is none.
+        """
+        text = self.prompts[prompt_id]
+        if text is None:
+            raise MetricUnavailable("the model takes no prompts, so no image has a text to fit")
+        return text
 
     @cached_property
     def ids(self) -> list[str]:
@@ -186,4 +198,4 @@ class Batch:
 
     @property
     def prompts(self) -> list[str]:
-        return [self.inputs.prompts[name] for name in self.ids]
+        return [self.inputs.text(name) for name in self.ids]

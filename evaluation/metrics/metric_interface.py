@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
+from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric
 from evaluation.statistics import metric_from_values
 
@@ -87,6 +88,10 @@ class MetricBase:
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
         """What the numbers depend on beside the images, the prompts and the metric's own fields."""
         return {"seed": settings.seed, "resamples": settings.resamples}
+
+    def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
+        """Files that nobody may pass on and without which it is not measured."""
+        return ()
 
 
 def unavailable(reason: str, *, against: str, higher_is_better: bool | None = None) -> Metric:

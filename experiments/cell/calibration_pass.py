@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.shards import make_in_shards, remove_shards
 from experiments.cell.stage import Stage
 from experiments.sampling.calibrate import (
     CalibrationPass,
     calibration_batch_size,
     capture_bytes,
     load_calibration,
+    merge_calibration,
     recorded_rows,
 )
 from experiments.sampling.loaded import LoadedModel
@@ -21,6 +24,7 @@ from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES
 
 if TYPE_CHECKING:
     from experiments.cell.surroundings import Surroundings
+    from experiments.store.folders import Finished
     from segquant.core.method_interface import StatisticsNeeds
 
 
@@ -32,10 +36,8 @@ class CalibrationStatistics(Stage):
     needs: StatisticsNeeds
 
     def fields(self) -> dict[str, Any]:
-        dataset = self.around.dataset
-        size = calibration_batch_size(self.around.config, prompts=len(dataset.calibration))
         return {
-            "sampler": self.around.sampler(batch_size=size),
+            "sampler": self.around.sampler(batch_size=self._batch_size()),
             "prompts": self.around.prompts_hash.calibration,
             "denoisers": self.around.config.model.denoisers,
             "keep": self.around.config.model.keep,
@@ -45,10 +47,24 @@ class CalibrationStatistics(Stage):
             "capture_bytes": capture_bytes(self.needs),
         }
 
+    def _batch_size(self) -> int:
+        prompts = len(self.around.dataset.calibration)
+        return calibration_batch_size(self.around.config, prompts=prompts)
+
     def make(self, folder: Path) -> dict[str, Any]:
+        return make_in_shards(self, folder)
+
+    def tidy(self) -> None:
+        remove_shards(self)
+
+    def batch_count(self) -> int:
+        return -(-len(self.around.dataset.calibration) // self._batch_size())
+
+    def make_some(self, folder: Path, some: range | None) -> dict[str, Any]:
         around = self.around
         model: LoadedModel = around.model
-        with model.running(None, num_threads=around.num_threads) as pipeline:
+        texts = around.texts(around.dataset.calibration, batch_size=self._batch_size())
+        with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return CalibrationPass(
                 pipeline=pipeline,
                 denoiser=model.denoiser,
@@ -57,7 +73,14 @@ class CalibrationStatistics(Stage):
                 needs=self.needs,
                 progress=around.progress.part("calibration"),
                 note=around.progress.note,
-            ).run(folder)
+            ).run(folder, some=some)
+
+    def merge(self, folder: Path, shards: Sequence[Finished]) -> dict[str, Any]:
+        notes = shards[0].notes
+        paths = [shard.path for shard in shards]
+        merge_calibration(paths, folder, needs=self.needs, layers=notes["layers"])
+        forwards = sum(shard.notes["forwards"] for shard in shards)
+        return {"forwards": forwards, "plan": notes["plan"]}
 
     def read(self) -> Calibration:
         """The statistics, made if they are not there."""

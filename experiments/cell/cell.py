@@ -31,6 +31,7 @@ from experiments.config.naming import names
 from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
+from experiments.sampling.correct import why_not_corrected
 from experiments.store.digests import digest
 from experiments.store.entries import clear_way
 from experiments.store.folders import Finished, hash_once
@@ -66,8 +67,11 @@ class Cell:
 
     @cached_property
     def unsupported(self) -> str | None:
-        """Why the method does not do these bits."""
-        return self.config.method.unsupported(self.config.bits)
+        """Why the method does not do these bits, or not this model."""
+        reason = self.config.method.unsupported(self.config.bits)
+        if reason is None and self._fresh_corrector() is not None:
+            return why_not_corrected(self.config.model)
+        return reason
 
     @property
     def refused(self) -> str | None:

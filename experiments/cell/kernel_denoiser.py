@@ -58,6 +58,6 @@ class KernelDenoiser:
         if calibration is not None:
             use.protocol["activation_code"] = self.activation_code
             use.protocol["extra_products_of_codes"] = extra_products(
-                entries, self.quantized.around.model.denoiser, calibration
+                entries, self.quantized.around.model.weights.linears, calibration
             )
         return LoadedDenoiser(module=module, report=report, execution=execution, kernels=use)

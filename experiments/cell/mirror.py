@@ -15,7 +15,7 @@ def log_cell(cell: Cell, record: Record) -> str:
         rows = [
             ImageRow(
                 prompt_id=prompt.id,
-                prompt=prompt.text,
+                prompt=prompt.shown,
                 reference=cell.reference.folder / f"{prompt.id}.png",
                 image=cell.images.folder / f"{prompt.id}.png",
             )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
+    denoisers_left_out,
+    denoisers_of,
     found_revision,
     pipeline_index,
-    scheduler_config,
     variant_of,
 )
-from segquant.core.other_weights import other_weights
+from experiments.sampling.model_parts import given_parts
+from experiments.sampling.schedulers import scheduler_fields
+from experiments.sampling.single_files import single_file
 from segquant.core.over_fit import over_fit_fields
-from segquant.core.plain_linears import linear_layers
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from experiments.cell.cell import Cell
     from experiments.cell.denoiser import KernelUse
     from segquant.core.method_interface import QuantizationReport
+    from segquant.core.other_weights import WeightCount
     from segquant.core.schemes import TensorScheme
 
 SEED_RULES = {
@@ -43,13 +44,19 @@ def describe(cell: Cell) -> dict[str, Any]:
     model, dataset, bits = config.model, around.dataset, config.bits
     folder = check_folder(model)
     index = pipeline_index(folder)
+    parts = given_parts(model, folder, index)
     return {
         "model_weights": around.weights,
         "model_revision": found_revision(model),
-        "model_variant": variant_of(folder),
+        "model_variant": None if single_file(model.path) else variant_of(folder, besides=parts),
+        "single_file": None if single_file(model.path) is None else model.path,
+        "parts": {name: around.describe_part(part) for name, part in parts.items()},
+        "lora": None if model.lora is None else _adapter(cell),
         "safety_checker": "switched off" if index.get(SAFETY_CHECKER, [None])[0] else None,
-        "pipeline": index.get("_class_name"),
-        "scheduler": scheduler_config(folder),
+        "pipeline": model.pipeline or index.get("_class_name"),
+        "denoisers": denoisers_of(model, index),
+        "denoisers_left_out": denoisers_left_out(model, index),
+        "scheduler": scheduler_fields(model, folder),
         "num_inference_steps": model.num_inference_steps,
         "guidance_scale": model.guidance_scale,
         "call": dict(model.call),
@@ -93,6 +100,12 @@ def describe(cell: Cell) -> dict[str, Any]:
     }
 
 
+def _adapter(cell: Cell) -> dict[str, Any]:
+    model = cell.config.model
+    said = {"path": model.lora, "sha256": cell.around.adapter, "scale": model.lora_scale}
+    return {**said, "fused": "into the weights, before calibration"}
+
+
 def _floor(cell: Cell) -> dict[str, int] | None:
     if cell.floor is None:
         return None
@@ -107,11 +120,15 @@ def _granularity(scheme: TensorScheme) -> str:
 
 
 def fill_report(
-    record: Record, report: QuantizationReport, *, kernels: KernelUse, unquantized: nn.Module
+    record: Record, report: QuantizationReport, *, kernels: KernelUse, unquantized: WeightCount
 ) -> None:
     """What was done to the denoiser, and what runs as products of codes."""
     record.layers_quantized = report.layers_quantized
     record.layers_kept = [dict(layer) for layer in report.layers_kept]
+    record.layers_kept += [
+        {"name": name, "reason": "not chosen: model.denoisers"}
+        for name in record.protocol["denoisers_left_out"]
+    ]
     record.execution_by_layer_class = {"Linear": record.execution}
     record.effective_bits_per_weight = report.effective_bits_per_weight
     record.extra_macs_fraction = report.extra_macs_fraction
@@ -145,12 +162,12 @@ def fill_costs(record: Record, cell: Cell) -> None:
         record.protocol["images_not_finite"] = images.notes["not_finite"]
 
 
-def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, Any]:
+def coverage(unquantized: WeightCount, report: QuantizationReport) -> dict[str, Any]:
     """How much of the denoiser was quantized, by number of weights.
 
     Of Linears' weights: those of subclasses count, and parameters that no Linear holds.
     """
-    linear, other = _weights(unquantized)
+    linear, other = unquantized.products, unquantized.rest
     layers = report.layers_quantized
     quantized = sum(layer["in_features"] * layer["out_features"] for layer in layers)
     return {
@@ -161,16 +178,6 @@ def coverage(unquantized: nn.Module, report: QuantizationReport) -> dict[str, An
     }
 
 
-def stored_bytes(unquantized: nn.Module, report: QuantizationReport) -> int:
+def stored_bytes(unquantized: WeightCount, report: QuantizationReport) -> int:
     """Bytes of the whole denoiser: weights of products as the report has them, else 16 bit."""
-    _, other = _weights(unquantized)
-    return report.weight_bytes + other * UNQUANTIZED_BITS // BITS_OF_BYTE
-
-
-def _weights(unquantized: nn.Module) -> tuple[int, int]:
-    """Numbers of weights of products and of other parameters (biases, norms, convolutions)."""
-    plain = sum(linear.weight.numel() for linear in linear_layers(unquantized).values())
-    others = other_weights(unquantized).values()
-    parameters = sum(parameter.numel() for parameter in unquantized.parameters())
-    rest = parameters - plain - sum(other.parameters for other in others)
-    return plain + sum(other.weights for other in others), rest
+    return report.weight_bytes + unquantized.rest * UNQUANTIZED_BITS // BITS_OF_BYTE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +71,12 @@ class QuantizedDenoiser(Stage):
         if needs.replay:
             cost = self.inputs().build()
             forwards, seconds = forwards + cost.notes["forwards"], seconds + cost.seconds
-        denoiser = copy.deepcopy(around.model.denoiser)
+        calibration, model = self.read(), around.model
+        if model.offloads:  # the denoiser waits on the host, a layer at a time is on the device
+            calibration.device = around.device
+        denoiser = model.take()  # after the calibration, whose graph may need the pipeline's own
         with threads(around.num_threads):
-            report = self.method.quantize(denoiser, calibration=self.read(), bits=self.bits)
+            report = self.method.quantize(denoiser, calibration=calibration, bits=self.bits)
         if not isinstance(report, QuantizationReport):
             raise TypeError(
                 f"{type(self.method).__name__}.quantize returned {type(report).__name__}; it must "

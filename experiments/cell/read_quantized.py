@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from experiments.cell.quantized_files import CHECKPOINT, REPORT
@@ -20,10 +19,10 @@ def read_quantized(quantized: QuantizedDenoiser) -> tuple[nn.Module, Quantizatio
     """The denoiser of the stage; a library's is made again, since it cannot be saved."""
     folder = quantized.build().path
     around = quantized.around
-    denoiser = copy.deepcopy(around.model.denoiser)
     if not (folder / REPORT).exists():
-        return load_quantized(denoiser, folder / CHECKPOINT)
+        return load_quantized(around.model.take(), folder / CHECKPOINT)
     calibration = quantized.read()
+    denoiser = around.model.take()
     with threads(around.num_threads):
         report = quantized.method.quantize(denoiser, calibration=calibration, bits=quantized.bits)
     return denoiser, report

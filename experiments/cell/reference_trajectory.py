@@ -24,6 +24,7 @@ class ReferenceTrajectory(Stage):
     def fields(self) -> dict[str, Any]:
         return {
             "sampler": self.around.sampler(),
+            "denoisers": self.around.config.model.denoisers,
             "prompts": self.around.prompts_hash.traced,
             "latents": self.around.config.latents,
         }
@@ -31,7 +32,8 @@ class ReferenceTrajectory(Stage):
     def make(self, folder: Path) -> dict[str, Any]:
         around, config = self.around, self.around.config
         model: LoadedModel = around.model
-        with model.running(None, num_threads=around.num_threads) as pipeline:
+        texts = around.texts(self.prompts, batch_size=config.model.batch_size)
+        with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return record_trajectory(
                 pipeline,
                 self.prompts,

@@ -120,7 +120,7 @@ def _measured(cell: Cell) -> Record:
     denoiser = cell.around.loaded(cell.denoiser)
     record.execution = denoiser.execution
     fill_costs(record, cell)
-    unquantized = cell.around.model.denoiser
+    unquantized = cell.around.model.weights
     fill_report(record, _report(cell, denoiser), kernels=denoiser.kernels, unquantized=unquantized)
     _fill_metrics(cell, record)
     return record

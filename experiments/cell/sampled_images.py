@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.shards import make_in_shards, remove_shards
 from experiments.cell.stage import Stage
 from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.sample import generate_images
+from segquant.core.files import link_or_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from experiments.cell.denoiser import Denoiser
+    from experiments.store.folders import Finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,32 @@ class SampledImages(Stage):
         return self.denoiser.code()
 
     def make(self, folder: Path) -> dict[str, Any]:
-        config = self.around.config
+        return make_in_shards(self, folder)
+
+    def tidy(self) -> None:
+        remove_shards(self)
+
+    def batch_count(self) -> int:
+        return -(-len(self.around.dataset.evaluation) // self.batch_size)
+
+    def make_some(self, folder: Path, some: range | None) -> dict[str, Any]:
+        config, prompts = self.around.config, self.around.dataset.evaluation
+        if some is not None:
+            prompts = prompts[some.start * self.batch_size : some.stop * self.batch_size]
+        texts = self.around.texts(
+            self.around.dataset.evaluation,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+        )
         denoiser = self.around.loaded(self.denoiser)
         model: LoadedModel = self.around.model
         with (
-            model.running(denoiser.module, num_threads=self.num_threads) as pipeline,
+            model.running(denoiser.module, num_threads=self.num_threads, texts=texts) as pipeline,
             denoiser.sampling(pipeline),
         ):
             return generate_images(
                 pipeline,
-                self.around.dataset.evaluation,
+                prompts,
                 folder,
                 config=replace(config.model, batch_size=self.batch_size),
                 seed=config.seed,
@@ -60,6 +78,18 @@ class SampledImages(Stage):
                 shared_noise=config.latents == "shared",
                 jpeg=config.image == "jpeg",
             )
+
+    def merge(self, folder: Path, shards: Sequence[Finished]) -> dict[str, Any]:
+        taken = []  # seconds of each image, as far as they were measured
+        for shard in shards:
+            for name in shard.files:
+                link_or_copy(shard.path / name, folder / name)
+            each = shard.notes["seconds_per_image"]
+            taken += [] if each is None else [each] * len(shard.files)
+        return {
+            "not_finite": [name for shard in shards for name in shard.notes["not_finite"]],
+            "seconds_per_image": sum(taken) / len(taken) if taken else None,
+        }
 
     def damaged(self, ids: Sequence[str]) -> Path | None:
         """The first of these pictures that is not what was written; its stage may be made again."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.cell.denoiser import LoadedDenoiser
 from experiments.cell.read_quantized import read_quantized
+from segquant.core.linear import QuantLinear
 
 if TYPE_CHECKING:
     from experiments.cell.quantized_denoiser import QuantizedDenoiser
@@ -27,4 +28,7 @@ class SimulatedDenoiser:
 
     def load(self) -> LoadedDenoiser:
         module, report = read_quantized(self.quantized)
+        for layer in module.modules():
+            if isinstance(layer, QuantLinear):
+                layer.drop_codes()  # the dense weight is all that runs
         return LoadedDenoiser(module=module, report=report, execution=report.execution)

@@ -68,7 +68,12 @@ class Stage:
     def build(self) -> Finished:
         """The finished stage, made if it is not there or damaged."""
         make = self.make if self.anywhere or self.around.makes else self._refuse
-        return self.around.store.build(self.kind, self.key(), make)
+        finished = self.around.store.build(self.kind, self.key(), make)
+        self.tidy()
+        return finished
+
+    def tidy(self) -> None:
+        """Removes what is of no use any more, now that the stage is there."""
 
     def _refuse(self, folder: Path) -> None:
         raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -17,14 +18,15 @@ from evaluation.datasets.loading import LoadedDataset, load_dataset, prompts_has
 from evaluation.metrics.metric_catalogue import all_metrics, metric_identity
 from evaluation.metrics.metric_inputs import MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
+from experiments.cell.encoded_texts import EncodedTexts
 from experiments.cell.progress import Progress
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.adapters import adapter_file
 from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.machine import device_of, planned_gpu
-from experiments.sampling.model_folder import check_folder
 from experiments.sampling.static_graph import graph_of
-from experiments.sampling.weights_hash import weights_hash
+from experiments.sampling.weights_hash import model_hash, part_hash
 from experiments.store.digests import digest
 from experiments.store.file_hashes import HASHES, FileHashes
 from experiments.store.folders import Store
@@ -34,6 +36,7 @@ from segquant.graph import LayerGraph
 
 if TYPE_CHECKING:
     from experiments.cell.denoiser import Denoiser, LoadedDenoiser
+    from experiments.sampling.model_parts import Part
 
 _METRICS_VERSIONED = (
     *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch"),
@@ -102,7 +105,21 @@ class Surroundings:
 
     @cached_property
     def weights(self) -> str:
-        return weights_hash(check_folder(self.config.model), files=self._files)
+        return model_hash(self.config.model, files=self._files)
+
+    def describe_part(self, part: Part) -> dict[str, str]:
+        """Where a part of `model.parts` comes from, for the record."""
+        return {
+            "path": self.config.model.parts[part.name],
+            "class": part.kind.__name__,
+            "weights": part_hash(part, files=self._files),
+        }
+
+    @cached_property
+    def adapter(self) -> str | None:
+        """The sha256 of the adapter's file."""
+        path = adapter_file(self.config.model)
+        return None if path is None else self.file_key(path)
 
     @cached_property
     def true_images_hash(self) -> str | None:
@@ -137,9 +154,9 @@ class Surroundings:
             "guidance_scale": model.guidance_scale,
             "call": model.call,
             "pipeline": model.pipeline,
-            "parts": model.parts,
+            "parts": sorted(model.parts),  # their contents are in `weights`
             "scheduler": model.scheduler,
-            "lora": [model.lora, model.lora_scale],
+            "lora": None if model.lora is None else [self.adapter, model.lora_scale],
             "batch_size": batch_size or model.batch_size,
             "seed": self.config.seed,
             "device": self.device_name,
@@ -151,12 +168,30 @@ class Surroundings:
 
     @cached_property
     def model(self) -> LoadedModel:
-        return LoadedModel(config=self.config.model, device=self.device)
+        return LoadedModel(
+            config=self.config.model, device=self.device, make_room=self._loaded.clear
+        )
 
     @cached_property
     def graph(self) -> LayerGraph:
         prompt = self.dataset.calibration[0]
-        return graph_of(self.model.pipeline, prompt, config=self.config.model)
+        with self.model.running(None, num_threads=self.num_threads) as pipeline:
+            return graph_of(pipeline, prompt, config=self.config.model)
+
+    def texts(
+        self, prompts: Sequence[Prompt], *, batch_size: int, num_threads: int | None = None
+    ) -> Path | None:
+        """Where what the text encoders say of the prompts lies; None where they stay in memory."""
+        if not self.config.model.embeddings:
+            return None
+        stage = EncodedTexts(
+            around=self,
+            prompts=tuple(prompts),
+            prompts_hash=prompts_hash(prompts),
+            batch_size=batch_size,
+            num_threads=num_threads or self.num_threads,
+        )
+        return stage.build().path
 
     def loaded(self, denoiser: Denoiser) -> LoadedDenoiser:
         """The denoiser in memory; the last one is kept, as a cell asks for it several times."""

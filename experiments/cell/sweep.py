@@ -22,7 +22,7 @@ from experiments.config.choices import METHODS_OWN
 from experiments.config.request import Request
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
-from experiments.sampling.model_check import check_model, misfits
+from experiments.sampling.model_check import check_model, check_prompts, misfits
 from experiments.sampling.model_shapes import check_kept
 from experiments.store.folders import Store
 from segquant.core.method_interface import OfThisMachine, StatisticsNeeds
@@ -85,6 +85,8 @@ class Sweep:
         """
         if all(cell.refused is not None for cell in self.cells):
             cell = self.cells[0]
+            if cell.config.method.unsupported(cell.config.bits) is None:
+                raise UserError(f"method={cell.config.method_name}: {cell.refused}")
             allowed = bits_of(cell.config.method)
             raise UserError(
                 f"method={cell.config.method_name} does not do bits={cell.config.bits.name}: "
@@ -97,13 +99,12 @@ class Sweep:
         for group in self.groups():
             around = group[0].around
             _ = around.device, around.dataset
-            model, pictures = (
-                around.config.model,
-                [n for n, _ in around.dataset.evaluation[0].files],
-            )
-            key = repr((model, pictures))
+            model = around.config.model
+            prompts = (*around.dataset.evaluation, *around.dataset.calibration)
+            key = repr((model, prompts[0].names))
             if key not in denoisers:
-                denoisers[key] = check_model(model, pictures=pictures)
+                denoisers[key] = check_model(model, prompts=prompts)
+            check_prompts(model, prompts)
             fitting = [cell.config for cell in group if cell.fits_layers]
             wrong += misfits(fitting, denoisers[key])
             with told_to_the_user():

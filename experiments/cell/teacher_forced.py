@@ -41,12 +41,11 @@ class StepErrors(Stage):
 
     def make(self, folder: Path) -> None:
         trajectory = self.trajectory.build()
-        module = self.around.loaded(self.denoiser).module
-        with threads(self.num_threads):
+        module, model = self.around.loaded(self.denoiser).module, self.around.model
+        chosen = model.denoiser if module is None else module
+        with threads(self.num_threads), model.placed(chosen) as denoiser:
             errors_NT = replay_errors(
-                self.around.model.denoiser if module is None else module,
-                trajectory.path,
-                trajectory.notes,
+                denoiser, trajectory.path, trajectory.notes, device=model.device
             )
         torch.save(errors_NT, folder / _ERRORS)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from evaluation.records import Record
 from experiments.cell.cell import Cell
 from experiments.cell.sweep import Sweep
+from experiments.cluster.sharded_stages import cell_items, missing_shards, shard_item
 from experiments.cluster.submission import (
     calibration_item,
     entries_of,
@@ -77,7 +78,7 @@ def cell_states(sweep: Sweep, *, ask: bool = True) -> list[CellState]:
         entries[item].job
         for cell, record in zip(sweep.cells, records, strict=True)
         if record is None or record.status == "failed" or not cell.is_current(record)
-        for item in (cell.run_id, f"{cell.run_id}:images")
+        for item in cell_items(cell)
         if item in entries
     }
     queue = queue_states(open_items) if ask else {}
@@ -92,17 +93,24 @@ def _blocked(state: CellState, entries: dict[str, Entry]) -> CellState:
     """Of a cell that never began, because what it waited for failed: says what that was."""
     if state.state != "lost" or Path(state.log).exists():
         return state
-    waited = []
+    waited: list[tuple[str, str]] = []
     if not has_reference(state.cell):
-        waited.append(("reference", reference_item(state.cell)))
+        waited += [*_shards(state.cell, "reference"), ("reference", reference_item(state.cell))]
     if not has_calibration(state.cell):
-        waited.append(("calibration", calibration_item(state.cell)))
+        item = calibration_item(state.cell)
+        waited += [*_shards(state.cell, "calibration"), ("calibration", item)]
     parts = [state.detail]
-    for stage, item in waited:
+    for what, item in waited:
         if item in entries:
             path = _log_path(entries[item])
-            parts.append(f"{stage} is not there (job {entries[item].job}): {last_words(path)}")
+            parts.append(f"{what} is not there (job {entries[item].job}): {last_words(path)}")
     return replace(state, detail="; ".join(parts))
+
+
+def _shards(cell: Cell, part: str) -> list[tuple[str, str]]:
+    """Those that are not there, with their items."""
+    missing = missing_shards([cell], part).values()
+    return [(f"{part} {shard.label}", shard_item(shard)) for shards in missing for shard in shards]
 
 
 def _state(
@@ -115,15 +123,10 @@ def _state(
     if record is not None and record.status != "failed" and cell.is_current(record):
         state = "done" if record.status == "ok" else "skipped"
         return CellState(cell, state, record.reason)
-    name = cell.run_id
-    known = [entries[item] for item in (f"{name}:images", name) if item in entries]
-    for entry in known:
-        job = queue.get(entry.job)
-        if job is None or not job.alive:
-            continue
-        waits = job.state == "PENDING"
-        detail = f"job {entry.job} " + (f"waits ({job.reason})" if waits else f"on {job.node}")
-        return CellState(cell, "queued" if waits else "running", detail, entry.job)
+    known = [entries[item] for item in cell_items(cell) if item in entries]
+    at_work = _at_work(cell, [entry.job for entry in known], queue)
+    if at_work is not None:
+        return at_work
     failure = cell.read_failure() if record is not None and record.status == "ok" else None
     if failure is not None:
         job_id = str(failure.environment.get("job") or "")
@@ -142,6 +145,22 @@ def _state(
         return CellState(cell, "missing")
     ended = queue.get(last.job)
     return CellState(cell, "lost", ended.state if ended else "", last.job, log_path)
+
+
+def _at_work(cell: Cell, jobs: Sequence[str], queue: dict[str, JobState]) -> CellState | None:
+    """Of a cell with jobs in the queue: one that runs, or else the first that waits."""
+    alive = {job: queue[job] for job in jobs if job in queue and queue[job].alive}
+    if not alive:
+        return None
+    running = [job for job, state in alive.items() if state.state != "PENDING"]
+    job = running[0] if running else next(iter(alive))
+    detail = f"job {job} " + (
+        f"on {queue[job].node}" if running else f"waits ({queue[job].reason})"
+    )
+    left = [shard for shards in missing_shards([cell], "images").values() for shard in shards]
+    if left:
+        detail += f"; {left[0].count - len(left)} of {left[0].count} shards done"
+    return CellState(cell, "running" if running else "queued", detail, job)
 
 
 def _with_endings(states: list[CellState]) -> list[CellState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.cell.calibration_inputs import CalibrationInputs
@@ -13,6 +13,7 @@ from experiments.cell.calibration_pass import CalibrationStatistics, calibration
 from experiments.cell.cell import Cell
 from experiments.cell.sweep import Sweep, absolute
 from experiments.cluster.estimate import minutes, seconds_per_prompt
+from experiments.cluster.sharded_stages import is_prepared, missing_shards, shard_item
 from experiments.cluster.work import CellWork, SharedWork
 from experiments.errors import UserError
 from experiments.store.lock import locked
@@ -20,6 +21,14 @@ from slurm.arrays import Job
 from slurm.launch import submit_arrays
 from slurm.ledger import Entry, Ledger
 from slurm.queue import SlurmError, find_by_name, queue_states
+
+# Jobs of a stage are submitted after those that they may wait for.
+_ORDER = (
+    *("reference-shard", "calibration-shard", "reference", "calibration"),
+    *("quantize", "images-shard", "cell", "images", "metrics"),
+)
+_SUFFIXES = {"images": ":images", "quantize": ":quantized"}  # of a cell's item in the ledger
+_PARTS = {"cell": "all", "images-shard": "shard"}  # of CellWork, where not the stage's own name
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,6 @@ def plan_jobs(cells: Sequence[Cell], *, running: set[str]) -> list[Job]:
     groups: dict[int, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(id(cell.around), []).append(cell)
-    shared: list[Job] = []
     jobs: list[Job] = []
     for group in groups.values():
         first = group[0]
@@ -83,18 +91,16 @@ def plan_jobs(cells: Sequence[Cell], *, running: set[str]) -> list[Job]:
         if not has_reference(first):
             after.append(reference_item(first))
             if after[-1] not in running:
-                shared.append(_shared_job(first, "reference", after[-1], each))
+                jobs += _shared_jobs(first, "reference", after[-1], running=running, each=each)
         quantized = [cell for cell in group if _needs_calibration(cell)]
+        others = [cell for cell in group if cell not in quantized]
+        jobs += _cell_jobs(others, after=tuple(after), running=running, each=each)
         if quantized and not has_calibration(first):
-            item = calibration_item(first)
-            if item not in running:
-                shared.append(_shared_job(first, "calibration", item, each))
-            others = [cell for cell in group if cell not in quantized]
-            jobs += _cell_jobs(others, after=tuple(after), each=each)
-            jobs += _cell_jobs(quantized, after=(*after, item), each=each)
-        else:
-            jobs += _cell_jobs(group, after=tuple(after), each=each)
-    return [*shared, *jobs]
+            after.append(calibration_item(first))
+            if after[-1] not in running:
+                jobs += _shared_jobs(first, "calibration", after[-1], running=running, each=each)
+        jobs += _cell_jobs(quantized, after=tuple(after), running=running, each=each)
+    return sorted(jobs, key=lambda job: _ORDER.index(job.stage))
 
 
 def _needs_calibration(cell: Cell) -> bool:
@@ -102,30 +108,83 @@ def _needs_calibration(cell: Cell) -> bool:
     return any(isinstance(stage, calibrating) for stage, _ in cell.pending())
 
 
-def _shared_job(cell: Cell, stage: str, item: str, each: float | None) -> Job:
+def _shared_jobs(
+    cell: Cell, stage: str, item: str, *, running: set[str], each: float | None
+) -> list[Job]:
+    """The job that makes a shared stage; before it, where it is made in shards, these."""
     settings = cell.config.cluster.settings(stage)
     assert settings is not None
     dataset = cell.around.dataset
     prompts = dataset.calibration if stage == "calibration" else dataset.evaluation
-    return Job(
+    config, needs = absolute(cell.config), cell.around.needs
+    missing = missing_shards([cell], stage)
+    whole = Job(
         items=(item,),
-        work=SharedWork(config=absolute(cell.config), needs=cell.around.needs, stage=stage),
+        work=SharedWork(config=config, needs=needs, stage=stage),
         settings=settings,
         stage=stage,
         label=f"{stage} of {cell.config.model.name}",
-        minutes=minutes(len(prompts), each),
+        after=tuple(shard_item(shard) for shards in missing.values() for shard in shards),
+        minutes=minutes(0 if missing else len(prompts), each),
     )
+    jobs = [
+        Job(
+            items=tuple(map(shard_item, shards)),
+            work=SharedWork(config=config, needs=needs, stage=stage, shard=number),
+            settings=settings,
+            stage=f"{stage}-shard",
+            label=f"{stage} {shards[0].label} of {cell.config.model.name}",
+            minutes=minutes(-(-len(prompts) // shards[0].count), each),
+        )
+        for number, shards in missing.items()
+    ]
+    return [*(job for job in jobs if not running.issuperset(job.items)), whole]
 
 
-def _cell_jobs(cells: Sequence[Cell], *, after: tuple[str, ...], each: float | None) -> list[Job]:
+def _cell_jobs(
+    cells: Sequence[Cell], *, after: tuple[str, ...], running: set[str], each: float | None
+) -> list[Job]:
     """Packs of cells; where metrics have resources of their own, a second job for each pack."""
     split = [cell for cell in cells if _is_split(cell)]
     whole = [cell for cell in cells if not _is_split(cell)]
-    jobs = [_pack_job(pack, "cell", after=after, each=each) for pack in _packs(whole, each)]
+    jobs: list[Job] = []
+    for pack in _packs(whole, each):
+        jobs += _pack_jobs(pack, "cell", after=after, running=running, each=each)
     for pack in _packs(split, each):
-        images = _pack_job(pack, "images", after=after, each=each)
-        jobs += [images, _pack_job(pack, "metrics", follows=images.items[0])]
+        images = _pack_jobs(pack, "images", after=after, running=running, each=each)
+        jobs += [*images, _pack_job(pack, "metrics", follows=images[-1].items[0])]
     return jobs
+
+
+def _pack_jobs(
+    pack: Sequence[Cell],
+    stage: str,
+    *,
+    after: tuple[str, ...],
+    running: set[str],
+    each: float | None,
+) -> list[Job]:
+    """The job of a pack; before it, where images are made in shards, what they need, and these."""
+    missing = missing_shards(pack, "images")
+    if not missing:
+        return [_pack_job(pack, stage, after=after, each=each)]
+    jobs: list[Job] = []
+    unprepared = [cell for cell in pack if not is_prepared(cell)]
+    if unprepared:
+        jobs.append(_pack_job(unprepared, "quantize", after=after, each=each))
+        after = (*after, *jobs[0].items)
+    items = [tuple(map(shard_item, shards)) for shards in missing.values()]
+    jobs += [
+        replace(
+            _pack_job(pack, "images-shard", after=after, each=each, shard=number),
+            items=names,
+            label=f"images {missing[number][0].label} of {_label(pack)}",
+        )
+        for number, names in zip(missing, items, strict=True)
+    ]
+    waits = (*after, *(name for names in items for name in names))
+    kept = [job for job in jobs if not running.issuperset(job.items)]
+    return [*kept, _pack_job(pack, stage, after=waits, each=each, sampled=False)]
 
 
 def _is_split(cell: Cell) -> bool:
@@ -145,27 +204,43 @@ def _pack_job(
     after: tuple[str, ...] = (),
     follows: str = "",
     each: float | None = None,
+    shard: int | None = None,
+    sampled: bool = True,
 ) -> Job:
+    """One job of a pack.
+
+    Args:
+        shard: of the images, by number.
+        sampled: whether the job samples the images; shards may have.
+    """
     first = pack[0]
     ids = [cell.run_id for cell in pack]
-    label = ", ".join(cell.label for cell in pack)
     settings = first.config.cluster.settings("metrics" if stage == "metrics" else "cell")
     assert settings is not None
+    samples = sampled and stage != "quantize"
+    prompts = len(first.around.dataset.evaluation) * len(pack) if samples else 0
+    parts = 1 if shard is None else first.config.cluster.shards
+    suffix = _SUFFIXES.get(stage, "")
     return Job(
-        items=tuple(f"{name}:images" if stage == "images" else name for name in ids),
+        items=tuple(f"{name}{suffix}" for name in ids),
         work=CellWork(
             cells=[absolute(cell.config) for cell in pack],
             needs=first.around.needs,
-            part="all" if stage == "cell" else stage,
+            part=_PARTS.get(stage, stage),
             run_ids=ids,
+            shard=shard,
         ),
         settings=settings,
         stage=stage,
-        label=label if stage == "cell" else f"{stage} of {label}",
+        label=_label(pack) if stage == "cell" else f"{stage} of {_label(pack)}",
         after=after,
         follows=follows,
-        minutes=minutes(len(first.around.dataset.evaluation) * len(pack), each),
+        minutes=minutes(-(-prompts // parts), each),
     )
+
+
+def _label(pack: Sequence[Cell]) -> str:
+    return ", ".join(cell.label for cell in pack)
 
 
 def _packs(cells: Sequence[Cell], each: float | None) -> list[Sequence[Cell]]:
@@ -174,7 +249,8 @@ def _packs(cells: Sequence[Cell], each: float | None) -> list[Sequence[Cell]]:
     cluster = cells[0].config.cluster
     size = cluster.cells_per_job
     if size is None:
-        one_cell = minutes(len(cells[0].around.dataset.evaluation), each)
+        prompts = -(-len(cells[0].around.dataset.evaluation) // cluster.shards)
+        one_cell = minutes(prompts, each)
         size = 1 if not one_cell else max(1, int(cluster.pack_minutes / one_cell))
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 

@@ -16,6 +16,7 @@ from experiments.cell.mirror import log_cell
 from experiments.cell.progress import Progress
 from experiments.cell.run_cell import make_images, record_failure, run_cell
 from experiments.cell.sweep import gather_cells
+from experiments.cluster.sharded_stages import before_images, build_shard
 from experiments.config.run_config import RunConfig
 from experiments.store.folders import Store
 from experiments.store.sources import project_digest
@@ -30,15 +31,19 @@ class CellsFailed(RuntimeError):  # noqa: N818 - what happened; the job fails wi
 
 @dataclass(kw_only=True)
 class SharedWork:
-    """The reference images or the calibration, which many cells wait for."""
+    """The reference images or the calibration, which many cells wait for, or a shard of them."""
 
     config: RunConfig
     needs: StatisticsNeeds
     stage: str  # reference or calibration
+    shard: int | None = None  # its number; None: all that is not there
     code: str = field(default_factory=project_digest)
 
     def __call__(self) -> str:
         (cell,) = _cells([self.config], self.needs, code=self.code)
+        if self.shard is not None:
+            build_shard(cell, self.stage, self.shard)
+            return f"shard {self.shard}"
         if self.stage == "calibration":
             if self.needs.replay:
                 CalibrationInputs(around=cell.around).build()
@@ -55,8 +60,9 @@ class CellWork:
 
     cells: list[RunConfig]
     needs: StatisticsNeeds
-    part: str  # all, images or metrics
+    part: str  # all, images or metrics; quantize: what shards of images need; shard: one of these
     run_ids: list[str]
+    shard: int | None = None  # its number
     code: str = field(default_factory=project_digest)
     failed: dict[str, str] = field(default_factory=dict)  # run id -> reason; kept by a checkpoint
 
@@ -87,8 +93,8 @@ class CellWork:
         if cell.record() is not None:
             return ""
         try:
-            if self.part == "images":
-                make_images(cell)
+            if self.part not in ("all", "metrics"):
+                self._make(cell)
                 return ""
             record = run_cell(cell)
         except Exception as error:  # a full disk, a folder that went away: the next may do better
@@ -96,6 +102,17 @@ class CellWork:
             return _note_failure(cell, error)
         log_cell(cell, record)
         return record.reason if record.status == "failed" else ""
+
+    def _make(self, cell: Cell) -> None:
+        """What makes no record."""
+        if self.part == "images":
+            make_images(cell)
+        elif self.part == "quantize":
+            for stage in before_images(cell):
+                stage.build()
+        else:
+            assert self.shard is not None
+            build_shard(cell, "images", self.shard)
 
 
 def _note_failure(cell: Cell, error: Exception) -> str:

@@ -11,6 +11,7 @@ from segquant.core.method_interface import Method
 from segquant.core.schemes import Bits
 from slurm.settings import JobSettings
 
+SINGLE_FILES = (".safetensors", ".ckpt")  # how the name of a file of weights ends
 JOB_STAGES = ("reference", "calibration", "cell", "metrics")
 
 
@@ -30,7 +31,10 @@ class ModelConfig:
     call: dict[str, Any] = field(default_factory=dict)  # more arguments of the pipeline's call
     name: str = ""  # of its rows; empty: the last part of `path`
     pipeline: str | None = None  # diffusers' class, where not the one that the folder names
-    parts: dict[str, str] = field(default_factory=dict)  # more parts: name -> folder or hub id
+    configs: str | None = None  # of a single file: the folder or hub id with its configs,
+    # tokenizers and what the file lacks; null: what diffusers takes it for, from the local cache
+    parts: dict[str, str] = field(default_factory=dict)  # more or other parts: name -> folder,
+    # hub id (`owner/name` or `owner/name@commit`) or single file
     denoisers: list[str] | None = None  # which parts are quantized; null: transformers and UNets
     keep: dict[str, str] = field(default_factory=dict)  # layers by pattern -> why in 16 bit
     scheduler: dict[str, Any] = field(default_factory=dict)  # `class` and settings unlike its own
@@ -46,7 +50,8 @@ class ModelConfig:
     published_calibration_prompts: dict[str, int] = field(default_factory=dict)  # bits -> number
 
     def __post_init__(self) -> None:
-        self.name = self.name or Path(self.path).name
+        path = Path(self.path)
+        self.name = self.name or (path.stem if path.suffix in SINGLE_FILES else path.name)
 
 
 @dataclass(kw_only=True)
@@ -76,6 +81,7 @@ class ClusterConfig:
     gpu_name: str | None  # what torch calls the nodes' GPU: images depend on it, so keys name it
     cells_per_job: int | None  # null: as many short cells as fill pack_minutes
     pack_minutes: int
+    shards: int = 1  # in which a cell's images and the calibration are made, apart from each other
 
     def __post_init__(self) -> None:
         names = [item.name for item in fields(JobSettings)]
@@ -86,7 +92,7 @@ class ClusterConfig:
                 if key not in names or key == "executor":
                     raise ValueError(f"stages.{stage}.{key}: fields are {', '.join(names[1:])}")
             self.settings(stage)
-        for name in ("cells_per_job", "pack_minutes"):
+        for name in ("cells_per_job", "pack_minutes", "shards"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; it must be at least 1")

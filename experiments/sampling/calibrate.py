@@ -14,10 +14,14 @@ from experiments.sampling.sample import batches, sample
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import DEFAULT_SAMPLE_ROWS, PARTS, StatisticsRecorder
 from segquant.core.memory import plan_statistics, record_in_passes
+from segquant.core.merge_calls import merge_calls
+from segquant.core.merge_statistics import merge_statistics
+from segquant.core.merge_steps import merge_steps, save_seen
 from segquant.core.method_interface import StatisticsNeeds
+from segquant.core.plain_linears import linear_layers
 from segquant.core.recorded_calls import DEFAULT_CAPTURE_BYTES, INDEX, CallRecorder, CapturedCalls
 from segquant.core.stepwise import StepRecorder, load_steps, save_steps
-from segquant.graph import capture_example_inputs
+from segquant.graph import capture_calls, run_calls
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
@@ -49,6 +53,26 @@ def load_calibration(folder: Path) -> Calibration:
     return calibration
 
 
+def merge_calibration(
+    shards: Sequence[Path], folder: Path, *, needs: StatisticsNeeds, layers: Sequence[str]
+) -> None:
+    """Puts together what `CalibrationPass.run` left of shards, in the order of their batches.
+
+    Args:
+        layers: all Linears of the denoiser, as the shards' notes have them.
+    """
+
+    def parts(name: str) -> list[Path]:
+        return [shard / name for shard in shards]
+
+    rows, cap = recorded_rows(needs), capture_bytes(needs)
+    merge_statistics(parts("statistics"), folder / "statistics", rows=rows, order=layers)
+    if needs.steps:
+        merge_steps(parts("steps"), folder / "steps", order=layers)
+    if cap:
+        merge_calls(parts("calls"), folder / "calls", cap_bytes=cap)
+
+
 @dataclass(kw_only=True)
 class CalibrationPass:
     """The pass over the prompts, or as many as the statistics' memory asks for."""
@@ -61,14 +85,18 @@ class CalibrationPass:
     progress: Callable[[int], None]  # prompts done
     note: Callable[[str], None]
 
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Writes `statistics`, and `steps` and `calls` where they are needed; says what it cost."""
+    def run(self, folder: Path, *, some: range | None = None) -> dict[str, Any]:
+        """Writes `statistics`, and `steps` and `calls` where they are needed; says what it cost.
+
+        Args:
+            some: numbers of batches, for a shard that `merge_calibration` puts to the others.
+        """
         size = calibration_batch_size(self.config, prompts=len(self.prompts))
         first, *_ = parts = batches(self.prompts, size)
-        inputs = capture_example_inputs(self.denoiser, lambda: self._sample(first))
+        inputs = capture_calls(self.denoiser, lambda: self._sample(first))
         plan = plan_statistics(
             self.denoiser,
-            forward=lambda denoiser: denoiser(**inputs),
+            forward=lambda denoiser: run_calls(denoiser, inputs),
             gram=self.needs.gram,
             rows=recorded_rows(self.needs),
             budget_bytes=self._budget_bytes(),
@@ -77,11 +105,14 @@ class CalibrationPass:
 
         def one_pass(recorder: StatisticsRecorder) -> None:
             done = 0
-            with self._more_recorders(folder):
-                for number, batch in enumerate(parts):
+            with self._more_recorders(folder, shard=some is not None) as steps:
+                for number in range(len(parts)) if some is None else some:
                     recorder.part = number * PARTS // len(parts)
-                    self._sample(batch)
-                    done += len(batch)
+                    recorder.batch = number
+                    if steps is not None:
+                        steps.batch = number
+                    self._sample(parts[number])
+                    done += len(parts[number])
                     self.progress(done)
 
         forwards = record_in_passes(
@@ -93,8 +124,9 @@ class CalibrationPass:
             rows=recorded_rows(self.needs),
             seed=self.config.seed,
         )
-        # One more forward has shown what the plan needs.
-        return {"forwards": forwards + 1, "plan": plan.describe()}
+        # One more forward of each denoiser has shown what the plan needs.
+        notes = {"forwards": forwards + len(inputs), "plan": plan.describe()}
+        return notes if some is None else {**notes, "layers": list(linear_layers(self.denoiser))}
 
     def _sample(self, batch: Sequence[Prompt]) -> None:
         model, seed = self.config.model, self.config.seed
@@ -105,7 +137,7 @@ class CalibrationPass:
         return None if limit is None else int(limit * 1e9)
 
     @contextmanager
-    def _more_recorders(self, folder: Path) -> Iterator[None]:
+    def _more_recorders(self, folder: Path, *, shard: bool) -> Iterator[StepRecorder | None]:
         """What some methods ask for beyond statistics, in the first pass that has not left it."""
         with ExitStack() as stack:
             steps = None
@@ -115,6 +147,8 @@ class CalibrationPass:
             if cap and not (folder / "calls" / INDEX).exists():
                 calls = CallRecorder(self.denoiser, folder / "calls", cap_bytes=cap)
                 stack.enter_context(calls)
-            yield
-        if steps is not None:
+            yield steps
+        if steps is not None and shard:
+            save_seen(steps.seen(), folder / "steps")
+        elif steps is not None:
             save_steps(steps.statistics(), folder / "steps")

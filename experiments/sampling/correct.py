@@ -14,6 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from baselines.ptqd import calibrated_variance
+from experiments.sampling.model_folder import (
+    check_folder,
+    denoisers_of,
+    is_denoiser,
+    pipeline_index,
+)
 from experiments.sampling.pipelines import get_denoiser, set_denoiser
 from experiments.sampling.sample import batches, sample
 from segquant.core.correction import (
@@ -41,6 +47,18 @@ class _Path:
     timesteps: list[float] = field(default_factory=list)
 
 
+def why_not_corrected(config: ModelConfig) -> str | None:
+    """Why no correction of a prediction can be learned for what is quantized, or None."""
+    names = denoisers_of(config, pipeline_index(check_folder(config)))
+    if len(names) == 1 and is_denoiser(names[0]):
+        return None
+    return (
+        "the correction is learned step by step on the prediction of one transformer or UNet, and "
+        f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} quantized; choose one by "
+        "model.denoisers, or another method"
+    )
+
+
 def learn_corrector(
     pipeline: Any,
     quantized: nn.Module,
@@ -56,7 +74,7 @@ def learn_corrector(
 
     The pipeline's own denoiser is the unquantized one; it is never corrected and is put back.
     """
-    unquantized = get_denoiser(pipeline)
+    unquantized = get_denoiser(pipeline, config.denoisers)
     timesteps: tuple[float, ...] = ()
     done = 0
     for round_ in range(corrector.rounds):
@@ -66,12 +84,12 @@ def learn_corrector(
             hooks = _observing(
                 quantized, unquantized, corrector, path, timesteps=timesteps, corrected=round_ > 0
             )
-            set_denoiser(pipeline, quantized)
+            set_denoiser(pipeline, quantized, config.denoisers)
             try:
                 with hooks:
                     sample(pipeline, batch, config=config, seed=seed, output_type="latent")
             finally:
-                set_denoiser(pipeline, unquantized)
+                set_denoiser(pipeline, unquantized, config.denoisers)
             done += len(batch)
             progress(done // corrector.rounds)
         corrector.fit()
@@ -81,7 +99,7 @@ def learn_corrector(
 
 
 def _own_path(pipeline: Any, batch: Sequence[Prompt], *, config: ModelConfig, seed: int) -> _Path:
-    denoiser, path = get_denoiser(pipeline), _Path()
+    denoiser, path = get_denoiser(pipeline, config.denoisers), _Path()
     name = latents_argument(denoiser)
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

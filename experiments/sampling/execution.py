@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from experiments.config.choices import METHODS_OWN
 from segquant.core.calibration import Calibration
 from segquant.core.linear import QuantLinear
-from segquant.core.plain_linears import linear_layers
 from segquant.kernels import Execution, PackedLinear, pack_linear, use_kernels
 from segquant.kernels.recode import pack_recoded, why_not_recoded
 
@@ -41,15 +40,15 @@ def prepare(
 
 
 def extra_products(
-    entries: Sequence[Execution], float_denoiser: nn.Module, calibration: Calibration
+    entries: Sequence[Execution], weights: Mapping[str, int], calibration: Calibration
 ) -> float:
-    """Products beyond a plain Linear's for the inputs' codes, over those of all called Linears."""
+    """Products beyond a plain Linear's for the inputs' codes, over those of all called Linears.
+
+    Args:
+        weights: how many each Linear of the unquantized denoiser has.
+    """
     seen = calibration.statistics
-    macs = {
-        name: linear.weight.numel() * seen[name].rows
-        for name, linear in linear_layers(float_denoiser).items()
-        if name in seen
-    }
+    macs = {name: count * seen[name].rows for name, count in weights.items() if name in seen}
     extra = sum(macs[entry.layer] * (entry.products - 1) for entry in entries)
     return extra / sum(macs.values())
 

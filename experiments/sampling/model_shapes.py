@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from math import gcd, prod
 from pathlib import Path
@@ -13,12 +13,15 @@ from torch import nn
 
 from experiments.errors import UserError
 from experiments.sampling.model_folder import (
-    denoiser_folder,
+    main_denoisers,
     part_config,
+    part_variant,
     pipeline_index,
-    variant_of,
 )
+from experiments.sampling.model_parts import denoiser_folders
+from experiments.sampling.single_files import single_file
 from segquant.core.plain_linears import keep_out, linear_layers
+from segquant.core.several import called_parts, together
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig, RunConfig
@@ -28,16 +31,27 @@ _NAMED_AT_MOST = 3
 _UNET_SIDES = 8  # what diffusers' pipelines with a UNet ask of a side
 
 
-def empty_denoiser(folder: Path) -> nn.Module | None:
-    """The denoiser on the meta device; None where diffusers has no class of that name.
+def empty_denoiser(config: ModelConfig, folder: Path) -> nn.Module | None:
+    """What is quantized, on the meta device; None where diffusers has no class of that name.
 
     Raises:
-        UserError: its config makes none.
+        UserError: a config makes none.
     """
+    folders = denoiser_folders(config, folder)
+    index = pipeline_index(folder)
+    parts = {
+        name: _empty_part(part, name=(index.get(name) or [None, None])[1])
+        for name, part in folders.items()
+    }
+    known = {name: part for name, part in parts.items() if part is not None}
+    return together(known) if len(known) == len(parts) else None
+
+
+def _empty_part(part: Path, *, name: str | None) -> nn.Module | None:
+    """Of the class that the pipeline names, or of its config's own."""
     import diffusers
 
-    part = denoiser_folder(folder)
-    kind = getattr(diffusers, pipeline_index(folder)[part.name][1], None)
+    kind = getattr(diffusers, name or str(part_config(part).get("_class_name")), None)
     if kind is None or not hasattr(kind, "from_config"):
         return None  # loading it says more
     try:
@@ -51,14 +65,21 @@ def empty_denoiser(folder: Path) -> nn.Module | None:
     return denoiser if isinstance(denoiser, nn.Module) else None
 
 
-def check_tensors(folder: Path, denoiser: nn.Module) -> None:
-    """Every tensor of the denoiser is in its files, in its shape.
+def check_tensors(config: ModelConfig, folder: Path, denoiser: nn.Module) -> None:
+    """Every tensor of what is quantized is in its files, in its shape.
 
     Raises:
         UserError: names what is missing; diffusers would make it up.
     """
-    part = denoiser_folder(folder)
-    found = _shapes(part, variant_of(folder))
+    parts = called_parts(denoiser).values()
+    folders = denoiser_folders(config, folder)
+    for (name, part), network in zip(folders.items(), parts, strict=True):
+        if single_file(config.parts.get(name, "")) is None:  # else loading it tells
+            _check_part(part, network)
+
+
+def _check_part(part: Path, denoiser: nn.Module) -> None:
+    found = _shapes(part, part_variant(part))
     if found is None:
         return
     own = {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()}
@@ -121,11 +142,15 @@ def check_kept(configs: Sequence[RunConfig], denoisers: Sequence[nn.Module | Non
 def keep_layers(denoiser: nn.Module, config: ModelConfig) -> None:
     """Marks the layers that `model.keep` keeps from every method, calibration included.
 
+    Of several denoisers, a pattern is of names with or without the denoiser's before them.
+
     Raises:
         UserError: a pattern names no Linear.
     """
-    for pattern, count in keep_out(denoiser, config.keep).items():
-        if not count:
+    parts = {id(part): part for part in (denoiser, *called_parts(denoiser).values())}
+    marked = [keep_out(part, config.keep) for part in parts.values()]
+    for pattern in config.keep:
+        if not any(counts[pattern] for counts in marked):
             near = _some(list(linear_layers(denoiser)))
             raise UserError(f"model.keep: {pattern!r} names no layer; layers are {near}")
 
@@ -149,12 +174,15 @@ def check_sides(config: ModelConfig, folder: Path) -> None:
 
 def _step_of_sides(folder: Path) -> int:
     """Pixels that stand for one position of the denoiser's input."""
-    vae, part = folder / "vae", denoiser_folder(folder)
+    vae = folder / "vae"
+    parts = main_denoisers(pipeline_index(folder))
     blocks = part_config(vae).get("block_out_channels") if (vae / "config.json").is_file() else None
     step = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 1
-    if part.name == "unet":
+    if not parts:
+        return step
+    if parts[0].startswith("unet"):
         return step * _UNET_SIDES // gcd(step, _UNET_SIDES)
-    patch = part_config(part).get("patch_size", 1)
+    patch = part_config(folder / parts[0]).get("patch_size", 1)
     return step * patch if isinstance(patch, int) and patch > 0 else step
 
 
@@ -202,14 +230,17 @@ def _is_plain(path: Path) -> bool:
     return "." not in path.name.removesuffix(".safetensors")
 
 
-def check_values_of(pipeline: Any, *, path: str) -> None:
+def check_values_of(pipeline: Any, *, path: str, weightless: Collection[str] = ()) -> None:
     """Refuses weights that no image can come of.
+
+    Args:
+        weightless: parts that have none here.
 
     Raises:
         UserError: a value that is not finite, or a denoiser of zeros.
     """
     for part, module in pipeline.components.items():
-        if not isinstance(module, nn.Module):
+        if not isinstance(module, nn.Module) or part in weightless:
             continue
         named = list(module.named_parameters())
         for name, parameter in named:

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evaluation.datasets.pictures import read_picture
 from evaluation.images import through_jpeg, write_png
+from experiments.sampling.call_arguments import call_arguments
 from experiments.sampling.step_noise import noise_seed, own_noise
 from experiments.store.unfinished import keep, kept
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from evaluation.datasets.interface import Prompt
     from experiments.config.run_config import ModelConfig
 
@@ -59,22 +57,13 @@ def sample(
     settings = {key: value for key, value in settings.items() if key in accepted}
     with torch.no_grad(), own_noise(pipeline, keys, seed=seed):
         out = pipeline(
-            prompt=[prompt.text for prompt in prompts],
-            generator=generators,
+            # some take no list: of one generator it means the same
+            generator=generators if len(generators) > 1 else generators[0],
             output_type=output_type,
-            **_pictures(prompts),
+            **call_arguments(pipeline, prompts),
             **settings,
         )
     return out.images
-
-
-def _pictures(prompts: Sequence[Prompt]) -> dict[str, list[Image]]:
-    """What the rows of the data set give to the call beside prompts: a list for each argument."""
-    given: dict[str, list[Image]] = {}
-    for prompt in prompts:
-        for name, path in prompt.files:
-            given.setdefault(name, []).append(read_picture(Path(path)))
-    return given
 
 
 def generate_images(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+_MOST_COPIES = 4  # of a prompt in a batch: guidance samples it twice, or thrice
 _PLAIN: dict[Any, Callable[..., torch.Tensor]] = {
     torch.randn: torch.randn,
     torch.rand: torch.rand,
@@ -56,7 +57,7 @@ def own_noise(pipeline: Any, keys: Sequence[str], *, seed: int) -> Iterator[None
 
 
 class _PerPrompt(TorchFunctionMode):
-    """Draws of a tensor with one entry a prompt come from the prompts' generators."""
+    """Draws of a tensor with an entry a prompt, or several, come from the prompts' generators."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -77,13 +78,15 @@ class _PerPrompt(TorchFunctionMode):
         shape = tuple(
             first.shape if like is not None else args if isinstance(first, int) else first
         )
-        if shape[:1] != (len(self.generators),):
+        times, rest = divmod(shape[0], len(self.generators)) if shape else (0, 1)
+        if rest or not 0 < times <= _MOST_COPIES:
             return func(*args, **given)
         dtype, device = given.get("dtype"), given.get("device")
         if like is not None:
             dtype, device = dtype or like.dtype, device or like.device
+        # with guidance a sample may hold all prompts twice, one after the other
         drawn = [
-            _PLAIN[func](shape[1:], generator=generator, dtype=dtype)
+            [_PLAIN[func](shape[1:], generator=generator, dtype=dtype) for _ in range(times)]
             for generator in self.generators
         ]
-        return torch.stack(drawn).to(device=device)
+        return torch.stack([each[n] for n in range(times) for each in drawn]).to(device=device)

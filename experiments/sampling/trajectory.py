@@ -7,11 +7,11 @@ in it, and a method may run a half-quantized denoiser on what the calibration sa
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +22,36 @@ from torch import nn
 from experiments.sampling.pipelines import get_denoiser
 from experiments.sampling.sample import batches, sample
 from segquant.core.argument_trees import Tree, flatten_tree, unflatten_tree
-from segquant.core.predictions import first_of
+from segquant.core.files import link_or_copy
+from segquant.core.predictions import said_by
+from segquant.core.several import PART, called_parts, named_arguments, part_of_call
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
     from experiments.config.run_config import ModelConfig
     from segquant.core.calibration import Replay
 
+Said = tuple[torch.Tensor, ...]  # one prediction, or the residuals of a ControlNet
+
 
 @contextmanager
-def observed(
-    denoiser: nn.Module, see: Callable[[dict[str, Any], torch.Tensor], None]
-) -> Iterator[None]:
-    """Calls `see(arguments, output)` at every call of the denoiser; arguments are named."""
-    names = list(inspect.signature(denoiser.forward).parameters)
+def observed(denoiser: nn.Module, see: Callable[[dict[str, Any], Said], None]) -> Iterator[None]:
+    """Calls `see(arguments, said)` at every call of the denoiser, or of each of several."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        see({**dict(zip(names, args, strict=False)), **kwargs}, first_of(out))
+    def hook(
+        name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        see(named_arguments(part, args, kwargs, part=name), said_by(part, out))
 
-    handle = denoiser.register_forward_hook(hook, with_kwargs=True)
+    handles = [
+        part.register_forward_hook(partial(hook, name), with_kwargs=True)
+        for name, part in called_parts(denoiser).items()
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass
@@ -55,9 +62,11 @@ class _Calls:
     trees: list[Tree] = field(default_factory=list)
     _known: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def add(self, arguments: dict[str, Any], output: torch.Tensor) -> None:
+    def add(self, arguments: dict[str, Any], said: Said) -> None:
         self.trees.append(flatten_tree(arguments, self._keep, tuples=False))
-        self.tensors[_output(len(self.trees) - 1)] = output.detach().cpu().contiguous()
+        for number, output in enumerate(said):
+            name = _output(len(self.trees) - 1, number)
+            self.tensors[name] = output.detach().cpu().clone().contiguous()
 
     def _keep(self, tensor: torch.Tensor, path: str) -> str:
         """The tensor's name; what comes again under a path is kept once."""
@@ -69,8 +78,8 @@ class _Calls:
         return name
 
 
-def _output(call: int) -> str:
-    return f"out{call:04d}"
+def _output(call: int, number: int) -> str:
+    return f"out{call:04d}" + (f".{number}" if number else "")
 
 
 def record_trajectory(
@@ -82,8 +91,12 @@ def record_trajectory(
     seed: int,
     shared_noise: bool = False,
     limit_bytes: int | None = None,
+    some: range | None = None,
 ) -> dict[str, Any]:
     """What the unquantized denoiser was given and said at every step, batch by batch.
+
+    Args:
+        some: numbers of batches, for a shard that `merge_trajectories` puts to the others.
 
     Returns:
         Per batch the prompts' number and the calls' argument trees, for `recorded_calls`.
@@ -93,10 +106,11 @@ def record_trajectory(
             is removed.
     """
     described = []
-    written = 0
-    for index, batch in enumerate(batches(prompts, config.batch_size)):
-        calls = _Calls()
-        with observed(get_denoiser(pipeline), calls.add):
+    written = done = 0
+    every = batches(prompts, config.batch_size)
+    for index in range(len(every)) if some is None else some:
+        batch, calls = every[index], _Calls()
+        with observed(get_denoiser(pipeline, config.denoisers), calls.add):
             sample(
                 pipeline,
                 batch,
@@ -105,38 +119,82 @@ def record_trajectory(
                 shared_noise=shared_noise,
                 output_type="latent",
             )
-        path = folder / f"batch{index:04d}.safetensors"
+        path = folder / _file(index)
         save_file(calls.tensors, path)
         written += path.stat().st_size
-        if limit_bytes is not None and written > limit_bytes:
-            for stale in folder.glob("batch*.safetensors"):
-                stale.unlink()
-            done = (index + 1) * config.batch_size
-            raise ValueError(
-                f"the denoiser's inputs of {done} of {len(prompts)} prompts take "
-                f"{written / 1e9:.3g} GB on disk, above replay_gigabytes={limit_bytes / 1e9:g}; "
-                "raise replay_gigabytes, lower dataset.calibration_prompts, or choose a method "
-                "that keeps no inputs (method.sequential=none)"
-            )
+        done += len(batch)
+        if limit_bytes is not None:
+            _check_size(folder, written, limit_bytes, prompts=f"{done} of {len(prompts)}")
         described.append({"prompts": len(batch), "calls": calls.trees})
     return {"batches": described}
 
 
-def replay_errors(denoiser: nn.Module, folder: Path, notes: dict[str, Any]) -> torch.Tensor:
+def merge_trajectories(
+    shards: Sequence[tuple[Path, dict[str, Any]]], folder: Path, *, limit_bytes: int | None = None
+) -> dict[str, Any]:
+    """Puts together what `record_trajectory` left of shards, in the order of their batches.
+
+    Args:
+        shards: the folder and the notes of each.
+
+    Raises:
+        ValueError: all take more than `limit_bytes`; what was written is removed.
+    """
+    described: list[dict[str, Any]] = []
+    written = 0
+    for shard, notes in shards:
+        for path in sorted(shard.glob(_file("*"))):
+            link_or_copy(path, folder / path.name)
+            written += path.stat().st_size
+        described += notes["batches"]
+    if limit_bytes is not None:
+        count = sum(batch["prompts"] for batch in described)
+        _check_size(folder, written, limit_bytes, prompts=f"{count}")
+    return {"batches": described}
+
+
+def _file(batch: int | str) -> str:
+    return f"batch{batch if isinstance(batch, str) else f'{batch:04d}'}.safetensors"
+
+
+def _check_size(folder: Path, written: int, limit_bytes: int, *, prompts: str) -> None:
+    if written <= limit_bytes:
+        return
+    for stale in folder.glob(_file("*")):
+        stale.unlink()
+    raise ValueError(
+        f"the denoiser's inputs of {prompts} prompts take {written / 1e9:.3g} GB on disk, above "
+        f"replay_gigabytes={limit_bytes / 1e9:g}; raise replay_gigabytes, lower "
+        "dataset.calibration_prompts, or choose a method that keeps no inputs "
+        "(method.sequential=none)"
+    )
+
+
+def replay_errors(
+    denoiser: nn.Module,
+    folder: Path,
+    notes: dict[str, Any],
+    *,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """Relative squared error of the denoiser on the reference's own trajectory.
 
+    Of several denoisers every call is one, in the order of the calls.
+
+    Args:
+        device: where the denoiser runs; None is where it lies.
+
     Returns:
-        float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2; where a call holds a prompt
-        twice (guidance), both are summed.
+        float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2, 0 where both are zero; what a
+        call says of a prompt beyond one tensor (guidance, residuals) is summed.
     """
-    device = device_of(denoiser)
     rows = []
-    for described, calls in recorded_calls(folder, notes, device=device):
+    for described, calls in recorded_calls(folder, notes, device=device or device_of(denoiser)):
         steps = []
         for arguments, said in calls:
             with torch.no_grad():
-                output = first_of(denoiser(**arguments)).detach().cpu().double()
-            steps.append(_per_prompt(output, said.double(), described["prompts"]))
+                outputs = said_by(part_of_call(denoiser, arguments), denoiser(**arguments))
+            steps.append(_per_prompt(outputs, said, described["prompts"]))
         rows.append(torch.stack(steps, dim=1))
     return torch.cat(rows)
 
@@ -145,7 +203,7 @@ def device_of(denoiser: nn.Module) -> torch.device:
     return next(iter(denoiser.state_dict().values())).device
 
 
-Call = tuple[dict[str, Any], torch.Tensor]
+Call = tuple[dict[str, Any], Said]
 
 
 def recorded_calls(
@@ -156,18 +214,24 @@ def recorded_calls(
     def calls(trees: list[Any], tensors: dict[str, torch.Tensor]) -> Iterator[Call]:
         for number, tree in enumerate(trees):
             arguments = unflatten_tree(tree, lambda name: tensors[name].to(device))
-            yield arguments, tensors[_output(number)]
+            names = takewhile(tensors.__contains__, (_output(number, n) for n in count()))
+            yield arguments, tuple(tensors[name] for name in names)
 
     for index, described in enumerate(notes["batches"]):
-        tensors = load_file(folder / f"batch{index:04d}.safetensors")
+        tensors = load_file(folder / _file(index))
         yield described, calls(described["calls"], tensors)
 
 
-def _per_prompt(output: torch.Tensor, reference: torch.Tensor, prompts: int) -> torch.Tensor:
+def _per_prompt(outputs: Said, references: Said, prompts: int) -> torch.Tensor:
     def energy(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1).square().sum(dim=1)
 
-    return energy(output - reference) / energy(reference)
+    noise = power = torch.zeros(prompts, dtype=torch.float64)
+    for output, reference in zip(outputs, references, strict=True):
+        exact = reference.double()
+        noise = noise + energy(output.detach().cpu().double() - exact)
+        power = power + energy(exact)
+    return torch.where(noise == 0, torch.zeros_like(noise), noise / power)
 
 
 def replay_of(folder: Path, notes: dict[str, Any]) -> Replay:
@@ -180,9 +244,17 @@ def replay_of(folder: Path, notes: dict[str, Any]) -> Replay:
             for _, recorded in recorded_calls(folder, notes, device=device)
             for arguments, _ in recorded
         )
+        left = dict.fromkeys(called_parts(denoiser), calls)
         with torch.no_grad():
-            for arguments in islice(every, calls):
+            for arguments in every:
+                part = arguments.get(PART, "")
+                if (more := left[part]) is not None:
+                    if not more:
+                        continue
+                    left[part] = more - 1
                 denoiser(**arguments)
+                if not any(more is None or more for more in left.values()):
+                    return
 
     return replay
 

@@ -131,7 +131,7 @@ class _Recorded:
         device = device_of(denoiser)
         with torch.no_grad():
             for _, calls in recorded_calls(self.folder, self.notes, device=device):
-                for arguments, said in calls:
+                for arguments, (said,) in calls:
                     output = denoiser(**arguments)[0].cpu().double()
                     wrong += float((output - said.double()).square().sum())
                     power += float(said.double().square().sum())

@@ -8,6 +8,7 @@ file that names its owner and is taken over when the owner is dead.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -108,6 +109,17 @@ class Store:
             if _STAGE.fullmatch(folder.name)
         ]
 
+    def discard(self, kind: str) -> None:
+        """Removes the finished stages of a kind, and its folder if nothing else is in it."""
+        home = self.root / "stages" / kind
+        if not home.is_dir():
+            return
+        with contextlib.suppress(OSError):  # what is still being made there, or cannot be removed
+            for folder in home.iterdir():
+                if _STAGE.fullmatch(folder.name):
+                    shutil.rmtree(folder)
+            home.rmdir()
+
     def ensure(self, folder: Path) -> None:
         """Creates a folder of the store; what lies in its place is set aside."""
         ensure_folder(folder, below=self.root)
@@ -116,7 +128,8 @@ class Store:
         """The finished stage, made by `make(folder)` if it is not there or damaged.
 
         `make` may find in the folder what an earlier, killed call said to `keep`, and go on from
-        it. What it returns is kept as notes.
+        it. What it returns is kept as notes; `seconds` and `peak_memory_bytes` of these stand for
+        what was measured here, where a stage is put together from what others made.
         """
         folder = self.folder(kind, digest(key))
         finished = _read_stage(folder)
@@ -202,7 +215,8 @@ def _make(
     reset_peak_memory()
     started = time.perf_counter()
     notes = make(partial) or {}
-    seconds, peak = time.perf_counter() - started, peak_memory_bytes()
+    seconds = notes.pop("seconds", time.perf_counter() - started)
+    peak = notes.pop("peak_memory_bytes", peak_memory_bytes())
     lock.check()  # or what is in the folder is another's by now
     manifest = _write_manifest(partial, kind=kind, key=key, seconds=seconds, peak=peak, notes=notes)
     lock.check()

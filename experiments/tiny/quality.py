@@ -48,7 +48,7 @@ def _score(
     ids = [prompt.id for prompt in prompts]
     images = load_images(folder, ids)
     scores = [
-        clip_scores(evaluator, images[rows], [prompts[int(i)].text for i in rows])
+        clip_scores(evaluator, images[rows], [prompts[int(i)].shown for i in rows])
         for rows in torch.arange(len(ids)).split(_BATCH)
     ]
     features = folder_features(folder, ids=ids, extractor=evaluator_extractor(evaluator))

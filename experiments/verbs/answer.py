@@ -8,8 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """`failed` is exit status 1: the request was right, and not all of it could be done."""
+    """`failed` is exit status 1: the request was right, and not all of it could be done.
+
+    `wrong` is exit status 2: as it stands, the request could not be done at all.
+    """
 
     text: str
     data: Any  # JSON's types, for --json
     failed: bool = False
+    wrong: bool = False

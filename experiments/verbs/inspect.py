@@ -16,13 +16,14 @@ from experiments.config.compose import build, compose_config
 from experiments.config.places import options as choices
 from experiments.errors import UserError
 from experiments.sampling.model_folder import check_folder, check_weights
+from experiments.sampling.model_parts import denoiser_folders
 from experiments.sampling.pipelines import load_pipeline
 from experiments.sampling.static_graph import graph_of
 from experiments.store.paths import resolve_path
 from experiments.verbs.answer import Answer
 from experiments.zoo.inspection import inspect_denoiser, render_table
 from experiments.zoo.published import PUBLISHED
-from segquant.graph import LayerGraph
+from segquant.graph import LayerGraph, merge_graphs
 
 if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
@@ -69,11 +70,21 @@ def _is_here(model: ModelConfig) -> bool:
 
 def _of_a_path(target: str, words: list[str]) -> LayerGraph:
     try:
-        return inspect_denoiser(target)
+        return _of_configs(target, words=words)
     except (ValueError, OSError) as error:
         if not (Path(target) / "model_index.json").is_file():
             raise UserError(" ".join(str(error).split())) from error
         return _of_one_call(words)
+
+
+def _of_configs(target: str, *, words: list[str]) -> LayerGraph:
+    """The graph from configs alone; of a pipeline, of all that a run would quantize."""
+    if not (Path(target) / "model_index.json").is_file():
+        return inspect_denoiser(target)
+    model = build(compose_config(words), method_name="").model
+    folders = denoiser_folders(model, check_folder(model))
+    graphs = {name: inspect_denoiser(str(folder)) for name, folder in folders.items()}
+    return merge_graphs(graphs if len(graphs) > 1 else {"": next(iter(graphs.values()))})
 
 
 def _of_one_call(words: list[str]) -> LayerGraph:
@@ -91,10 +102,16 @@ def _kept(graph: LayerGraph, part: str, model: ModelConfig | None) -> str:
     if part == "controlnet" and part not in (model.denoisers or ()):
         return "\n\nkept in 16 bit as a whole, unless model.denoisers names it"
     linears = [layer.name for layer in graph.values() if layer.kind == "linear"]
-    counts = {pattern: sum(fnmatchcase(n, pattern) for n in linears) for pattern in model.keep}
+    # of several denoisers, a pattern is of names with or without the denoiser's before them
+    heads = ("", *(f"{name}." for name in model.denoisers or ()))
+
+    def count(pattern: str) -> int:
+        return sum(any(fnmatchcase(n, head + pattern) for head in heads) for n in linears)
+
+    counts = {pattern: count(pattern) for pattern in model.keep}
     lines = [
-        f"kept in 16 bit, {pattern}: {count} Linear{'s' * (count != 1)} ({model.keep[pattern]})"
-        for pattern, count in counts.items()
-        if count
+        f"kept in 16 bit, {pattern}: {number} Linear{'s' * (number != 1)} ({model.keep[pattern]})"
+        for pattern, number in counts.items()
+        if number
     ]
     return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""

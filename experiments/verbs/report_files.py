@@ -150,7 +150,7 @@ def _contact_sheets(folder: ReportFolder, records: Sequence[Record], *, makes: b
                 contact_sheet,
                 {label: path for (label, _), path in part.items()},
                 [prompt.id for prompt in prompts],
-                {prompt.id: prompt.text for prompt in prompts},
+                {prompt.id: prompt.shown for prompt in prompts},
                 _REFERENCE[0],
                 groups=dict(part.keys()),
             )

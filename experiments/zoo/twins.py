@@ -54,7 +54,8 @@ def make_twin(name: str, folder: Path, *, seed: int = 0) -> dict[str, Path]:
         if published.controlnet is None:
             return {}
         apart = folder.with_name(f"{folder.name}_controlnet")
-        _network(small(load_config(published.controlnet))).save_pretrained(apart)
+        network: Any = _network(small(load_config(published.controlnet)))
+        network.save_pretrained(apart)
     return {"controlnet": apart}
 
 

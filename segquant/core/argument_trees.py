@@ -1,6 +1,7 @@
 """Nested arguments of a call as JSON, with their tensors beside it under names.
 
-Each node of a tree has one key: `tensor` (a name), `dict`, `list`, `tuple`, or `value`.
+Each node of a tree has one key: `tensor` (a name), `dict`, `pairs` (a dict whose keys are no
+strings), `list`, `tuple`, or `value`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def flatten_tree(
     if isinstance(value, Tensor):
         return {"tensor": name_of(value, path)}
     if isinstance(value, Mapping):
-        return {"dict": {key: child(item, key) for key, item in value.items()}}
+        if all(isinstance(key, str) for key in value):
+            return {"dict": {key: child(item, key) for key, item in value.items()}}
+        if all(isinstance(key, int | float) for key in value):
+            return {"pairs": [[key, child(item, key)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         kind = "tuple" if tuples and isinstance(value, tuple) else "list"
         return {kind: [child(item, number) for number, item in enumerate(value)]}
@@ -68,6 +72,8 @@ def unflatten_tree(tree: Tree, tensor_of: Callable[[str], Tensor]) -> Any:
         return tensor_of(content)
     if kind == "dict":
         return {key: unflatten_tree(item, tensor_of) for key, item in content.items()}
+    if kind == "pairs":
+        return {key: unflatten_tree(item, tensor_of) for key, item in content}
     if kind in ("list", "tuple"):
         items = [unflatten_tree(item, tensor_of) for item in content]
         return tuple(items) if kind == "tuple" else items

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ TENSOR_KEYS = (
     "part_low_PI",
     "part_high_PI",
     "sample_part_T",
+    "priority_T",
 )
 
 
@@ -33,7 +35,7 @@ class Replay(Protocol):
     """Runs a denoiser on the calibration's inputs, those that the unquantized one was given."""
 
     def __call__(self, denoiser: nn.Module, *, calls: int | None = None) -> None:
-        """Every input in its order, or the first few."""
+        """Every input in its order, or the first few of each denoiser."""
         ...
 
 
@@ -53,6 +55,8 @@ class Calibration:
     # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
     steps: StepStatistics | None = field(default=None, repr=False)
     captured: CapturedCalls | None = field(default=None, repr=False)
+    # Where layers are quantized, one at a time; None: where each of them lies.
+    device: torch.device | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes safetensors and JSON; what layers share is stored once."""
@@ -64,6 +68,7 @@ class Calibration:
                 "rows": seen.rows,
                 "calls": seen.calls,
                 "shared_with": list(seen.shared_with),
+                "parts": list(seen.parts),
             }
             for key in TENSOR_KEYS:
                 tensor: Tensor | None = getattr(seen, key)
@@ -117,19 +122,19 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._entries: dict[str, tuple[Path, dict[str, Any]]] = {}
-        self._files: dict[Path, Any] = {}
         self._last: dict[tuple[Path, str], Tensor] = {}
         self.forwards = 0
         for folder in folders:
             manifest = read_manifest(folder, kind=KIND)
             self._entries |= {n: (folder, manifest["layers"][n]) for n in manifest["order"]}
-            self._files[folder] = safe_open(folder / TENSORS_FILE, framework="pt")
             self.forwards += manifest["forwards"]
 
     def __getitem__(self, name: str) -> LayerStatistics:
         folder, entry = self._entries[name]
         keys = {key: entry[key] for key in TENSOR_KEYS if key in entry}
-        tensors = {key: self._tensor(folder, stored) for key, stored in keys.items()}
+        # opened anew: what is mapped of an open file counts as this process's memory
+        with safe_open(folder / TENSORS_FILE, framework="pt") as opened:
+            tensors = {key: self._tensor(opened, folder, stored) for key, stored in keys.items()}
         self._last = {(folder, stored): tensors[key] for key, stored in keys.items()}
         return LayerStatistics(
             low_I=tensors["low_I"],
@@ -141,14 +146,16 @@ class StoredStatistics(Mapping[str, LayerStatistics]):
             part_low_PI=tensors.get("part_low_PI"),
             part_high_PI=tensors.get("part_high_PI"),
             sample_part_T=tensors.get("sample_part_T"),
+            priority_T=tensors.get("priority_T"),
+            parts=tuple(entry["parts"]),
             shared_with=tuple(entry["shared_with"]),
         )
 
-    def _tensor(self, folder: Path, stored: str) -> Tensor:
+    def _tensor(self, opened: Any, folder: Path, stored: str) -> Tensor:
         kept = self._last.get((folder, stored))
         if kept is not None:
             return kept
-        tensor: Tensor = self._files[folder].get_tensor(stored)
+        tensor: Tensor = opened.get_tensor(stored)
         return tensor
 
     def __contains__(self, name: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.core.files import read_folder, write_folder
+from segquant.core.files import read_manifest, read_tensors, write_folder
 from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.plain_linears import linear_layers
@@ -27,7 +27,7 @@ def save_quantized(
 ) -> None:
     """Writes all of the denoiser's tensors, the structure of its QuantLinears, and the report."""
     layers = {
-        name: {"spec": _spec_to_dict(module.spec), "dtype": _dtype_name(module.dense_OI.dtype)}
+        name: {"spec": _spec_to_dict(module.spec), "dtype": _dtype_name(module.dtype)}
         for name, module in denoiser.named_modules()
         if isinstance(module, QuantLinear)
     }
@@ -46,44 +46,62 @@ def load_quantized(
 ) -> tuple[nn.Module, QuantizationReport]:
     """Turns a denoiser of the same architecture, whatever its weights, into the one that was saved.
 
-    The module is changed in place and returned; its outputs are the saved one's, bit for bit.
+    The module is changed in place and returned; its outputs are the saved one's, bit for bit. What
+    it held is let go of before what takes its place is read.
 
     Raises:
         ValueError: the folder or the denoiser is not the right one. The denoiser is then unchanged.
     """
-    tensors, manifest = read_folder(folder, kind=KIND)
+    manifest = read_manifest(folder, kind=KIND)
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{folder}: schema version {manifest['schema_version']}; this reads {SCHEMA_VERSION}"
         )
-    linears = linear_layers(denoiser_fresh)
     layers: dict[str, dict[str, Any]] = manifest["layers"]
     for name, entry in layers.items():
-        spec = _spec_from_dict(entry["spec"])
-        linear = linears.get(name)
-        sizes = None if linear is None else (linear.in_features, linear.out_features)
-        if sizes != (spec.in_features, spec.out_features):
-            raise ValueError(
-                f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
-                f"{manifest['denoiser_class']}; the given {type(denoiser_fresh).__name__} has "
-                f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
-            )
-    for name, entry in layers.items():
-        linear = linears[name]
-        quant = QuantLinear(
-            _spec_from_dict(entry["spec"]),
-            device=linear.weight.device,
-            dtype=getattr(torch, entry["dtype"]),
-        )
-        replace_module(denoiser_fresh, old=linear, new=quant)
-    device = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
-    # Cloned: a file's mapped memory starts anywhere, and on some CPUs the last bits of a product of
-    # floats depend on where its operands start.
-    placed = {name: t.to(device.get(name, t.device)).clone() for name, t in tensors.items()}
+        _check_layer(denoiser_fresh, name, _spec_from_dict(entry["spec"]), manifest, folder)
+    place = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
+    quants = _empty_layers(denoiser_fresh, layers)
+    for name, (quant, where) in quants.items():
+        place |= {f"{name}.{key}": where for key in quant.state_dict()}
     # assign: parameters take the saved type, whatever the fresh denoiser's was.
-    denoiser_fresh.load_state_dict(placed, strict=True, assign=True)
+    tensors = read_tensors(folder, place=place)
+    denoiser_fresh.load_state_dict(tensors, strict=True, assign=True)
+    for quant, where in quants.values():
+        quant.settle(where)
     follow_steps(denoiser_fresh)
     return denoiser_fresh, QuantizationReport.from_dict(manifest["report"])
+
+
+def _check_layer(
+    denoiser: nn.Module,
+    name: str,
+    spec: LinearSpec,
+    manifest: dict[str, Any],
+    folder: str | os.PathLike[str],
+) -> None:
+    linear = linear_layers(denoiser).get(name)
+    sizes = None if linear is None else (linear.in_features, linear.out_features)
+    if sizes != (spec.in_features, spec.out_features):
+        raise ValueError(
+            f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
+            f"{manifest['denoiser_class']}; the given {type(denoiser).__name__} has "
+            f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
+        )
+
+
+def _empty_layers(
+    denoiser: nn.Module, layers: dict[str, dict[str, Any]]
+) -> dict[str, tuple[QuantLinear, torch.device]]:
+    """Replaces Linears by layers without memory; each with the device that it is to be on."""
+    linears = linear_layers(denoiser)
+    made = {}
+    for name, entry in layers.items():
+        linear, dtype = linears.pop(name), getattr(torch, entry["dtype"])
+        quant = QuantLinear(_spec_from_dict(entry["spec"]), device="meta", dtype=dtype)
+        made[name] = quant, linear.weight.device
+        replace_module(denoiser, old=linear, new=quant)
+    return made
 
 
 def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:

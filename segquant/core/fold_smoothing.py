@@ -125,7 +125,7 @@ class _Edits:
             setattr(module, name, nn.Parameter(value, own.requires_grad) if is_parameter else value)
         for module in {module for module, _ in self._values}:
             if isinstance(module, QuantLinear):
-                module.refresh()
+                module.release()
         return None
 
 

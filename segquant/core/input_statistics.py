@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.plain_linears import linear_layers
+from segquant.core.row_sample import RowSample
+from segquant.core.several import called_parts
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ LARGEST_INPUT = 1e15
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """What the inputs of one Linear looked like. Tensors are float32 on the CPU."""
+    """What the inputs of one Linear looked like. Tensors are on the CPU, float32 but for draws."""
 
     low_I: Tensor
     high_I: Tensor
@@ -48,6 +50,8 @@ class LayerStatistics:
     part_low_PI: Tensor | None = None
     part_high_PI: Tensor | None = None
     sample_part_T: Tensor | None = None
+    priority_T: Tensor | None = None  # the sampled rows' draws (float64), smallest first
+    parts: tuple[int, ...] = (0,)  # which were seen, ascending; `sample_part_T` counts in these
     shared_with: tuple[str, ...] = ()  # other layers that read the same tensors at every call
 
     @property
@@ -60,11 +64,12 @@ class LayerStatistics:
 
     def narrowed(self, *, gram: bool, rows: int) -> LayerStatistics:
         """As if recorded with these: sampled rows lie by priority, so fewer are the first ones."""
-        part_T = self.sample_part_T
+        part_T, priority_T = self.sample_part_T, self.priority_T
         return replace(
             self,
             sample_TI=self.sample_TI[:rows],
             sample_part_T=None if part_T is None else part_T[:rows],
+            priority_T=None if priority_T is None else priority_T[:rows],
             gram_II=self.gram_II if gram else None,
         )
 
@@ -73,13 +78,10 @@ class LayerStatistics:
 class _Accumulator:
     """The running numbers of one Linear."""
 
-    generator: torch.Generator
+    sample: RowSample
     rows: int = 0
     calls: int = 0
     extremes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by part
-    sample_TI: Tensor | None = None
-    priority_T: Tensor | None = None
-    part_T: Tensor | None = None
 
 
 @dataclass
@@ -98,8 +100,11 @@ class _OpenInput:
 class StatisticsRecorder:
     """Records the inputs of a denoiser's Linears while it runs inside the `with` block.
 
-    Inputs are read, never written. Which rows are sampled depends on `seed` and on the order of the
-    rows alone, so that layers that share an input keep the same rows.
+    Inputs are read, never written. Which rows are sampled depends on `seed`, on the numbers of the
+    batches and on the order of the rows within each alone, so that layers that share an input keep
+    the same rows, and batches that are seen apart give what one pass gives (`merge_statistics`).
+
+    Set `batch` to its number before each batch, each number once; all is batch 0 otherwise.
 
     Set `part` before each part of the calibration set, where ranges are to be judged on other parts
     than those they come from; all is one part otherwise.
@@ -129,19 +134,20 @@ class StatisticsRecorder:
         self._denoiser = denoiser
         self._linears = _select(denoiser, layers)
         self._gram = gram
-        self._sample_rows = sample_rows
         self._shared_inputs = dict(shared_inputs or {})
         self._accumulators = {
-            name: _Accumulator(torch.Generator().manual_seed(seed)) for name in self._linears
+            name: _Accumulator(RowSample(keep=sample_rows, seed=seed)) for name in self._linears
         }
         self._open: list[_OpenInput] = []
         self._grams: dict[tuple[str, ...], Tensor | None] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.forwards = 0
         self.part = 0
+        self.batch = 0
 
     def __enter__(self) -> Self:
-        self._hooks.append(self._denoiser.register_forward_pre_hook(self._count_forward))
+        for part in called_parts(self._denoiser).values():
+            self._hooks.append(part.register_forward_pre_hook(self._count_forward))
         for name, linear in self._linears.items():
             hook = self._hook(name)
             self._hooks.append(linear.register_forward_pre_hook(hook, with_kwargs=True))
@@ -186,7 +192,9 @@ class StatisticsRecorder:
                 high_I=high_PI.amax(0),
                 part_low_PI=low_PI if several else None,
                 part_high_PI=high_PI if several else None,
-                sample_part_T=_ranks(seen.part_T, parts) if several else None,
+                sample_part_T=_ranks(seen.sample.part_K, parts) if several else None,
+                priority_T=seen.sample.priority_K,
+                parts=tuple(parts),
                 sample_TI=self._same_rows(seen, [result[o] for o in sharers[name] if o in result]),
                 rows=seen.rows,
                 calls=seen.calls,
@@ -221,7 +229,7 @@ class StatisticsRecorder:
         )
         seen.calls += 1
         seen.rows += x_TI.shape[0]
-        _sample(seen, x_TI, keep=self._sample_rows, part=self.part)
+        seen.sample.add(x_TI, batch=self.batch, part=self.part)
 
     def _open_input(self, x: Tensor, x_TI: Tensor) -> _OpenInput:
         unversioned = x.is_inference()
@@ -277,8 +285,8 @@ class StatisticsRecorder:
         return grams, sharers
 
     def _same_rows(self, seen: _Accumulator, sharers: list[LayerStatistics]) -> Tensor:
-        assert seen.sample_TI is not None
-        sample_TI = seen.sample_TI.cpu()
+        sample_TI = seen.sample.rows_KI
+        assert sample_TI is not None
         for other in sharers:
             if torch.equal(other.sample_TI, sample_TI):
                 return other.sample_TI
@@ -308,25 +316,3 @@ def _select(denoiser: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.L
 def _ranks(part_T: Tensor | None, parts: list[int]) -> Tensor:
     assert part_T is not None
     return torch.searchsorted(torch.tensor(parts), part_T)
-
-
-def _sample(seen: _Accumulator, x_TI: Tensor, *, keep: int, part: int) -> None:
-    """Keeps the rows with the smallest of independent uniform draws: a uniform sample."""
-    draw_T = torch.rand(x_TI.shape[0], generator=seen.generator, dtype=torch.float64)
-    if seen.sample_TI is None or seen.priority_T is None or seen.part_T is None:
-        best = draw_T.argsort()[:keep]
-        seen.sample_TI, seen.priority_T = x_TI[best.to(x_TI.device)].float().cpu(), draw_T[best]
-        seen.part_T = torch.full_like(best, part)
-        return
-    if seen.priority_T.shape[0] >= keep:
-        best = (draw_T < seen.priority_T[-1]).nonzero().flatten()
-    else:
-        best = torch.arange(x_TI.shape[0])
-    if not best.numel():
-        return
-    rows_TI = torch.cat([seen.sample_TI, x_TI[best.to(x_TI.device)].float().cpu()])
-    priority_T = torch.cat([seen.priority_T, draw_T[best]])
-    part_T = torch.cat([seen.part_T, torch.full_like(best, part)])
-    order = priority_T.argsort()[:keep]
-    seen.sample_TI, seen.priority_T = rows_TI[order], priority_T[order]
-    seen.part_T = part_T[order]

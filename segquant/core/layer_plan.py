@@ -101,7 +101,7 @@ def with_power(quant: QuantLinear, power_I: Tensor) -> QuantLinear:
     assert quant.spec.activation.calibrated, "a common step that is known beforehand"
     assert quant.spec.smoothing_count == 0, "smoothing would come between"
     spec = replace(quant.spec, input_power=True)
-    return rebuilt(quant, spec=spec, dtype=quant.dense_OI.dtype, input_power=power_I)
+    return rebuilt(quant, spec=spec, dtype=quant.dtype, input_power=power_I)
 
 
 def with_step_scales(quant: QuantLinear, steps: LayerSteps) -> QuantLinear:
@@ -122,7 +122,7 @@ def with_step_scales(quant: QuantLinear, steps: LayerSteps) -> QuantLinear:
     tensors = {name: tensor for name, tensor in stacked if tensor is not None}
     tensors["step_timesteps"] = torch.tensor(steps.timesteps)
     spec = replace(quant.spec, steps=len(steps.timesteps))
-    return rebuilt(quant, spec=spec, dtype=quant.dense_OI.dtype, **tensors)
+    return rebuilt(quant, spec=spec, dtype=quant.dtype, **tensors)
 
 
 def rebuilt(
@@ -134,7 +134,7 @@ def rebuilt(
     **changed: Tensor,
 ) -> QuantLinear:
     """The same layer under another spec, with some of its tensors (and its codes) replaced."""
-    device = quant.dense_OI.device
+    device = quant.device
     if codes_OI is None:
         codes_OI = quant.spec.weight.grid.restore(quant.integer_codes())
     tensors = quant.tensors() | {name: tensor.to(device) for name, tensor in changed.items()}

@@ -3,7 +3,9 @@
 Execution is simulated: the input is put on its grid and back in float32, and multiplied with the
 dequantized weight in the layer's own type. What is stored are codes (integers, or the bit patterns
 of small floats) and float32 scales;
-the dequantized weight is derived from them whenever they, or the layer's type, change.
+the dequantized weight is derived from them when the layer is first run, and again whenever they,
+or the layer's type, change. A layer needs one of the two: `release` lets go of the derived weight,
+`drop_codes` of what it is derived from.
 
 Legend: O output features, I input features, P output segments, G distinct smoothing vectors,
 N blocks of input features, R rows of weight scales, K rank.
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segquant.core.activation import ActivationGrid, ActivationScales, fake_quantize
+from segquant.core.declared_type import declare_type, declared_type
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
 from segquant.core.transforms import InputTransform, rotate
@@ -111,7 +114,7 @@ class LinearSpec:
 class QuantLinear(nn.Module):
     """A quantized Linear, made empty; `fill` or a state dict gives it its tensors."""
 
-    codes: Tensor
+    codes: Tensor | None
     weight_scale: Tensor
     weight_zero_point: Tensor | None
     smoothing: Tensor | None
@@ -127,7 +130,7 @@ class QuantLinear(nn.Module):
     step_timesteps: Tensor | None
     row_factors: Tensor | None
     bias: Tensor | None
-    dense_OI: Tensor
+    _dense_OI: Tensor | None  # what `dense_OI` has derived
 
     def __init__(self, spec: LinearSpec, *, device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -154,8 +157,24 @@ class QuantLinear(nn.Module):
         row_factors = (self.out_features,) if spec.row_scaled else None
         self._make("row_factors", row_factors, torch.float32, device)
         self._make("bias", (self.out_features,) if spec.bias else None, dtype, device)
-        dense = torch.zeros(self.out_features, self.in_features, dtype=dtype, device=device)
-        self.register_buffer("dense_OI", dense, persistent=False)
+        self.register_buffer("_dense_OI", None, persistent=False)
+        declare_type(self, dtype, device=device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The layer's own type: its weight's, its bias's, its output's."""
+        return declared_type(self).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return declared_type(self).device
+
+    @property
+    def dense_OI(self) -> Tensor:  # noqa: N802 - a tensor with its shape
+        """The dequantized weight of the smoothed input; derived when it is asked for, and kept."""
+        if self._dense_OI is None:
+            self._dense_OI = self._derived()
+        return self._dense_OI
 
     def _make_activation(self, device: torch.device | str) -> None:
         spec, count = self.spec, self.spec.smoothing_count
@@ -204,12 +223,12 @@ class QuantLinear(nn.Module):
                 assert own.shape == value.shape, (name, own.shape, value.shape)
                 copied = value.detach().to(own.dtype).clone(memory_format=torch.contiguous_format)
                 self._buffers[name] = copied
-        self.refresh()
+        self.release()
         return self
 
     def tensors(self) -> dict[str, Tensor | None]:
         """All but the codes, by name, as `fill` takes them."""
-        return {k: v for k, v in self._buffers.items() if k not in ("codes", "dense_OI")}
+        return {k: v for k, v in self._buffers.items() if k not in ("codes", "_dense_OI", "_type")}
 
     def add_row_factors(self) -> None:
         """Gives every output feature a factor, 1 until it is changed; see `refresh`."""
@@ -232,10 +251,16 @@ class QuantLinear(nn.Module):
         for name in ("activation_scale", "activation_negative_scale"):
             scale = getattr(self, name)
             setattr(self, name, None if scale is None else scale * power)
-        self.refresh()
+        self.release()
 
     def integer_codes(self) -> Tensor:
-        """The weight's codes as they are stored, one element each [O, I]: integers or patterns."""
+        """The weight's codes as they are stored, one element each [O, I]: integers or patterns.
+
+        Raises:
+            RuntimeError: `drop_codes` has let go of them.
+        """
+        if self.codes is None:
+            raise RuntimeError("this layer has no codes any more: drop_codes() was called")
         if self.spec.weight.num_bits <= PACKED_BITS:
             return unpack_int4(self.codes, in_features=self.in_features)
         return self.codes
@@ -319,13 +344,27 @@ class QuantLinear(nn.Module):
             total_OI = total_OI / self.input_scale
         return total_OI.to(dense_OI.dtype)
 
-    def refresh(self) -> None:
-        """Derives the dense weight from codes, scales and row factors again."""
+    def release(self) -> None:
+        """Lets go of the dense weight; the next call derives it from codes, scales and factors."""
+        if self.codes is not None:
+            self._dense_OI = None
+
+    def settle(self, device: torch.device) -> None:
+        """Says where the layer is, after one made on the meta device was given its tensors."""
+        declare_type(self, self.dtype, device=device)
+
+    def drop_codes(self) -> None:
+        """Keeps the dense weight alone: the layer runs as before, and is neither saved nor cast."""
+        _ = self.dense_OI
+        self.codes = None
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _derived(self) -> Tensor:
         scales = WeightScales(scale=self.weight_scale, zero_point=self.weight_zero_point)
         codes_OI = self.spec.weight.grid.restore(self.integer_codes())
         values = dequantize_weight(codes_OI, scales=scales, grid=self.spec.weight_grid)
-        values = self._scaled_rows(values)
-        self.dense_OI = values.to(self.dense_OI.dtype)
+        return self._scaled_rows(values).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         before = {name: self._buffers[name] for name in EXACT_BUFFERS}
@@ -334,12 +373,12 @@ class QuantLinear(nn.Module):
             moved = self._buffers[name]
             if exact is not None and moved is not None and moved.dtype != exact.dtype:
                 self._buffers[name] = exact.to(moved.device)
-        self.refresh()
+        self.release()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.refresh()
+        self.release()
 
     def extra_repr(self) -> str:
         spec = self.spec

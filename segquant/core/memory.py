@@ -14,20 +14,16 @@ Legend: T rows, I input features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.input_statistics import (
-    OPEN_INPUTS,
-    PARTS,
-    LayerStatistics,
-    StatisticsRecorder,
-)
+from segquant.core.input_statistics import OPEN_INPUTS, PARTS, StatisticsRecorder
 from segquant.core.plain_linears import linear_layers
 
 FLOAT32_BYTES = 4
@@ -122,6 +118,13 @@ def plan_statistics(
     )
 
 
+def largest_input(denoiser: nn.Module, *, forward: Callable[[nn.Module], object]) -> int:
+    """Elements of the largest tensor that a Linear reads in a forward; on the meta device too."""
+    linears = linear_layers(denoiser)
+    rows = _read_inputs(denoiser, forward).rows
+    return max((count * linears[name].in_features for name, count in rows.items()), default=0)
+
+
 def record_in_passes(
     denoiser: nn.Module,
     folder: Path,
@@ -153,28 +156,82 @@ def record_in_passes(
     return forwards
 
 
+@dataclass
+class _Read:
+    """A tensor that was just read, and the layers that read it."""
+
+    tensor: torch.Tensor
+    version: int
+    readers: list[str]
+
+
+class _Readers:
+    """Which Linears read one tensor, and how many rows each reads; on the meta device too."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self._open: list[_Read] = []
+        self._closed: dict[str, list[tuple[str, ...]]] = {}
+
+    def see(self, name: str, x: torch.Tensor) -> None:
+        self.rows[name] = self.rows.get(name, 0) + (x.numel() // max(1, x.shape[-1]))
+        version = 0 if x.is_inference() else x._version
+        for read in self._open:
+            if read.tensor is x and read.version == version:
+                read.readers.append(name)
+                return
+        self._open.append(_Read(tensor=x, version=version, readers=[name]))
+        self.close(keep=OPEN_INPUTS)
+
+    def close(self, *, keep: int) -> None:
+        while len(self._open) > keep:
+            readers = tuple(self._open.pop(0).readers)
+            for name in dict.fromkeys(readers):
+                self._closed.setdefault(name, []).append(readers)
+
+    def sharing(self, name: str) -> set[str]:
+        """The layers that read the same tensors at every call, itself among them."""
+        own = self._closed.get(name)
+        return {name, *(other for other, keys in self._closed.items() if keys == own)}
+
+
+def _read_inputs(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> _Readers:
+    seen, handles = _Readers(), []
+    for name, linear in linear_layers(denoiser).items():
+
+        def see(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            seen.see(name, args[0] if args else kwargs["input"])
+
+        handles.append(linear.register_forward_pre_hook(see, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            forward(denoiser)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen.close(keep=0)
+    return seen
+
+
 def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list[_Group]:
     """Layers by shared input, in module order; what one forward did not call is taken to be as
     large as the largest that it did."""
-    recorder = StatisticsRecorder(denoiser, gram=False, sample_rows=1)
-    with torch.no_grad(), recorder:
-        forward(denoiser)
-    seen: Mapping[str, LayerStatistics] = recorder.statistics()
+    seen = _read_inputs(denoiser, forward)
     linears = linear_layers(denoiser)
-    most = max((statistics.rows for statistics in seen.values()), default=1)
+    most = max(seen.rows.values(), default=1)
     groups: list[_Group] = []
     placed: set[str] = set()
     for name, linear in linears.items():
         if name in placed:
             continue
-        sharing = (name, *(seen[name].shared_with if name in seen else ()))
+        sharing = seen.sharing(name) if name in seen.rows else {name}
         layers = tuple(n for n in linears if n in sharing and n not in placed)
         placed.update(layers)
         groups.append(
             _Group(
                 layers=layers,
                 features=linear.in_features,
-                rows=seen[name].rows if name in seen else most,
+                rows=seen.rows.get(name, most),
                 item_bytes=linear.weight.element_size(),
             )
         )

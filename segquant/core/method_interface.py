@@ -64,6 +64,7 @@ class StatisticsNeeds:
             replay=calibration.replay if self.replay else None,
             steps=calibration.steps if self.steps else None,
             captured=within,
+            device=calibration.device,
         )
 
 

@@ -58,6 +58,27 @@ def other_weights(denoiser: nn.Module) -> dict[str, OtherWeight]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightCount:
+    """Numbers of a denoiser's weights."""
+
+    linears: dict[str, int]  # of each plain Linear
+    products: int  # of all operands of matrix products: Linears and `other_weights`
+    rest: int  # other parameters: biases, norms, convolutions
+
+
+def count_weights(denoiser: nn.Module) -> WeightCount:
+    """Of a denoiser that is not quantized yet."""
+    linears = {name: linear.weight.numel() for name, linear in linear_layers(denoiser).items()}
+    others = other_weights(denoiser).values()
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return WeightCount(
+        linears=linears,
+        products=sum(linears.values()) + sum(other.weights for other in others),
+        rest=parameters - sum(linears.values()) - sum(other.parameters for other in others),
+    )
+
+
 def _sizes(module: nn.Module) -> tuple[int, int] | None:
     """In and out features of what is a Linear by its attributes."""
     inputs, outputs = (getattr(module, f"{end}_features", None) for end in ("in", "out"))

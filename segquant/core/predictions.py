@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def as_batch(value: Tensor | Sequence[Tensor]) -> Tensor:
@@ -34,6 +34,25 @@ def like_batch(given: Tensor | Sequence[Tensor], batch: Tensor) -> Any:
 def first_of(output: Any) -> Tensor:
     """The prediction in a denoiser's output, a tuple or one of diffusers' output classes."""
     return as_batch(output if isinstance(output, Tensor) else output[0])
+
+
+def said_by(module: nn.Module, output: Any) -> tuple[Tensor, ...]:
+    """What counts of a denoiser's output: its prediction, or all residuals of a ControlNet.
+
+    Every tensor's first dimension is the batch's.
+    """
+    kind = type(module).__name__
+    if "ControlNet" in kind and "UNet" not in kind:  # one with its UNet inside predicts
+        return tuple(_tensors_in(output))
+    return (first_of(output),)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item)
 
 
 def with_first(output: Any, value: Tensor) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
@@ -25,12 +27,15 @@ from segquant.core.rounding import FactorCache
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
-from segquant.core.sequential import stages
+from segquant.core.sequential import Sequential, stages
+from segquant.core.several import Denoisers
 from segquant.core.shared import ShapeOf, fold_sites, shared_smoothing
 from segquant.core.smoothing import Smoothing, SmoothingMode
 from segquant.core.stepwise import follow_steps
 
 logger = logging.getLogger(__name__)
+
+_UNSEEN = "error of the other denoisers: each is run on what the unquantized ones gave it"
 
 
 @dataclass
@@ -68,6 +73,8 @@ def quantize_layers(
     """Replaces every Linear that the bits and the calibration allow, all or in stages.
 
     With `recipe.fold`, smoothing is folded last: what reads a folded input shares one vector.
+    A Linear is let go of as soon as it is replaced, and a replaced one holds its codes alone, so
+    that the denoiser becomes smaller on the way and at no time holds both.
 
     Args:
         shape_of: the segments of a layer by name; None for uncut layers.
@@ -76,9 +83,10 @@ def quantize_layers(
             `Element` to the layers that have it, and left out where none has.
         left_out: what is not.
     """
-    linears, others = linear_layers(denoiser), other_weights(denoiser)
+    weights = {name: linear.weight.numel() for name, linear in linear_layers(denoiser).items()}
+    others = other_weights(denoiser)
     kept = reasons_to_keep(denoiser, calibration=calibration, bits=bits)
-    chosen = {name: linear for name, linear in linears.items() if name not in kept}
+    chosen = [name for name in weights if name not in kept]
     layer_bits = _layer_bits(denoiser, chosen, calibration=calibration, bits=bits)
     sites = fold_sites(calibration) if recipe.fold else ()
     done: dict[str, _Done] = {}
@@ -87,13 +95,13 @@ def quantize_layers(
         denoiser,
         calibration=calibration,
         sequential=recipe.sequential,
-        wanted=list(chosen),
+        wanted=chosen,
         gram=needs_gram(recipe),
     ):
         forwards += stage.forwards
         done |= _quantize_stage(
             denoiser,
-            {name: chosen[name] for name in stage.layers},
+            stage.layers,
             calibration=replace(calibration, statistics=stage.statistics),
             layer_bits=layer_bits,
             recipe=recipe,
@@ -115,8 +123,10 @@ def quantize_layers(
     searched = recipe.smoothing.mode is SmoothingMode.search
     fits = [made.entry.search_fit for made in done.values() if made.entry.search_fit is not None]
     over_fit = OverFit.of(fits, held_out=recipe.smoothing.held_out)
+    if isinstance(denoiser, Denoisers) and recipe.sequential is not Sequential.none:
+        reasons.append(_UNSEEN)
     report = _report(
-        _cost(linears, others=others, done=done, calibration=calibration),
+        _cost(weights, others=others, done=done, calibration=calibration),
         bits=bits,
         quantized=[asdict(done[name].entry) for name in chosen if name in done],
         kept=[{"name": name, "reason": reason} for name, reason in kept.items()],
@@ -130,7 +140,7 @@ def quantize_layers(
 
 def _quantize_stage(
     denoiser: nn.Module,
-    chosen: dict[str, nn.Linear],
+    names: Sequence[str],
     *,
     calibration: Calibration,
     layer_bits: dict[str, LayerBits],
@@ -145,15 +155,21 @@ def _quantize_stage(
     A layer whose plan keeps it, or that has no range, is added to `kept`.
     """
     factors = FactorCache()
+    linears = linear_layers(denoiser)
+    chosen = {name: linears.pop(name) for name in names}
+    linears.clear()
     shared: dict[str, Smoothing] = {}
-    for own in {id(layer_bits[name].bits): layer_bits[name].bits for name in chosen}.values():
+    for own in {id(layer_bits[name].bits): layer_bits[name].bits for name in names}.values():
         # Layers of one input but of unlike widths share no vector.
         alike = {n: linear for n, linear in chosen.items() if layer_bits[n].bits is own}
         shared |= shared_smoothing(
             alike, sites=sites, calibration=calibration, bits=own, recipe=recipe, shape_of=shape_of
         )
+        alike.clear()
     done: dict[str, _Done] = {}
-    for name, linear in chosen.items():
+    for name in names:
+        resting = chosen.pop(name)
+        linear = _near(resting, calibration.device)
         plan = LayerPlan() if plan_of is None else plan_of(name, linear)
         if plan.keep is not None:
             kept[name] = plan.keep
@@ -174,9 +190,17 @@ def _quantize_stage(
             smoothing=shared.get(name),
         )
         entry.notes += [layer_bits[name].reason] if layer_bits[name].reason else []
-        replace_module(denoiser, old=linear, new=quant)
+        quant.release()
+        replace_module(denoiser, old=resting, new=quant.to(resting.weight.device))
         done[name] = _Done(quant=quant, entry=entry, rows=seen.rows)
     return done
+
+
+def _near(linear: nn.Linear, device: torch.device | None) -> nn.Linear:
+    """The layer itself, or a copy of it on the device."""
+    if device is None or linear.weight.device == device:
+        return linear
+    return copy.deepcopy(linear).to(device)
 
 
 def _layer_bits(
@@ -215,7 +239,7 @@ def _uncut(name: str, linear: nn.Linear) -> LayerShape:
 
 
 def _cost(
-    linears: dict[str, nn.Linear],
+    linears: dict[str, int],
     *,
     others: dict[str, OtherWeight],
     done: dict[str, _Done],
@@ -225,8 +249,7 @@ def _cost(
         kept_weights=sum(other.weights for other in others.values()),
         kept_bits=sum(other.stored_bits for other in others.values()),
     )
-    for name, linear in linears.items():
-        weights = linear.weight.numel()
+    for name, weights in linears.items():
         if name not in done:
             cost.kept_weights += weights
             cost.kept_bits += weights * UNQUANTIZED_BITS

@@ -7,9 +7,9 @@ running the stored calls again, through the quantized model as far as it has got
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from segquant.core.argument_trees import (
     flatten_tree,
     unflatten_tree,
 )
+from segquant.core.several import PART, called_parts, named_arguments
 from segquant.core.stepwise import timestep_of
 from segquant.core.timesteps import timestep_name
 
@@ -39,6 +40,11 @@ class Call:
     arguments: Tree
     stored_bytes: int  # of the tensors that no earlier call had
 
+    @property
+    def part(self) -> str:
+        """Which of several denoisers it is of; empty where there is one."""
+        return str(self.arguments["dict"].get(PART, {"value": ""})["value"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedCalls:
@@ -46,22 +52,30 @@ class CapturedCalls:
 
     folder: Path
     calls: tuple[Call, ...]
+    full: bool = False  # whether a call was left out, as it would have passed the cap
 
     @classmethod
     def load(cls, folder: Path) -> CapturedCalls:
         """What a `CallRecorder` left there."""
         content = json.loads((folder / INDEX).read_text())
-        return cls(folder=folder, calls=tuple(Call(**call) for call in content))
+        calls = tuple(Call(**call) for call in content["calls"])
+        return cls(folder=folder, calls=calls, full=content["full"])
+
+    def write_index(self) -> None:
+        """What `load` reads, but for the tensors, which lie there already."""
+        content = {"calls": [vars(call) for call in self.calls], "full": self.full}
+        (self.folder / INDEX).write_text(json.dumps(content))
 
     def within(self, cap_bytes: int) -> CapturedCalls:
         """The first calls that take no more than this: as if captured under this cap."""
-        kept, total = [], 0
+        kept: list[Call] = []
+        total = 0
         for call in self.calls:
             total += call.stored_bytes
             if total > cap_bytes:
-                break
+                return CapturedCalls(folder=self.folder, calls=tuple(kept), full=True)
             kept.append(call)
-        return CapturedCalls(folder=self.folder, calls=tuple(kept))
+        return self
 
     def arguments(self, call: Call, *, device: torch.device | str) -> dict[str, Any]:
         """The call's arguments by name, read from disk."""
@@ -81,24 +95,28 @@ class CallRecorder:
         self._calls: list[Call] = []
         self._stored: dict[str, int] = {}
         self._full = False
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._hook = self._denoiser.register_forward_pre_hook(self._see, with_kwargs=True)
+        for name, part in called_parts(self._denoiser).items():
+            see = partial(self._see, name)
+            self._hooks.append(part.register_forward_pre_hook(see, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        content = [vars(call) for call in self._calls]
-        (self._folder / INDEX).write_text(json.dumps(content))
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        kept = CapturedCalls(folder=self._folder, calls=tuple(self._calls), full=self._full)
+        kept.write_index()
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see(
+        self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._full:
             return
-        names = list(inspect.signature(module.forward).parameters)
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = named_arguments(module, args, kwargs, part=part)
         tensors: dict[str, Tensor] = {}
         tree = store_tree(arguments, tensors)
         fresh = {name: tensor for name, tensor in tensors.items() if name not in self._stored}

@@ -2,7 +2,8 @@
 
 In parallel, all layers are quantized on the unquantized denoiser's inputs. In sequence, the
 denoiser is run over the calibration's inputs again before each stage, with all earlier stages
-quantized already, and the stage's statistics are recorded anew. Source: GPTQ (arXiv 2210.17323),
+quantized already, and the stage's statistics are recorded anew. Of several denoisers, each is run
+on what the unquantized others gave it. Source: GPTQ (arXiv 2210.17323),
 section 4: one Transformer block after the other. The first stage's inputs are the unquantized
 ones, so it takes no run; every other stage takes one over the whole set.
 """
@@ -21,7 +22,9 @@ from torch import nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
+from segquant.core.several import called_parts, part_of_layer
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +86,25 @@ def stages(
         recorder = StatisticsRecorder(denoiser, layers=layers, gram=gram, sample_rows=rows)
         with torch.no_grad(), recorder:
             replay(denoiser)
+        for module in denoiser.modules():
+            if isinstance(module, QuantLinear):
+                module.release()
         logger.info("stage %d of %d: %s", number + 1, len(plan), ", ".join(layers))
         yield Stage(layers=layers, statistics=recorder.statistics(), forwards=recorder.forwards)
 
 
 def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[str], int]:
-    """Linears in the order of their first call, from one forward; those it misses come last."""
+    """Linears in the order of their first call, from one forward of each denoiser.
+
+    Those that it misses come last. Also the number of forwards.
+    """
     order: dict[str, None] = {}
-    handles = []
+    called: list[nn.Module] = []
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        called.append(module)
+
+    handles = [p.register_forward_pre_hook(count) for p in called_parts(denoiser).values()]
     for name, linear in linear_layers(denoiser).items():
 
         def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
@@ -105,7 +119,7 @@ def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[s
         for handle in handles:
             handle.remove()
     missed = [name for name in calibration.statistics if name not in order]
-    return [*order, *missed], 1
+    return [*order, *missed], len(called)
 
 
 def stage_layers(
@@ -138,7 +152,7 @@ def block_of_layers(denoiser: nn.Module) -> dict[str, str]:
     """Per Linear its block: the innermost member of a ModuleList with two Linears or more.
 
     The attention's list of output projection and dropout is thus no block of its own. A layer
-    outside of any block belongs to the block "".
+    outside of any block belongs to the block "", or of several denoisers to its own one's.
     """
     linears = linear_layers(denoiser)
     members = {
@@ -150,6 +164,10 @@ def block_of_layers(denoiser: nn.Module) -> dict[str, str]:
     holds = {member: sum(name.startswith(f"{member}.") for name in linears) for member in members}
     blocks = {member for member, count in holds.items() if count >= LEAST_LINEARS_OF_BLOCK}
     return {
-        name: max((b for b in blocks if name.startswith(f"{b}.")), key=len, default="")
+        name: max(
+            (b for b in blocks if name.startswith(f"{b}.")),
+            key=len,
+            default=part_of_layer(denoiser, name),
+        )
         for name in linears
     }

@@ -9,10 +9,9 @@ Legend: S steps, K sampled rows of a step, I input features.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from segquant.core.files import read_folder, write_folder
 from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
+from segquant.core.row_sample import RowSample
+from segquant.core.several import called_parts, named_arguments
 from segquant.core.timesteps import timestep_name
 
 KIND = "statistics per step"
@@ -70,8 +71,7 @@ def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     Raises:
         ValueError: the call has none, or the samples of its batch are at different ones.
     """
-    names = list(inspect.signature(denoiser.forward).parameters)
-    passed = {**dict(zip(names, args, strict=False)), **kwargs}
+    passed = named_arguments(denoiser, args, kwargs)
     passed = {name: value for name, value in passed.items() if value is not None}
     name = timestep_name(passed)
     if name is None:
@@ -89,19 +89,43 @@ def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     return float(given[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeenStep:
+    """What one Linear was given at one step: all that is kept of it, and the rows' draws."""
+
+    low_I: Tensor
+    high_I: Tensor
+    rows_KI: Tensor
+    priority_K: Tensor  # float64, smallest first
+
+
+SeenSteps = Mapping[str, Mapping[float, SeenStep]]  # layer -> timestep, in the order of the calls
+
+
+def stack_steps(steps: Mapping[float, SeenStep]) -> LayerSteps:
+    """A layer's steps, with as many rows of each as the step with the fewest has."""
+    count = min(step.rows_KI.shape[0] for step in steps.values())
+    return LayerSteps(
+        timesteps=tuple(steps),
+        low_SI=torch.stack([step.low_I for step in steps.values()]),
+        high_SI=torch.stack([step.high_I for step in steps.values()]),
+        sample_SKI=torch.stack([step.rows_KI[:count] for step in steps.values()]),
+    )
+
+
 @dataclass
-class _Seen:
+class _Running:
     """The running numbers of one Linear at one step."""
 
-    generator: torch.Generator
-    low_I: Tensor | None = None
-    high_I: Tensor | None = None
-    rows_TI: Tensor | None = None
-    draw_T: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    sample: RowSample
+    low_I: Tensor
+    high_I: Tensor
 
 
 class StepRecorder:
     """Records extremes and some rows of every Linear's input for each step, while in the block.
+
+    Set `batch` to its number before each batch, each number once, as for statistics.
 
     Args:
         denoiser: its forward must take a timestep; it stays as it is.
@@ -112,7 +136,8 @@ class StepRecorder:
     def __init__(self, denoiser: nn.Module, *, rows: int = STEP_ROWS, seed: int = 0) -> None:
         self._denoiser, self._rows, self._seed = denoiser, rows, seed
         self._linears = linear_layers(denoiser)
-        self._seen: dict[str, dict[float, _Seen]] = {name: {} for name in self._linears}
+        self._running: dict[str, dict[float, _Running]] = {name: {} for name in self._linears}
+        self.batch = 0
         self._now = 0.0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -120,7 +145,8 @@ class StepRecorder:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._now = timestep_of(module, args, kwargs)
 
-        self._hooks.append(self._denoiser.register_forward_pre_hook(note, with_kwargs=True))
+        for part in called_parts(self._denoiser).values():
+            self._hooks.append(part.register_forward_pre_hook(note, with_kwargs=True))
         for name, linear in self._linears.items():
             self._hooks.append(linear.register_forward_pre_hook(self._hook(name), with_kwargs=True))
         return self
@@ -141,40 +167,33 @@ class StepRecorder:
         x_TI = x.detach().reshape(-1, x.shape[-1])
         if not x_TI.shape[0]:
             return
-        steps = self._seen[name]
-        if self._now not in steps:
-            steps[self._now] = _Seen(torch.Generator().manual_seed(self._seed))
-        step = steps[self._now]
         low_I, high_I = x_TI.amin(0).float().cpu(), x_TI.amax(0).float().cpu()
-        step.low_I = low_I if step.low_I is None else torch.minimum(step.low_I, low_I)
-        step.high_I = high_I if step.high_I is None else torch.maximum(step.high_I, high_I)
-        draw_T = torch.rand(x_TI.shape[0], generator=step.generator, dtype=torch.float64)
-        best = draw_T.argsort()[: self._rows]
-        rows_TI, draw_T = x_TI[best.to(x_TI.device)].float().cpu(), draw_T[best]
-        if step.rows_TI is not None:
-            rows_TI, draw_T = torch.cat([step.rows_TI, rows_TI]), torch.cat([step.draw_T, draw_T])
-            order = draw_T.argsort()[: self._rows]
-            rows_TI, draw_T = rows_TI[order], draw_T[order]
-        step.rows_TI, step.draw_T = rows_TI, draw_T
+        step = self._running[name].get(self._now)
+        if step is None:
+            sample = RowSample(keep=self._rows, seed=self._seed)
+            step = self._running[name][self._now] = _Running(sample, low_I, high_I)
+        step.low_I = torch.minimum(step.low_I, low_I)
+        step.high_I = torch.maximum(step.high_I, high_I)
+        step.sample.add(x_TI, batch=self.batch)
+
+    def seen(self) -> SeenSteps:
+        """What was seen of each layer that was called."""
+        return {
+            name: {timestep: _seen(step) for timestep, step in steps.items()}
+            for name, steps in self._running.items()
+            if steps
+        }
 
     def statistics(self) -> StepStatistics:
         """What was seen of each layer that was called; steps in the order of the calls."""
-        result: dict[str, LayerSteps] = {}
-        for name, steps in self._seen.items():
-            if not steps:
-                continue
-            count = min(
-                step.rows_TI.shape[0] for step in steps.values() if step.rows_TI is not None
-            )
-            result[name] = LayerSteps(
-                timesteps=tuple(steps),
-                low_SI=torch.stack([o.low_I for o in steps.values() if o.low_I is not None]),
-                high_SI=torch.stack([o.high_I for o in steps.values() if o.high_I is not None]),
-                sample_SKI=torch.stack(
-                    [o.rows_TI[:count] for o in steps.values() if o.rows_TI is not None]
-                ),
-            )
-        return result
+        return {name: stack_steps(steps) for name, steps in self.seen().items()}
+
+
+def _seen(step: _Running) -> SeenStep:
+    rows_KI, priority_K = step.sample.rows_KI, step.sample.priority_K
+    assert rows_KI is not None
+    assert priority_K is not None
+    return SeenStep(low_I=step.low_I, high_I=step.high_I, rows_KI=rows_KI, priority_K=priority_K)
 
 
 def follow_steps(denoiser: nn.Module) -> None:
@@ -182,9 +201,10 @@ def follow_steps(denoiser: nn.Module) -> None:
 
     Does nothing where no layer has any, and nothing the second time.
     """
-    stepped = [m for m in denoiser.modules() if isinstance(m, QuantLinear) and m.spec.steps]
-    if stepped and _tell_step not in denoiser._forward_pre_hooks.values():
-        denoiser.register_forward_pre_hook(_tell_step, with_kwargs=True)
+    for part in called_parts(denoiser).values():
+        stepped = [m for m in part.modules() if isinstance(m, QuantLinear) and m.spec.steps]
+        if stepped and _tell_step not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_tell_step, with_kwargs=True)
 
 
 def _tell_step(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,10 +1,18 @@
 """Example inputs of a module taken from one real call of whatever runs it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+
+from segquant.core.several import Denoisers, called_parts
+
+Calls = Mapping[str, Mapping[str, Any]]  # by the name of the denoiser: its inputs
+
+
+class NeverCalledError(ValueError):
+    """What was to be captured did not happen."""
 
 
 class _Captured(Exception):  # noqa: N818 (it is no error)
@@ -18,7 +26,8 @@ def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[s
     before the module's forward runs.
 
     Raises:
-        ValueError: `call` returned without calling the module.
+        NeverCalledError: `call` returned without calling the module.
+        ValueError: the module's forward has no names for its inputs.
     """
     captured: dict[str, Any] = {}
 
@@ -40,7 +49,32 @@ def capture_example_inputs(module: nn.Module, call: Callable[[], Any]) -> dict[s
         return captured
     finally:
         handle.remove()
-    raise ValueError(
+    raise NeverCalledError(
         f"the call given never called the {type(module).__name__}; "
         "it must run the module itself, not a copy or a compiled version of it"
     )
+
+
+def capture_calls(denoiser: nn.Module, call: Callable[[], Any]) -> dict[str, dict[str, Any]]:
+    """The inputs of the first call of each denoiser, by its name; empty for the only one.
+
+    `call` is run once for each. One of several that it does not call is left out.
+
+    Raises:
+        ValueError: `call` returned without calling the only one.
+    """
+    calls: dict[str, dict[str, Any]] = {}
+    for name, part in called_parts(denoiser).items():
+        try:
+            calls[name] = capture_example_inputs(part, call)
+        except NeverCalledError:
+            if not isinstance(denoiser, Denoisers):
+                raise
+    return calls
+
+
+def run_calls(denoiser: nn.Module, calls: Calls) -> None:
+    """Runs each denoiser on the inputs that were captured of it."""
+    parts = called_parts(denoiser)
+    for name, inputs in calls.items():
+        parts[name](**inputs)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from segquant.core.declared_type import declare_type
 from segquant.core.linear import QuantLinear
 from segquant.core.quantize import replace_module
 from segquant.kernels.choice import Device, choose
@@ -28,6 +29,7 @@ class KernelLinear(nn.Module):
         self.in_features, self.out_features = packed.plan.in_features, packed.out_features
         for name, value in items.items():
             self.register_buffer(name, value)
+        declare_type(self, packed.dtype, device=packed.weight.device)
         self._assembled: PackedLinear | None = None
         self.producer = Producer.none  # an activation taken in by `fuse.fuse_activations`
 
@@ -134,7 +136,7 @@ def explain(
             way="simulated",
             reason=why_not(quant) or "",
         )
-    device = Device.of(quant.codes.device)
+    device = Device.of(quant.device)
     choice = choose(packed, rows=MANY_ROWS if rows is None else rows, device=device)
     return Execution(
         layer=name,

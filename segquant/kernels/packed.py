@@ -139,7 +139,7 @@ def pack_linear(quant: QuantLinear) -> PackedLinear:
         weight_scale_SN,
         plan=plan,
         runs=spec.runs(),
-        dtype=quant.dense_OI.dtype,
+        dtype=quant.dtype,
         steps=_static_steps(quant) if plan.steps is Steps.static else None,
         smoothing_GI=quant.smoothing,
         bias=quant.bias,

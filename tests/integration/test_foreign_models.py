@@ -132,7 +132,7 @@ def test_an_image_that_is_needed_comes_from_the_rows(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "several denoisers (unet, unet_2)"),
+        ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "names unet_2, and"),
         ({"unet": None}, "unet is None; a part is a list"),
         ({"unet": []}, "unet is []; a part is a list"),
         ({"unet": 3}, "unet is 3; a part is a list"),
@@ -290,7 +290,7 @@ def test_a_revision_is_one_of_the_local_cache(
     assert answer.records[0]["protocol"]["model_revision"] == commit
     assert answer.records[0]["model"] == "model"
     _refused(segbench(*words("some/model", "model.revision=old")), "model.revision=old", "cache")
-    _refused(segbench(*words("other/model", "--dry-run")), "other/model", "hf download")
+    _refused(segbench(*words("other/model", "--dry-run")), "other/model", "segbench fetch")
     _refused(
         segbench(*words(zoo / "tiny_unet", "model.revision=main")), "a folder has no revisions"
     )

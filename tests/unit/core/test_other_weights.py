@@ -1,6 +1,5 @@
 """Weights of products that no plain Linear holds: named as kept, and counted."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments.cell.protocol_fields import coverage, stored_bytes
 from segquant.core.method_interface import QuantizationReport
-from segquant.core.other_weights import other_weights
+from segquant.core.other_weights import WeightCount, count_weights, other_weights
 from segquant.core.quantize import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from tests.unit.core.helpers import bits, calibrate
@@ -171,8 +170,8 @@ class Denoiser(nn.Module):
         return self.other(x)  # type: ignore[no-any-return]
 
 
-def quantized(denoiser: nn.Module) -> tuple[nn.Module, QuantizationReport]:
-    before = copy.deepcopy(denoiser)
+def quantized(denoiser: nn.Module) -> tuple[WeightCount, QuantizationReport]:
+    before = count_weights(denoiser)
     calibration = calibrate(denoiser, [X], gram=False)
     report = quantize_layers(
         denoiser, calibration=calibration, bits=bits(8, 8), recipe=LayerRecipe()

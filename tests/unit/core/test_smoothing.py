@@ -128,7 +128,7 @@ def test_smoothing_alone_leaves_the_output_unchanged(alpha: float) -> None:
         recipe=recipe(alpha=alpha),
     )
     assert quant.smoothing is not None
-    quant.dense_OI = model.linear.weight.detach() * quant.smoothing[0]
+    quant._dense_OI = model.linear.weight.detach() * quant.smoothing[0]
     torch.testing.assert_close(quant(x), model(x), rtol=1e-5, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 
+from evaluation.datasets.interface import Prompt
 from experiments.config.run_config import ModelConfig
 from experiments.errors import UserError
 from experiments.sampling.model_call import check_call
@@ -21,6 +22,11 @@ MODEL = ModelConfig(
 )
 
 
+def _rows(names: list[str]) -> list[Prompt]:
+    files = tuple((name, f"{name}.png") for name in names)
+    return [Prompt(id=f"e{number}", text="a red circle", files=files) for number in range(2)]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -30,13 +36,13 @@ MODEL = ModelConfig(
     ],
 )
 def test_pipelines_that_prompts_are_enough_for(name: str) -> None:
-    assert check_call(MODEL, getattr(diffusers, name), pictures=[]) is None  # raises nothing
+    assert check_call(MODEL, getattr(diffusers, name), prompts=_rows([])) is None  # raises nothing
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("DiTPipeline", "takes no prompt .it takes class_labels"),
+        ("DiTPipeline", "takes no prompt .it takes class_labels.*classes: give dataset=labels"),
         ("DDPMPipeline", "takes no prompt"),
         ("StableVideoDiffusionPipeline", "takes no prompt"),
         ("LTXPipeline", "makes frames, and images are measured"),
@@ -57,14 +63,14 @@ def test_pipelines_that_prompts_are_enough_for(name: str) -> None:
 )
 def test_pipelines_that_need_or_make_something_else(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        check_call(MODEL, getattr(diffusers, name), pictures=[])
+        check_call(MODEL, getattr(diffusers, name), prompts=_rows([]))
     assert name in str(caught.value)
 
 
 def test_pictures_of_the_rows_count_as_given() -> None:
     inpaint = diffusers.StableDiffusionXLInpaintPipeline
-    check_call(MODEL, inpaint, pictures=["image", "mask_image"])
+    check_call(MODEL, inpaint, prompts=_rows(["image", "mask_image"]))
     with pytest.raises(UserError, match="needs mask_image"):
-        check_call(MODEL, inpaint, pictures=["image"])
+        check_call(MODEL, inpaint, prompts=_rows(["image"]))
     with pytest.raises(UserError, match="takes no control_image, which rows"):
-        check_call(MODEL, inpaint, pictures=["image", "mask_image", "control_image"])
+        check_call(MODEL, inpaint, prompts=_rows(["image", "mask_image", "control_image"]))

@@ -8,6 +8,7 @@ from torch import nn
 
 from baselines.rtn import RoundToNearest
 from experiments.cell.protocol_fields import coverage, stored_bytes
+from segquant.core.other_weights import count_weights
 from tests.unit.core.helpers import One, bits, calibrate, correlated
 
 
@@ -19,7 +20,7 @@ def test_what_is_no_linear_counts_in_16_bit() -> None:
     report = RoundToNearest().quantize(copy.deepcopy(model), calibration=calibration, bits=bits())
     assert 8 * 4 <= report.weight_bytes < 8 * 4 * 2
     other = 4 + 3 * 3 + 3
-    assert stored_bytes(model, report) == report.weight_bytes + 2 * other
-    said = coverage(model, report)
+    assert stored_bytes(count_weights(model), report) == report.weight_bytes + 2 * other
+    said = coverage(count_weights(model), report)
     assert said["linear_weights_quantized_fraction"] == 1
     assert said["denoiser_weights_quantized_fraction"] == 32 / (32 + other)

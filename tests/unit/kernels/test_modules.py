@@ -137,7 +137,7 @@ def test_factors_of_rows_that_folding_left_are_kept() -> None:
     quant.add_row_factors()
     assert quant.row_factors is not None
     quant.row_factors.copy_(torch.linspace(0.1, 2.0, quant.out_features))
-    quant.refresh()
+    quant.release()
     torch.testing.assert_close(KernelLinear(pack_linear(quant))(x), quant(x), rtol=1e-3, atol=1e-3)
 
 

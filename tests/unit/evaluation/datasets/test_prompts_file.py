@@ -218,7 +218,7 @@ def test_either_every_prompt_has_a_picture_or_none(tmp_path: Path) -> None:
     _png(tmp_path / "a.png")
     first, *others = rows()
     config = prompts_file(tmp_path / "mine.jsonl", [first | {"image": "a.png"}, *others])
-    with pytest.raises(ValueError, match="'e0' has image, 'e1' has no picture; give every"):
+    with pytest.raises(ValueError, match="'e0' has image, 'e1' has no image; give every"):
         load_dataset(config)
 
 

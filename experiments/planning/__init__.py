@@ -1,0 +1,1 @@
+"""What each stage of a run takes of memory and disk, known before it runs."""

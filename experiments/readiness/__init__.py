@@ -1,0 +1,1 @@
+"""Before anything is queued: what is there, what is missing, and how it is brought."""

@@ -1,0 +1,262 @@
+"""Every stage of some cells of one model at full size, measured beside what the plan says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evaluation.report.markdown import pipe_table
+from experiments.errors import UserError
+from experiments.planning.forward_memory import forward_bytes
+from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
+from experiments.rehearsal.full_size import denoiser_config, outline, random_calls, write_random
+from experiments.rehearsal.rehearsed_stage import Stage, as_json, statistics_plan
+from experiments.sampling.model_shapes import keep_layers
+from segquant.core.memory import largest_input
+
+if TYPE_CHECKING:
+    from experiments.config.run_config import RunConfig
+    from segquant.core.method_interface import StatisticsNeeds
+
+_STAGE_PROGRAM = "experiments.rehearsal.rehearsed_stage"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much of a calibration is rehearsed."""
+
+    calls: int = 2  # of the denoiser
+    batch: int = 1
+    scale: int = 4  # of the zoo's smallest inputs: 32 x 32 latents, 24 tokens of text
+    gigabytes: float | None = None  # for statistics
+    changes: Mapping[str, Any] | None = None  # of the denoiser's config: a number of layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One stage: what the plan said, and what it took."""
+
+    model: str
+    method: str  # empty: of all
+    bits: str
+    stage: str
+    seconds: float
+    planned_gigabytes: float  # of the stage alone
+    peak_gigabytes: float  # the same: above what Python and its libraries held before
+    resting_gigabytes: float  # that
+    disk_planned_gigabytes: float
+    disk_gigabytes: float
+    forward_seconds: float | None = None  # of one forward of the quantized denoiser, simulated
+    layers_quantized: int | None = None
+    layers_kept: int | None = None
+
+    @property
+    def off(self) -> float:
+        """The peak of the process over what the plan and the process's rest come to, minus one."""
+        planned = self.planned_gigabytes + self.resting_gigabytes
+        return (self.peak_gigabytes + self.resting_gigabytes) / planned - 1
+
+
+def rehearse(
+    cells: Sequence[RunConfig],
+    *,
+    words: Sequence[Sequence[str]],
+    extent: Extent,
+    work: Path,
+    note: Callable[[str], None],
+) -> list[Row]:
+    """Runs every stage of the cells, which are of one model, and measures each.
+
+    Args:
+        words: of each cell, as `segbench run` takes them.
+        work: a folder for weights, statistics and checkpoints; what this makes there is removed.
+
+    Raises:
+        UserError: a method needs what is not rehearsed, the model's config is not here, or there is
+            too little disk.
+        RuntimeError: a stage failed.
+    """
+    config, needs = cells[0], _needs(cells)
+    try:
+        shape = denoiser_config(config.model.name, extent.changes or {})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    dtype = getattr(torch, config.model.dtype)
+    empty = outline(shape, dtype=dtype)
+    keep_layers(empty, config.model)
+    stage = Stage(
+        kind="calibration",
+        weights=str(work / "weights"),
+        work=str(work),
+        words=list(words[0]),
+        needs=asdict(needs),
+        calls=extent.calls,
+        batch=extent.batch,
+        scale=extent.scale,
+        gigabytes=extent.gigabytes,
+    )
+    plans = [_plan(cell, empty, stage=stage) for cell in cells]
+    _check_disk(work, plans, weights=DenoiserSizes.of(empty, longest_input=0).weights)
+    note(f"{config.model.name}: random weights at full size")
+    begun = time.perf_counter()
+    written = write_random(shape, work / "weights", dtype=dtype)
+    note(f"{written / 1e9:.2f} GB of weights in {time.perf_counter() - begun:.0f} s")
+    try:
+        rows = [_measured(stage, cells[0], plans[0], note=note, of_all=True)]
+        for cell, own, plan in zip(cells, words, plans, strict=True):
+            for kind in ("quantization", "images"):
+                told = replace(stage, kind=kind, words=list(own))
+                rows.append(_measured(told, cell, plan, note=note))
+            shutil.rmtree(work / f"{cell.method_name}-{cell.bits.name}", ignore_errors=True)
+    finally:
+        shutil.rmtree(work / "weights", ignore_errors=True)
+        shutil.rmtree(work / "statistics", ignore_errors=True)
+    return rows
+
+
+def _needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:
+    needs = cells[0].method.needs()
+    for cell in cells:
+        own = cell.method.needs()
+        if own.replay or own.capture_bytes or own.steps:
+            raise UserError(
+                f"method={cell.method_name} keeps calls or steps of a whole pipeline, which a "
+                "rehearsal has none of; rehearse methods that need statistics alone"
+            )
+        if reason := cell.method.unsupported(cell.bits):
+            raise UserError(f"method={cell.method_name} bits={cell.bits.name}: {reason}")
+        needs = needs.union(own)
+    return needs
+
+
+def _plan(cell: RunConfig, empty: torch.nn.Module, *, stage: Stage) -> dict[str, StageMemory]:
+    statistics = statistics_plan(stage, empty)
+    inputs = next(random_calls(empty, calls=1, batch=stage.batch, scale=stage.scale))
+    given = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), inputs)
+    longest = largest_input(empty, forward=lambda module: module(**given))
+    stages = plan_stages(
+        DenoiserSizes.of(empty, longest_input=longest),
+        bits=cell.bits,
+        needs=cell.method.needs(),
+        statistics=statistics,
+        forward_bytes=forward_bytes(empty, inputs),
+        on_cpu=True,
+    )
+    return {planned.stage: planned for planned in stages}
+
+
+def _check_disk(work: Path, plans: Sequence[Mapping[str, StageMemory]], *, weights: int) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = max(plan["quantization"].disk_bytes for plan in plans)
+    needed = weights + plans[0]["calibration"].disk_bytes + checkpoint
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise UserError(
+            f"{work}: a rehearsal takes {needed / 1e9:.1f} GB there and {free / 1e9:.1f} GB are "
+            "free; give --work a folder with room"
+        )
+
+
+def _measured(
+    stage: Stage,
+    cell: RunConfig,
+    plan: Mapping[str, StageMemory],
+    *,
+    note: Callable[[str], None],
+    of_all: bool = False,
+) -> Row:
+    label = "of all" if of_all else f"{cell.method_name} {cell.bits.name}"
+    planned = plan[stage.kind]
+    note(f"{stage.kind} {label}: planned {planned.total_bytes / 1e9:.2f} GB")
+    threads = cell.num_threads or len(os.sched_getaffinity(0))
+    done = subprocess.run(
+        [sys.executable, "-m", _STAGE_PROGRAM, as_json(stage), str(threads)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"{stage.kind} {label} failed: {lines[-1]}")
+    told = json.loads(done.stdout.splitlines()[-1])
+    if told.get("finite") is False:
+        raise RuntimeError(f"{stage.kind} {label}: the quantized denoiser's output is not finite")
+    row = Row(
+        model=cell.model.name,
+        method="" if of_all else cell.method_name,
+        bits="" if of_all else cell.bits.name,
+        stage=stage.kind,
+        seconds=told["seconds"],
+        planned_gigabytes=planned.total_bytes / 1e9,
+        peak_gigabytes=(told["peak_bytes"] - told["resting_bytes"]) / 1e9,
+        resting_gigabytes=told["resting_bytes"] / 1e9,
+        disk_planned_gigabytes=planned.disk_bytes / 1e9,
+        disk_gigabytes=told.get("disk_bytes", 0) / 1e9,
+        forward_seconds=told.get("forward_seconds"),
+        layers_quantized=told.get("layers_quantized"),
+        layers_kept=told.get("layers_kept"),
+    )
+    note(f"{stage.kind} {label}: {row.seconds:.0f} s, {row.peak_gigabytes:.2f} GB ({row.off:+.0%})")
+    return row
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line a stage; numbers to four digits."""
+    out = io.StringIO()
+    names = [item.name for item in fields(Row)]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*names, "off"])
+    for row in rows:
+        values = [getattr(row, name) for name in names]
+        writer.writerow([*map(_short, values), f"{row.off:.3f}"])
+    return out.getvalue()
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The table for a person."""
+    head = [
+        "model",
+        "method",
+        "bits",
+        "stage",
+        "seconds",
+        "planned GB",
+        "peak GB",
+        "off",
+        "disk GB",
+    ]
+    body = [
+        [
+            row.model,
+            row.method or "all",
+            row.bits or "all",
+            row.stage,
+            f"{row.seconds:.0f}",
+            f"{row.planned_gigabytes:.2f}",
+            f"{row.peak_gigabytes:.2f}",
+            f"{row.off:+.0%}",
+            f"{row.disk_gigabytes:.2f}",
+        ]
+        for row in rows
+    ]
+    return pipe_table(head, body, numeric=[False] * 4 + [True] * 5)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
