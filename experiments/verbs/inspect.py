@@ -107,10 +107,16 @@ def _kept(graph: LayerGraph, part: str, model: ModelConfig | None) -> str:
     if part == "controlnet" and part not in (model.denoisers or ()):
         return "\n\nkept in 16 bit as a whole, unless model.denoisers names it"
     linears = [layer.name for layer in graph.values() if layer.kind == "linear"]
-    counts = {pattern: sum(fnmatchcase(n, pattern) for n in linears) for pattern in model.keep}
+    # of several denoisers, a pattern is of names with or without the denoiser's before them
+    heads = ("", *(f"{name}." for name in model.denoisers or ()))
+
+    def count(pattern: str) -> int:
+        return sum(any(fnmatchcase(n, head + pattern) for head in heads) for n in linears)
+
+    counts = {pattern: count(pattern) for pattern in model.keep}
     lines = [
-        f"kept in 16 bit, {pattern}: {count} Linear{'s' * (count != 1)} ({model.keep[pattern]})"
-        for pattern, count in counts.items()
-        if count
+        f"kept in 16 bit, {pattern}: {number} Linear{'s' * (number != 1)} ({model.keep[pattern]})"
+        for pattern, number in counts.items()
+        if number
     ]
     return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""

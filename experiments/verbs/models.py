@@ -11,6 +11,7 @@ from experiments.config.places import find_yaml, options, read_yaml
 from experiments.config.run_config import ModelConfig
 from experiments.errors import UserError
 from experiments.sampling.model_folder import check_folder, pipeline_index
+from experiments.sampling.model_parts import given_parts
 from experiments.verbs.answer import Answer
 
 
@@ -39,13 +40,16 @@ def describe_models() -> list[dict[str, Any]]:
 
 
 def _class_here(node: dict[str, Any]) -> str:
-    """The pipeline's class of a model whose folder is on this machine, else ''."""
+    """The pipeline's class of a model all of whose folders are on this machine, else ''."""
     path = str(node["path"])
     if path == REQUIRED:
         return ""
     try:
-        folder = check_folder(ModelConfig(**node))
-        return str(pipeline_index(folder)["_class_name"])
+        model = ModelConfig(**node)
+        folder = check_folder(model)
+        index = pipeline_index(folder)
+        given_parts(model, folder, index)
+        return model.pipeline or str(index["_class_name"])
     except (UserError, TypeError):  # not here; or a yaml of somebody's that is no ModelConfig
         return ""
 

@@ -8,8 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from evaluation.images import write_png
 from experiments.config.compose import build, compose_config
 from experiments.store.paths import resolve_path
 from experiments.zoo.published import PUBLISHED
@@ -18,13 +20,6 @@ from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
 
-# Pipelines that the harness cannot call yet, and why.
-NOT_YET = {
-    "dit_xl2": "takes a class and no prompt",
-    "sd3_canny": "takes a control image, and parts from two folders",
-    "flux1_canny": "takes a control image, and parts from two folders",
-    "sdxl_canny": "takes a control image, and parts from two folders",
-}
 FEW = (
     "model.height=64",
     "model.width=64",
@@ -37,6 +32,15 @@ FEW = (
     "num_threads=1",
     "logger=none",
 )
+
+
+# What their calls take beside a prompt, or in its place, by the pipeline's class.
+ROWS: dict[str, str] = {
+    "DiTPipeline": "class_labels",
+    "StableDiffusion3ControlNetPipeline": "control_image",
+    "FluxControlNetPipeline": "control_image",
+    "StableDiffusionXLControlNetPipeline": "image",
+}
 
 
 def of_the_twin(name: str, folder: Path) -> list[str]:
@@ -71,11 +75,26 @@ def test_a_twin_is_made_of_the_published_classes(
     assert any(len(layer["output_segments"]) > 1 for layer in layers)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in NOT_YET])
+def test_a_controlnet_that_is_named_is_quantized_too(
+    segbench: Segbench, zoo: Path, tmp_path: Path
+) -> None:
+    words = [*of_the_twin("sd3_canny", tmp_path / "twin"), *rows_of("sd3_canny", tmp_path)]
+    words += ["model.denoisers=[transformer,controlnet]", "method=rtn", "--json"]
+    places = [f"metrics.evaluator={zoo / 'evaluator'}", f"out={tmp_path / 'out'}"]
+    answer = segbench("run", *words, *FEW, *places)
+    assert answer.status == 0, answer.err
+    (record,) = answer.records
+    names = [layer["name"] for layer in record["layers_quantized"]]
+    for part in ("transformer", "controlnet"):
+        assert f"{part}.transformer_blocks.0.norm1.linear" in names
+        assert f"{part}.context_embedder" not in names  # the yaml's pattern holds for both
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_twin_runs_from_end_to_end(
     segbench: Segbench, name: str, zoo: Path, tmp_path: Path
 ) -> None:
-    words = of_the_twin(name, tmp_path / "twin")
+    words = [*of_the_twin(name, tmp_path / "twin"), *rows_of(name, tmp_path)]
     places = [f"metrics.evaluator={zoo / 'evaluator'}", f"out={tmp_path / 'out'}"]
     answer = segbench("run", "-m", *words, *FEW, *places, "method=rtn,segquant_a", "--json")
     assert answer.status == 0, answer.err
@@ -89,6 +108,25 @@ def test_a_twin_runs_from_end_to_end(
     assert set(errors) == {"rtn", "segquant_a"}
     assert all(0 < error < 1 for error in errors.values()), errors
     assert errors["rtn"] != errors["segquant_a"]
+
+
+def rows_of(name: str, folder: Path) -> list[str]:
+    """A data set with what the pipeline's call takes beside a prompt, where it takes more."""
+    needed = ROWS.get(PUBLISHED[name].pipeline)
+    if needed is None:
+        return []
+    rows: list[dict[str, Any]] = []
+    for number, split in enumerate(["evaluation", "evaluation", "calibration", "calibration"]):
+        row = {"id": f"p{number}", "split": split, "prompt": f"a red circle {number}"}
+        if needed == "class_labels":
+            rows.append({"id": row["id"], "split": split, needed: number})
+            continue
+        edges = np.zeros((64, 64, 3), np.uint8)
+        edges[8 * number + 4 :: 8] = 255
+        write_png(folder / f"{number}.png", edges)
+        rows.append({**row, needed: f"{number}.png"})
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ["dataset=prompts", f"dataset.path={folder / 'rows.jsonl'}"]
 
 
 def check_kept(record: dict[str, Any], keep: dict[str, str]) -> None:
