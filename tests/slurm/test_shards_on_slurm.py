@@ -106,15 +106,13 @@ def test_a_killed_shard_is_submitted_again_alone(
     wait_until(begun, seconds=SECONDS, poll_seconds=0.01)
     attempt = json.loads(begun()[0].read_text())
     os.kill(attempt["pid"], signal.SIGKILL)
-    told = sweep.call("status", "cluster.shards=5")
-    assert "queued" in told.out
     wait_until(lambda: not cluster.run("squeue", "-h"), seconds=SECONDS)
     told = sweep.call("status", "cluster.shards=5", status=1)
     assert "lost" in told.out
     assert f"of 5 is not there (job {attempt['job']})" in told.out
     finished = list(shards.glob("calibration_shards_*/*/manifest.json"))
     assert len(finished) == 4
-    assert not list(shards.glob("*/images_shards_*")), "those of the reference were put together"
+    assert not list(shards.glob("images_shards_*")), "those of the reference were put together"
     made = {path.parent.name: path.stat().st_mtime_ns for path in finished}
     before = len(_stages(sweep))
     sweep.call("retry", "cluster.shards=5")
