@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.records import read_record, stable_view
+from experiments.cell.shards import shards_of
 from experiments.cell.sweep import open_sweep
 from experiments.cluster.work import CellsFailed, CellWork
 from experiments.config.request import Request, read_request
@@ -322,3 +323,43 @@ def test_a_row_that_quantizes_nothing_stands_once(
     table = segbench("table", "-m", *words).out
     assert table.count("| fp ") == 1
     assert "| missing" not in table
+
+
+def test_shards_are_arrays_and_those_that_are_there_are_not_made_again(
+    segbench: Segbench, small: Small, slurm: StandIn, tmp_path: Path
+) -> None:
+    words = [a for a in small("tiny_unet") if not a.startswith("model.batch_size")]
+    words += ["model.batch_size=2", "method=rtn,gptq", *ON_SLURM, f"out={tmp_path / 'out'}"]
+    words += ["cluster.shards=3", "~cluster.stages.metrics"]
+
+    def arrays() -> list[tuple[str, int]]:
+        plan = json.loads(segbench("run", "-m", "--dry-run", "--json", *words).out)
+        return [(array["stage"], len(array["jobs"])) for array in plan["arrays"]]
+
+    shared = [("calibration-shard", 3), ("reference", 1), ("calibration", 1)]
+    cells = [("quantize", 2), ("images-shard", 3), ("images-shard", 3), ("cell", 1), ("cell", 1)]
+    assert arrays() == [("reference-shard", 3), *shared, *cells]
+    request = read_request(words, multirun=True)
+    reference = open_sweep(request).cells[0].reference
+    store, kind = reference.around.store, f"images_shards_{reference.hash}"
+    first = shards_of(reference)[0]
+    store.build(kind, first.key(), lambda folder: {"made": folder.joinpath("x").write_text("x")})
+    assert first.find() is not None
+    assert arrays() == [("reference-shard", 2), *shared, *cells]
+    assert segbench("run", "-m", *words).status == 0
+    scripts = slurm.submitted
+    assert len(scripts) == 9
+    assert "afterok:1_0:1_1" in scripts[2], "the reference waits for its shards"
+    assert "afterok:2_0:2_1:2_2" in scripts[3], "and the calibration for its own"
+    assert "afterok:3:4" in scripts[4], "quantizing waits for both"
+    assert "5_0" in scripts[5]
+    assert "5_1" in scripts[6]
+    assert "6_0:6_1:6_2" in scripts[7], "a cell waits for its own shards"
+    waiting = [f"{job}|PENDING|Dependency|" for job in ("3", "4", "5_0", "5_1", "8", "9")]
+    slurm.say("6_0|RUNNING|None|n1", "6_1|PENDING|Priority|", *waiting)
+    told = segbench("status", "-m", *words).out
+    assert "job 6_0 on n1; 0 of 3 shards done" in told
+    assert "2 cells: 1 running, 1 queued" in told
+    slurm.say("1_1|FAILED|None|n1", "8|CANCELLED|None|", "9|CANCELLED|None|")
+    told = segbench("status", "-m", *words).out
+    assert "reference shard 3 of 3 is not there (job 1_1)" in told

@@ -30,7 +30,8 @@ from tests.conftest import SETTINGS, Answer
 Segbench = Callable[..., Answer]
 
 # statistics with Gram matrices, per step, and calls
-METHODS = ("method=rtn,gptq,ptq4dit,noise_floor", "bits=w8a8_int8,w16a16")
+METHODS = ("method=rtn,gptq,ptq4dit", "bits=w8a8_int8")
+FLOOR = ("method=noise_floor", "bits=w16a16")  # other batches
 FEW = (
     "model.batch_size=2",
     "model.num_inference_steps=2",
@@ -116,7 +117,8 @@ def whole(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a run without shards."""
     out = tmp_path_factory.mktemp("whole") / "out"
     given = [f"model.path={zoo / 'tiny_mmdit'}", f"metrics.evaluator={zoo / 'evaluator'}"]
-    assert main(["run", "-m", *given, *SETTINGS_OF_ALL, *METHODS, f"out={out}"]) == 0
+    for row in (METHODS, FLOOR):
+        assert main(["run", "-m", *given, *SETTINGS_OF_ALL, *row, f"out={out}"]) == 0
     return out
 
 
@@ -131,8 +133,10 @@ def test_any_number_of_shards_gives_the_same(
     segbench: Segbench, words: list[str], whole: Path, tmp_path: Path, count: int
 ) -> None:
     """GPTQ's codes follow from sums, which another number of shards rounds otherwise."""
-    answer = segbench("run", "-m", *words, *METHODS, f"cluster.shards={count}", f"out={tmp_path}")
-    assert answer.status == 0, answer.err
+    for row in (METHODS, FLOOR):
+        on = [f"cluster.shards={count}", f"out={tmp_path}"]
+        answer = segbench("run", "-m", *words, *row, *on)
+        assert answer.status == 0, answer.err
     check_equal(tmp_path, whole, but="gptq")
     manifests = [
         json.loads((folder / "manifest.json").read_text())
@@ -157,9 +161,10 @@ def test_the_images_of_one_calibration_are_the_same_for_every_method(
     shutil.copytree(whole, tmp_path / "out")
     for name in ("cells", "stages/images", "stages/step_errors", "stages/metrics"):
         shutil.rmtree(tmp_path / "out" / name)
-    given = [*words, *METHODS, "cluster.shards=2", f"out={tmp_path / 'out'}"]
-    answer = segbench("run", "-m", *given)
-    assert answer.status == 0, answer.err
+    for row in (METHODS, FLOOR):
+        given = [*words, *row, "cluster.shards=2", f"out={tmp_path / 'out'}"]
+        answer = segbench("run", "-m", *given)
+        assert answer.status == 0, answer.err
     check_equal(tmp_path / "out", whole)
 
 
@@ -217,7 +222,7 @@ def sampled(whole: Path, tmp_path: Path) -> Path:
     shutil.copytree(whole, out)
     for path in (out / "cells").glob("*/record.json"):
         record = read_record(path)
-        if (record.method, record.status) == ("rtn", "ok"):
+        if record.method == "rtn":
             shutil.rmtree(out / "stages" / "images" / record.stages["images"])
             shutil.rmtree(path.parent)
     return out
@@ -251,7 +256,7 @@ def test_a_shard_that_failed_is_made_again_alone(
     with monkeypatch.context() as broken:
         broken.setattr(sample, "sample", third_fails)
         assert segbench("run", *given).status == 1
-    (record,) = (r for r in _records(sampled) if (r.method, r.bits) == ("rtn", "w8a8_int8"))
+    (record,) = (record for record in _records(sampled) if record.method == "rtn")
     assert "out of memory" in record.reason
     kept = stamps(shards(sampled))
     assert len(kept) == 4
