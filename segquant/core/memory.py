@@ -150,10 +150,14 @@ def record_in_passes(
         )
         with recorder:
             run(recorder)
-        part = Calibration(statistics=recorder.statistics(), forwards=recorder.forwards)
-        part.save(folder if len(plan.passes) == 1 else folder / f"part{number:04d}")
         forwards += recorder.forwards
+        _save(recorder, folder if len(plan.passes) == 1 else folder / f"part{number:04d}")
+        del recorder  # before the next pass: its statistics are on disk
     return forwards
+
+
+def _save(recorder: StatisticsRecorder, folder: Path) -> None:
+    Calibration(statistics=recorder.statistics(), forwards=recorder.forwards).save(folder)
 
 
 @dataclass
