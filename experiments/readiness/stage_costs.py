@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from experiments.planning.forward_memory import forward_bytes
 from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
 from experiments.readiness.known_shapes import call_inputs, known_denoiser, other_parts
 from experiments.sampling.calibrate import calibration_batch_size, recorded_rows
-from segquant.core.memory import largest_input, plan_statistics
+from segquant.core.memory import InputGroup, input_groups, largest_input, plan_groups
 
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
@@ -24,6 +24,7 @@ _DEFAULT_SIDE = 1024  # pixels, where the yaml does not say
 _PLANNED = {"reference": "reference", "calibration": "calibration", "quantized": "quantization"}
 _PLANNED |= {"images": "images", "trajectory": "reference", "inputs": "reference"}
 _plans: dict[str, dict[str, StageMemory]] = {}
+_traced: dict[str, _Shapes] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,36 +112,57 @@ def planned_stages(
         ValueError: a layer's statistics alone are above that.
     """
     config, needs, model = cell.config, cell.around.needs, cell.config.model
-    denoiser, others = known_denoiser(model), other_parts(model)
-    if denoiser is None or others is None:
+    shapes, others = _shapes(cell), other_parts(model)
+    if shapes is None or others is None:
         return {}
-    prompts = config.dataset.calibration_prompts
-    size = calibration_batch_size(config, prompts=prompts)
-    recorded = call_inputs(denoiser, model, batch=size)
-    sampled = call_inputs(denoiser, model, batch=model.batch_size)
-    if recorded is None or sampled is None:
-        return {}
-    statistics = plan_statistics(
-        denoiser,
-        forward=lambda module: module(**recorded),
-        gram=needs.gram,
-        rows=recorded_rows(needs),
-        budget_bytes=None if gigabytes is None else int(gigabytes * 1e9),
-    )
     stages = plan_stages(
-        DenoiserSizes.of(
-            denoiser, longest_input=largest_input(denoiser, forward=lambda m: m(**sampled))
-        ),
+        shapes.sizes,
         bits=config.bits,
         needs=config.method.needs(),
-        statistics=statistics,
-        forward_bytes=forward_bytes(denoiser, sampled),
+        statistics=plan_groups(
+            shapes.groups,
+            gram=needs.gram,
+            rows=recorded_rows(needs),
+            budget_bytes=None if gigabytes is None else int(gigabytes * 1e9),
+        ),
+        forward_bytes=shapes.forward_bytes,
         on_cpu=on_cpu,
         offload=offload,
         others=others,
         embeddings=model.embeddings,
     )
     return {stage.stage: stage for stage in stages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shapes:
+    """What forwards on the meta device show."""
+
+    groups: Sequence[InputGroup]  # of a calibration's call
+    sizes: DenoiserSizes
+    forward_bytes: int
+
+
+def _shapes(cell: Cell) -> _Shapes | None:
+    config, model = cell.config, cell.config.model
+    size = calibration_batch_size(config, prompts=config.dataset.calibration_prompts)
+    key = repr((model, size))
+    if key in _traced:
+        return _traced[key]
+    denoiser = known_denoiser(model)
+    if denoiser is None:
+        return None
+    recorded = call_inputs(denoiser, model, batch=size)
+    sampled = call_inputs(denoiser, model, batch=model.batch_size)
+    if recorded is None or sampled is None:
+        return None
+    longest = largest_input(denoiser, forward=lambda module: module(**sampled))
+    _traced[key] = _Shapes(
+        groups=input_groups(denoiser, lambda module: module(**recorded)),
+        sizes=DenoiserSizes.of(denoiser, longest_input=longest),
+        forward_bytes=forward_bytes(denoiser, sampled),
+    )
+    return _traced[key]
 
 
 def _call_bytes(cell: Cell) -> int | None:

@@ -14,7 +14,7 @@ Legend: T rows, I input features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
+class InputGroup:
     """Layers that read one tensor."""
 
     layers: tuple[str, ...]
@@ -96,8 +96,20 @@ def plan_statistics(
     Raises:
         ValueError: one layer alone is above the budget.
     """
-    groups = _groups(denoiser, forward)
-    passes: list[list[_Group]] = [[]]
+    return plan_groups(
+        input_groups(denoiser, forward), gram=gram, rows=rows, budget_bytes=budget_bytes
+    )
+
+
+def plan_groups(
+    groups: Sequence[InputGroup], *, gram: bool, rows: int, budget_bytes: int | None = None
+) -> MemoryPlan:
+    """`plan_statistics` of what a forward has shown before.
+
+    Raises:
+        ValueError: one layer alone is above the budget.
+    """
+    passes: list[list[InputGroup]] = [[]]
     for group in groups:
         if budget_bytes is not None and _total([group], gram, rows) > budget_bytes:
             raise ValueError(
@@ -217,13 +229,13 @@ def _read_inputs(denoiser: nn.Module, forward: Callable[[nn.Module], object]) ->
     return seen
 
 
-def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list[_Group]:
+def input_groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list[InputGroup]:
     """Layers by shared input, in module order; what one forward did not call is taken to be as
     large as the largest that it did."""
     seen = _read_inputs(denoiser, forward)
     linears = linear_layers(denoiser)
     most = max(seen.rows.values(), default=1)
-    groups: list[_Group] = []
+    groups: list[InputGroup] = []
     placed: set[str] = set()
     for name, linear in linears.items():
         if name in placed:
@@ -232,7 +244,7 @@ def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list
         layers = tuple(n for n in linears if n in sharing and n not in placed)
         placed.update(layers)
         groups.append(
-            _Group(
+            InputGroup(
                 layers=layers,
                 features=linear.in_features,
                 rows=seen.rows.get(name, most),
@@ -242,19 +254,19 @@ def _groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) -> list
     return groups
 
 
-def _gram(groups: list[_Group], gram: bool) -> int:
+def _gram(groups: list[InputGroup], gram: bool) -> int:
     return sum(group.gram_bytes(gram) for group in groups)
 
 
-def _samples(groups: list[_Group], keep: int) -> int:
+def _samples(groups: list[InputGroup], keep: int) -> int:
     return sum(group.sample_bytes(keep) for group in groups)
 
 
-def _working(groups: list[_Group], gram: bool, keep: int) -> int:
+def _working(groups: list[InputGroup], gram: bool, keep: int) -> int:
     return max((group.working_bytes(keep, gram) for group in groups), default=0)
 
 
-def _total(groups: list[_Group], gram: bool, keep: int) -> int:
+def _total(groups: list[InputGroup], gram: bool, keep: int) -> int:
     return _gram(groups, gram) + _working(groups, gram, keep) + _samples(groups, keep)
 
 
