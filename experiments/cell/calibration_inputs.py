@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.encoded_texts import texts_of
 from experiments.cell.shards import make_in_shards, remove_shards
 from experiments.cell.stage import Stage
 from experiments.sampling.loaded import LoadedModel
@@ -51,7 +52,7 @@ class CalibrationInputs(Stage):
         around, config = self.around, self.around.config
         model: LoadedModel = around.model
         prompts, size = around.dataset.calibration, config.model.batch_size
-        texts = around.texts(prompts, batch_size=size)
+        texts = texts_of(around, prompts, batch_size=size)
         with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             notes = record_trajectory(
                 pipeline,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.encoded_texts import texts_of
 from experiments.cell.shards import make_in_shards, remove_shards
 from experiments.cell.stage import Stage
 from experiments.sampling.calibrate import (
@@ -63,7 +64,7 @@ class CalibrationStatistics(Stage):
     def make_some(self, folder: Path, some: range | None) -> dict[str, Any]:
         around = self.around
         model: LoadedModel = around.model
-        texts = around.texts(around.dataset.calibration, batch_size=self._batch_size())
+        texts = texts_of(around, around.dataset.calibration, batch_size=self._batch_size())
         with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return CalibrationPass(
                 pipeline=pipeline,

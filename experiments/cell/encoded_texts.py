@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.datasets.loading import prompts_hash
 from experiments.cell.stage import Stage
 from experiments.sampling.encode_texts import encode_texts
 from experiments.sampling.threads import threads
 
 if TYPE_CHECKING:
     from evaluation.datasets.interface import Prompt
+    from experiments.cell.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +42,23 @@ class EncodedTexts(Stage):
                 seed=config.seed,
             )
         return {"calls": calls}
+
+
+def texts_of(
+    around: Surroundings,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
+) -> Path | None:
+    """Where what the text encoders say of the prompts lies; None where they stay in memory."""
+    if not around.config.model.embeddings:
+        return None
+    stage = EncodedTexts(
+        around=around,
+        prompts=tuple(prompts),
+        prompts_hash=prompts_hash(prompts),
+        batch_size=batch_size,
+        num_threads=num_threads or around.num_threads,
+    )
+    return stage.build().path

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.encoded_texts import texts_of
 from experiments.cell.stage import Stage
 from experiments.sampling.loaded import LoadedModel
 from experiments.sampling.trajectory import record_trajectory
@@ -32,7 +33,7 @@ class ReferenceTrajectory(Stage):
     def make(self, folder: Path) -> dict[str, Any]:
         around, config = self.around, self.around.config
         model: LoadedModel = around.model
-        texts = around.texts(self.prompts, batch_size=config.model.batch_size)
+        texts = texts_of(around, self.prompts, batch_size=config.model.batch_size)
         with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             return record_trajectory(
                 pipeline,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cell.encoded_texts import texts_of
 from experiments.cell.shards import make_in_shards, remove_shards
 from experiments.cell.stage import Stage
 from experiments.sampling.loaded import LoadedModel
@@ -57,7 +58,8 @@ class SampledImages(Stage):
         config, prompts = self.around.config, self.around.dataset.evaluation
         if some is not None:
             prompts = prompts[some.start * self.batch_size : some.stop * self.batch_size]
-        texts = self.around.texts(
+        texts = texts_of(
+            self.around,
             self.around.dataset.evaluation,
             batch_size=self.batch_size,
             num_threads=self.num_threads,

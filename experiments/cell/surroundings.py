@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from evaluation.datasets.loading import LoadedDataset, load_dataset, prompts_has
 from evaluation.metrics.metric_catalogue import all_metrics, metric_identity
 from evaluation.metrics.metric_inputs import MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
-from experiments.cell.encoded_texts import EncodedTexts
 from experiments.cell.progress import Progress
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
@@ -177,21 +175,6 @@ class Surroundings:
         prompt = self.dataset.calibration[0]
         with self.model.running(None, num_threads=self.num_threads) as pipeline:
             return graph_of(pipeline, prompt, config=self.config.model)
-
-    def texts(
-        self, prompts: Sequence[Prompt], *, batch_size: int, num_threads: int | None = None
-    ) -> Path | None:
-        """Where what the text encoders say of the prompts lies; None where they stay in memory."""
-        if not self.config.model.embeddings:
-            return None
-        stage = EncodedTexts(
-            around=self,
-            prompts=tuple(prompts),
-            prompts_hash=prompts_hash(prompts),
-            batch_size=batch_size,
-            num_threads=num_threads or self.num_threads,
-        )
-        return stage.build().path
 
     def loaded(self, denoiser: Denoiser) -> LoadedDenoiser:
         """The denoiser in memory; the last one is kept, as a cell asks for it several times."""

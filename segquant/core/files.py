@@ -94,10 +94,8 @@ def _save_one_by_one(tensors: Mapping[str, Deferred], path: Path) -> None:
         stream.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
             tensor = tensors[name].make().detach().contiguous()
-            assert (tuple(tensor.shape), tensor.dtype) == (
-                tensors[name].shape,
-                tensors[name].dtype,
-            ), name
+            made = (tuple(tensor.shape), tensor.dtype)
+            assert made == (tensors[name].shape, tensors[name].dtype), name
             stream.write(tensor.numpy().data)
 
 
