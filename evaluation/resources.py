@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -28,6 +29,8 @@ PACKAGES = (
     "pillow",
 )
 _GIT_TIMEOUT_SECONDS = 10
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BYTES = 2**20
 _RESET_PEAK_RSS = "5"  # what /proc/self/clear_refs wants in order to reset VmHWM
 
 
@@ -43,6 +46,18 @@ def reset_peak_memory() -> bool:
     except OSError:
         return False
     return True
+
+
+def map_large_allocations() -> None:
+    """Gives every large tensor on the CPU a mapping of its own, which ends with it.
+
+    glibc raises its threshold for that with what is freed, up to 32 MB: weights of a layer would
+    then leave holes that nothing larger fits into. Elsewhere than in glibc nothing is done.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    except (OSError, AttributeError):
+        return
 
 
 def resident_bytes() -> int:

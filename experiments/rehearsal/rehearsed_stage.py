@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evaluation.resources import peak_rss_bytes, reset_peak_memory, resident_bytes
+from evaluation.resources import (
+    map_large_allocations,
+    peak_rss_bytes,
+    reset_peak_memory,
+    resident_bytes,
+)
 from experiments.config.request import read_request
 from experiments.rehearsal.full_size import random_calls, read
 from experiments.sampling.model_shapes import keep_layers
@@ -47,6 +52,7 @@ class Stage:
 def main() -> None:
     stage = Stage(**json.loads(sys.argv[1]))
     torch.set_num_threads(int(sys.argv[2]))
+    map_large_allocations()
     (config,) = read_request(stage.words, multirun=False).cells
     _warm_up()
     resting = resident_bytes()

@@ -1,0 +1,106 @@
+"""The plan of memory over all stages."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
+from experiments.store.paths import ROOT
+from segquant.core.memory import plan_statistics
+from segquant.core.method_interface import StatisticsNeeds
+from tests.unit.core.helpers import bits
+
+RESULTS = ROOT / "experiments/results/rehearsal"
+
+
+class Blocks(nn.Module):
+    """Two blocks of a Linear each, and one outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(64, 64, bias=False) for _ in range(2)])
+        self.out = nn.Linear(64, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def plan(*, on_cpu: bool = False, offload: str = "none", **more: object) -> dict[str, StageMemory]:
+    denoiser = Blocks()
+    statistics = plan_statistics(
+        denoiser, forward=lambda m: m(torch.zeros(4, 64)), gram=False, rows=4
+    )
+    stages = plan_stages(
+        DenoiserSizes.of(denoiser, longest_input=256),
+        bits=bits(8, 8),
+        needs=StatisticsNeeds(),
+        statistics=statistics,
+        forward_bytes=1000,
+        on_cpu=on_cpu,
+        offload=offload,
+        **more,  # type: ignore[arg-type]
+    )
+    return {stage.stage: stage for stage in stages}
+
+
+WEIGHTS = 4 * (2 * 64 * 64 + 32 * 64)
+
+
+def test_weights_are_where_the_denoiser_is() -> None:
+    reference = plan()["reference"]
+    assert reference.device_bytes == WEIGHTS + 1000
+    assert reference.host_bytes == 0
+
+
+def test_a_quantized_denoiser_is_codes_and_what_is_kept() -> None:
+    sizes = DenoiserSizes.of(Blocks(), longest_input=1)
+    elements = WEIGHTS // 4
+    assert elements <= sizes.codes(bits(8, 8)) <= 1.05 * elements
+    assert elements / 2 <= sizes.codes(bits(4, 8)) <= 1.05 * elements / 2
+
+
+def test_by_blocks_one_is_on_the_device_and_all_wait_on_the_host() -> None:
+    reference = plan(offload="blocks")["reference"]
+    assert reference.device_bytes == 4 * (64 * 64 + 32 * 64) + 1000
+    assert reference.host_bytes == WEIGHTS
+
+
+def test_encoders_leave_where_texts_are_a_stage_of_their_own() -> None:
+    others = {"text_encoder": 10_000, "text_encoder_2": 50_000, "vae": 700}
+    inline = plan(others=others)
+    apart = plan(others=others, embeddings=True)
+    assert "embeddings" not in inline
+    assert apart["embeddings"].device_bytes == 60_000
+    assert inline["images"].device_bytes - apart["images"].device_bytes == 60_000
+    assert (
+        plan(others=others, embeddings=True, offload="model")["embeddings"].device_bytes == 50_000
+    )
+
+
+def test_on_a_cpu_mapped_files_stay_while_codes_come() -> None:
+    quantization = plan(on_cpu=True)["quantization"]
+    assert quantization.device_bytes == 0
+    assert quantization.parts["weights"] == WEIGHTS
+    assert quantization.parts["codes"] > WEIGHTS // 4
+
+
+@pytest.mark.parametrize("model", ["sd35_medium", "sdxl"])
+def test_what_was_measured_at_full_size_is_within_15_percent_of_the_plan(model: str) -> None:
+    rows = _rows(RESULTS / f"{model}.csv")
+    stages = {(row["method"], row["stage"]) for row in rows}
+    for method in ("rtn", "smooth_search", "segquant_g", "svdquant"):
+        assert {(method, "quantization"), (method, "images")} <= stages
+    assert ("", "calibration") in stages
+    for row in rows:
+        assert abs(float(row["off"])) <= 0.15, row
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
