@@ -15,6 +15,7 @@ from experiments.cell.sweep import Sweep, open_sweep
 from experiments.config.parts import in_one_line
 from experiments.config.places import config_dirs
 from experiments.config.request import read_request
+from experiments.errors import UserError
 from experiments.readiness.card_plan import plan_for_card
 from experiments.readiness.check_lines import Finding, State, found, render, size
 from experiments.readiness.machine_findings import (
@@ -32,6 +33,8 @@ from experiments.readiness.stage_work import StageWork, work_of
 from experiments.verbs.answer import Answer
 from experiments.verbs.words import add_multirun, quiet
 
+_LARGEST_CARD = 100_000  # GB
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_multirun(parser)
@@ -39,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measure", action="store_true", help="time a few steps of each model for the hours"
     )
     parser.add_argument(
-        "--card", type=float, metavar="GB", help="instead: how each cell fits a card of so much"
+        "--card",
+        type=float,
+        action="append",
+        metavar="GB",
+        help="instead: the settings with which each cell fits a card of so much; may be repeated",
     )
 
 
@@ -47,10 +54,8 @@ def run(options: argparse.Namespace) -> Answer:
     """Exit status 2 where something is missing without which no run could start."""
     request = read_request(options.overrides, multirun=options.multirun)
     sweep = open_sweep(request, progress=quiet())
-    if options.card is not None:
-        plans = [plan_for_card(cell, gigabytes=options.card) for cell in sweep.cells]
-        told = [row for plan in plans for row in plan.rows()]
-        return Answer("\n\n".join(plan.describe() for plan in plans), told)
+    if options.card:
+        return _cards(sweep, options.card)
     fetch = fetch_command(options.overrides, config_dirs=config_dirs())
     findings = [
         *weight_findings(sweep, command=fetch),
@@ -72,6 +77,14 @@ def run(options: argparse.Namespace) -> Answer:
     findings += [work.finding() for work in works]
     findings += _hours(works, again=_again(options, measured=options.measure and ready))
     return _answer(sweep, findings, works)
+
+
+def _cards(sweep: Sweep, cards: list[float]) -> Answer:
+    if wrong := [card for card in cards if not 0 < card < _LARGEST_CARD]:
+        raise UserError(f"--card {wrong[0]:g}; give its memory in GB, as 24 or 80")
+    plans = [plan_for_card(cell, gigabytes=card) for cell in sweep.cells for card in cards]
+    rows = [row for plan in plans for row in plan.rows()]
+    return Answer("\n\n".join(plan.describe() for plan in plans), rows)
 
 
 def _answer(sweep: Sweep, findings: list[Finding], works: list[StageWork]) -> Answer:

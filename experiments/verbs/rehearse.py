@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> Answer:
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as work:
             rows = rehearse(cells, words=own, extent=extent, work=Path(work), note=note)
     if given.out is not None:
-        note(f"wrote {_write(rows, given.out, changed=bool(given.config))}")
+        note(f"wrote {write_rows(rows, given.out, changed=bool(given.config))}")
     data = [{**asdict(row), "off": row.off} for row in rows]
     return Answer(render(rows), data)
 
@@ -104,7 +104,7 @@ def _changes(given: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _write(rows: Sequence[Row], folder: Path, *, changed: bool) -> Path:
+def write_rows(rows: Sequence[Row], folder: Path, *, changed: bool) -> Path:
     """Replaces what the file has of the same stages; others stay."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{rows[0].model}{'_part' if changed else ''}.csv"
