@@ -33,7 +33,7 @@ from experiments.zoo.twins import make_twin
 log = logging.getLogger(__name__)
 
 MODEL = "flux1_schnell"
-LARGER = {"num_layers": 3, "num_single_layers": 6, "num_attention_heads": 24}
+LARGER = {"num_layers": 4, "num_single_layers": 8, "num_attention_heads": 48}
 CELLS = (
     ("rtn", "w8a8_int8"),
     ("smoothquant", "w8a8_int8"),
