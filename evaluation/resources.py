@@ -9,7 +9,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PACKAGES = (
 _GIT_TIMEOUT_SECONDS = 10
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BYTES = 2**20
+_MOST_BYTES = 2**25  # what glibc raises its threshold to at most
 _RESET_PEAK_RSS = "5"  # what /proc/self/clear_refs wants in order to reset VmHWM
 
 
@@ -48,16 +50,25 @@ def reset_peak_memory() -> bool:
     return True
 
 
-def map_large_allocations() -> None:
-    """Gives every large tensor on the CPU a mapping of its own, which ends with it.
+@contextmanager
+def own_mappings() -> Iterator[None]:
+    """Gives every large tensor that is made on the CPU within the block a mapping of its own.
 
-    glibc raises its threshold for that with what is freed, up to 32 MB: weights of a layer would
-    then leave holes that nothing larger fits into. Elsewhere than in glibc nothing is done.
+    It ends with the tensor. glibc raises its threshold for that with what is freed, up to 32 MB:
+    weights of a layer then leave holes that nothing larger fits into. Only for loading: a mapping's
+    pages are cleared at first touch, which makes short-lived tensors slow. Elsewhere than in glibc
+    nothing is done.
     """
     try:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
+        yield
         return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES)
 
 
 def resident_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evaluation.resources import own_mappings
 from experiments.cell.denoiser import LoadedDenoiser
 from experiments.cell.read_quantized import read_quantized
 from segquant.core.linear import QuantLinear
@@ -27,8 +28,9 @@ class SimulatedDenoiser:
         return (__name__,)
 
     def load(self) -> LoadedDenoiser:
-        module, report = read_quantized(self.quantized)
-        for layer in module.modules():
-            if isinstance(layer, QuantLinear):
-                layer.drop_codes()  # the dense weight is all that runs
+        with own_mappings():
+            module, report = read_quantized(self.quantized)
+            for layer in module.modules():
+                if isinstance(layer, QuantLinear):
+                    layer.drop_codes()  # the dense weight is all that runs
         return LoadedDenoiser(module=module, report=report, execution=report.execution)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from evaluation.resources import (
-    map_large_allocations,
+    own_mappings,
     peak_rss_bytes,
     reset_peak_memory,
     resident_bytes,
@@ -52,7 +52,6 @@ class Stage:
 def main() -> None:
     stage = Stage(**json.loads(sys.argv[1]))
     torch.set_num_threads(int(sys.argv[2]))
-    map_large_allocations()
     (config,) = read_request(stage.words, multirun=False).cells
     _warm_up()
     resting = resident_bytes()
@@ -125,10 +124,11 @@ def _quantize(stage: Stage, config: RunConfig) -> dict[str, Any]:
 
 def _sample(stage: Stage, config: RunConfig) -> dict[str, Any]:
     """One forward, as images take many: seconds of one."""
-    denoiser, _ = load_quantized(_read(stage, config), _checkpoint(stage, config))
-    for module in denoiser.modules():
-        if isinstance(module, QuantLinear):
-            module.drop_codes()
+    with own_mappings():
+        denoiser, _ = load_quantized(_read(stage, config), _checkpoint(stage, config))
+        for module in denoiser.modules():
+            if isinstance(module, QuantLinear):
+                module.drop_codes()
     first = next(random_calls(denoiser, calls=1, batch=stage.batch, scale=stage.scale))
     begun = time.perf_counter()
     with torch.no_grad():

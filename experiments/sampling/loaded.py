@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evaluation.resources import map_large_allocations
 from experiments.sampling.assembled import load_part
 from experiments.sampling.model_shapes import keep_layers
 from experiments.sampling.offload import offloaded, placed
@@ -50,7 +49,6 @@ class LoadedModel:
     @cached_property
     def pipeline(self) -> Any:
         """The pipeline; its denoiser may be lent to somebody: `running` puts one in."""
-        map_large_allocations()
         instead = self.texts.stand_ins() if self.config.embeddings else {}
         pipeline = load_pipeline(self.config, device=self._home, instead=instead)
         self._own = get_denoiser(pipeline, self.config.denoisers)
