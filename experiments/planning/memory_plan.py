@@ -24,7 +24,7 @@ BESIDE_CODES = 1.02  # scales, smoothing vectors and factors beside codes
 _DENSE_COPIES = (
     5  # of a layer's weight in float32: itself, smoothed, residual, quantized, its error
 )
-_GRAM_COPIES = 4  # of a Gram matrix in float32: itself, damped, its inverse, the factor
+_GRAM_COPIES = 8  # of a Gram matrix in float32: in float64 itself, damped, its inverse, a factor
 _INPUT_COPIES = 3  # of a simulated layer's input in float32: itself, smoothed, on its grid
 
 
@@ -165,7 +165,8 @@ def _quantization(
 ) -> StageMemory:
     disk = {"checkpoint": codes}
     if on_cpu:  # files of weights stay mapped until the last tensor of each is let go of
-        held = {"weights": sizes.weights, "codes": codes, "one layer": working}
+        kept = sizes.weights - sizes.linears  # of both, in memory once
+        held = {"weights": sizes.weights, "codes": codes - kept, "one layer": working}
         return _stage("quantization", host=held, disk=disk)
     if offload == "blocks":
         host = {"weights": sizes.weights, "codes": 0}

@@ -90,13 +90,73 @@ def rehearse(
             too little disk.
         RuntimeError: a stage failed.
     """
-    config, needs = cells[0], _needs(cells)
+    config = cells[0]
+    stage, plans = _planned(cells, words=words, extent=extent, work=work)
+    shape, dtype = _shape(config, extent), getattr(torch, config.model.dtype)
+    _check_disk(
+        work, plans, weights=DenoiserSizes.of(outline(shape, dtype=dtype), longest_input=0).weights
+    )
+    note(f"{config.model.name}: random weights at full size")
+    begun = time.perf_counter()
+    written = write_random(shape, work / "weights", dtype=dtype)
+    note(f"{written / 1e9:.2f} GB of weights in {time.perf_counter() - begun:.0f} s")
     try:
-        shape = denoiser_config(config.model.name, extent.changes or {})
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    dtype = getattr(torch, config.model.dtype)
-    empty = outline(shape, dtype=dtype)
+        rows = [_measured(stage, cells[0], plans[0], note=note, of_all=len(cells) > 1)]
+        for cell, own, plan in zip(cells, words, plans, strict=True):
+            for kind in ("quantization", "images"):
+                told = replace(stage, kind=kind, words=list(own))
+                rows.append(_measured(told, cell, plan, note=note))
+            shutil.rmtree(work / f"{cell.method_name}-{cell.bits.name}", ignore_errors=True)
+    finally:
+        shutil.rmtree(work / "weights", ignore_errors=True)
+        shutil.rmtree(work / "statistics", ignore_errors=True)
+    return rows
+
+
+def planned_again(
+    cells: Sequence[RunConfig],
+    *,
+    words: Sequence[Sequence[str]],
+    extent: Extent,
+    lines: Sequence[Mapping[str, str]],
+) -> list[dict[str, str]]:
+    """Lines of `as_csv` beside what today's plan says of the same stages; others as they are.
+
+    Args:
+        lines: as csv.DictReader reads them.
+    """
+    _, plans = _planned(cells, words=words, extent=extent, work=Path())
+    by_row = {
+        (cell.method_name, cell.bits.name): plan for cell, plan in zip(cells, plans, strict=True)
+    }
+    several = len(cells) > 1
+    again = []
+    for line in lines:
+        of_all = not line["method"] and several
+        plan = plans[0] if of_all else by_row.get((line["method"], line["bits"]))
+        if plan is None:
+            again.append(dict(line))
+            continue
+        planned = plan[line["stage"]]
+        resting = float(line["resting_gigabytes"])
+        off = (float(line["peak_gigabytes"]) + resting) / (planned.total_bytes / 1e9 + resting) - 1
+        again.append(
+            {
+                **line,
+                "planned_gigabytes": _short(planned.total_bytes / 1e9),
+                "disk_planned_gigabytes": _short(planned.disk_bytes / 1e9),
+                "off": f"{off:.3f}",
+            }
+        )
+    return again
+
+
+def _planned(
+    cells: Sequence[RunConfig], *, words: Sequence[Sequence[str]], extent: Extent, work: Path
+) -> tuple[Stage, list[dict[str, StageMemory]]]:
+    """What the stages' processes are told, and the plan of each cell."""
+    config, needs = cells[0], _needs(cells)
+    empty = outline(_shape(config, extent), dtype=getattr(torch, config.model.dtype))
     keep_layers(empty, config.model)
     stage = Stage(
         kind="calibration",
@@ -109,23 +169,14 @@ def rehearse(
         scale=extent.scale,
         gigabytes=extent.gigabytes,
     )
-    plans = [_plan(cell, empty, stage=stage) for cell in cells]
-    _check_disk(work, plans, weights=DenoiserSizes.of(empty, longest_input=0).weights)
-    note(f"{config.model.name}: random weights at full size")
-    begun = time.perf_counter()
-    written = write_random(shape, work / "weights", dtype=dtype)
-    note(f"{written / 1e9:.2f} GB of weights in {time.perf_counter() - begun:.0f} s")
+    return stage, [_plan(cell, empty, stage=stage) for cell in cells]
+
+
+def _shape(config: RunConfig, extent: Extent) -> dict[str, Any]:
     try:
-        rows = [_measured(stage, cells[0], plans[0], note=note, of_all=True)]
-        for cell, own, plan in zip(cells, words, plans, strict=True):
-            for kind in ("quantization", "images"):
-                told = replace(stage, kind=kind, words=list(own))
-                rows.append(_measured(told, cell, plan, note=note))
-            shutil.rmtree(work / f"{cell.method_name}-{cell.bits.name}", ignore_errors=True)
-    finally:
-        shutil.rmtree(work / "weights", ignore_errors=True)
-        shutil.rmtree(work / "statistics", ignore_errors=True)
-    return rows
+        return denoiser_config(config.model.name, extent.changes or {})
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:

@@ -6,18 +6,21 @@ import argparse
 import csv
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.config.overrides import key_of
 from experiments.config.places import options, read_yaml
 from experiments.config.request import read_request
 from experiments.errors import UserError
-from experiments.rehearsal.rehearsal import Extent, Row, as_csv, rehearse, render
+from experiments.rehearsal.rehearsal import Extent, Row, as_csv, planned_again, rehearse, render
 from experiments.verbs.answer import Answer
 from experiments.verbs.words import quiet
+
+if TYPE_CHECKING:
+    from experiments.config.run_config import RunConfig
 
 _LISTED = ("method", "bits")
 _IDENTITY = ("model", "method", "bits", "stage")
@@ -36,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another value of a field of the denoiser's config, as num_layers=1",
     )
     parser.add_argument("--work", type=Path, help="folder for weights and statistics; a new one")
+    parser.add_argument(
+        "--replan", action="store_true", help="measure nothing: today's plan beside --out's rows"
+    )
     parser.add_argument("--out", type=Path, help="folder for MODEL.csv; rows there are replaced")
 
 
@@ -61,6 +67,8 @@ def run(given: argparse.Namespace) -> Answer:
         changes=_changes(given.config),
     )
     note = quiet().note
+    if given.replan:
+        return _replan(given, cells, own, extent)
     if given.work is not None:
         rows = rehearse(cells, words=own, extent=extent, work=given.work, note=note)
     else:
@@ -70,6 +78,25 @@ def run(given: argparse.Namespace) -> Answer:
         note(f"wrote {write_rows(rows, given.out, changed=bool(given.config))}")
     data = [{**asdict(row), "off": row.off} for row in rows]
     return Answer(render(rows), data)
+
+
+def _replan(
+    given: argparse.Namespace,
+    cells: Sequence[RunConfig],
+    words: Sequence[Sequence[str]],
+    extent: Extent,
+) -> Answer:
+    path = None if given.out is None else _file(cells[0].model.name, given.out, given.config)
+    if path is None or not path.is_file():
+        raise UserError(f"--replan rewrites {path or 'a file of --out'}, which is not there")
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    again = planned_again(cells, words=words, extent=extent, lines=lines)
+    _write_lines(again, path)
+    return Answer("\n".join(",".join(line.values()) for line in again), again)
+
+
+def _file(model: str, folder: Path, changes: Sequence[str]) -> Path:
+    return folder / f"{model}{'_part' if changes else ''}.csv"
 
 
 def _listed(words: Sequence[str], key: str, default: str) -> list[str]:
@@ -107,12 +134,16 @@ def _changes(given: Sequence[str]) -> dict[str, Any]:
 def write_rows(rows: Sequence[Row], folder: Path, *, changed: bool) -> Path:
     """Replaces what the file has of the same stages; others stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{rows[0].model}{'_part' if changed else ''}.csv"
+    path = _file(rows[0].model, folder, ["changed"] if changed else [])
     fresh = list(csv.DictReader(as_csv(rows).splitlines()))
     known = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     lines = {tuple(row[name] for name in _IDENTITY): row for row in (*known, *fresh)}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(fresh[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines.values())
+    _write_lines(list(lines.values()), path)
     return path
+
+
+def _write_lines(lines: Sequence[Mapping[str, str]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
