@@ -65,7 +65,12 @@ def read(folder: Path, *, dtype: torch.dtype) -> nn.Module:
 def outline(config: Mapping[str, Any], *, dtype: torch.dtype) -> nn.Module:
     """The denoiser without memory."""
     with default_type(dtype):
-        return from_config(config, device="meta")
+        made = from_config(config, device="meta")
+    for module in made.modules():  # tables of positions too, as loading casts them
+        for name, value in module.named_buffers(recurse=False):
+            if value.is_floating_point():
+                setattr(module, name, value.to(dtype))
+    return made
 
 
 def random_calls(
