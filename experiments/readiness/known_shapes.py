@@ -85,9 +85,9 @@ def _made(model: ModelConfig, folder: Path | None) -> nn.Module | None:
         for name, value in module.named_parameters(recurse=False):
             cast = value.detach().to(getattr(torch, model.dtype))
             setattr(module, name, nn.Parameter(cast, requires_grad=False))
-        for name, value in module.named_buffers(recurse=False):
-            if value.is_floating_point():
-                setattr(module, name, value.to(getattr(torch, model.dtype)))
+        for name, table in module.named_buffers(recurse=False):
+            if table.is_floating_point():
+                setattr(module, name, table.to(getattr(torch, model.dtype)))
     keep_layers(made, model)
     return made
 
