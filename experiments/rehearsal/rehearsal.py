@@ -134,7 +134,8 @@ def planned_again(
     for line in lines:
         of_all = not line["method"] and several
         plan = plans[0] if of_all else by_row.get((line["method"], line["bits"]))
-        if plan is None:
+        of_one = several and not of_all and line["stage"] == "calibration"
+        if plan is None or of_one:  # a calibration for one method alone is another plan's
             again.append(dict(line))
             continue
         planned = plan[line["stage"]]
