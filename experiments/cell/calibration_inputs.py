@@ -56,7 +56,7 @@ class CalibrationInputs(Stage):
         with model.running(None, num_threads=around.num_threads, texts=texts) as pipeline:
             notes = record_trajectory(
                 pipeline,
-                around.dataset.calibration,
+                prompts,
                 folder,
                 config=config.model,
                 seed=config.seed,

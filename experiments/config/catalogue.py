@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evaluation.report.markdown import escape, pipe_table
 from experiments.config.compose import build_cell
 from experiments.config.parts import settings_of
 from experiments.config.places import config_dirs, find_yaml, options
@@ -129,7 +130,7 @@ def render_methods(rows: list[dict[str, Any]], *, whole: bool = False) -> str:
         return "\n\n".join(_whole(row) for row in rows)
     return "\n\n".join(
         [
-            pipe_table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
+            _table(["method", "what"], [[row["method"], row["what"]] for row in rows]),
             f"{_bits_matrix(rows)}\nx: does these bits; o: once its library is installed.",
             _bits_table(),
             "segbench methods NAME: source, what is left out of the published method, cost, "
@@ -170,7 +171,7 @@ def _bits_matrix(rows: list[dict[str, Any]]) -> str:
         ]
         body.append([row["method"], *marks, ", ".join(_needs(row["needs"])) or "extremes"])
     numbers = [str(number) for number in range(1, len(names) + 1)]
-    return pipe_table(["method", *numbers, "needs"], body)
+    return _table(["method", *numbers, "needs"], body)
 
 
 def _bits_table() -> str:
@@ -178,19 +179,11 @@ def _bits_table() -> str:
         [str(number), name, bits.weight.describe(), bits.activation.describe()]
         for number, (name, bits) in enumerate(_all_bits(config_dirs()).items(), 1)
     ]
-    return pipe_table(["", "bits", "weights", "inputs"], body)
+    return _table(["", "bits", "weights", "inputs"], body)
 
 
-def pipe_table(head: list[str], body: list[list[str]]) -> str:
-    """A Markdown table, its columns as wide as they need to be."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
-    shown = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([shown[0], rule, *shown[1:]])
+def _table(head: list[str], body: list[list[str]]) -> str:
+    return pipe_table(head, [[escape(cell) for cell in line] for line in body])
 
 
 def _needs(needs: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from evaluation.resources import peak_memory_bytes, reset_peak_memory
 from experiments.sampling.calibrate import recorded_rows
 from experiments.sampling.sample import sample
 from segquant.core.input_statistics import StatisticsRecorder
+from segquant.core.several import called_parts
 
 if TYPE_CHECKING:
     from experiments.cell.surroundings import Surroundings
@@ -92,8 +93,10 @@ def _counted(denoiser: nn.Module) -> Iterator[list[int]]:
     def one_more(*_: Any) -> None:
         count[0] += 1
 
-    handle = denoiser.register_forward_pre_hook(one_more)
+    parts = called_parts(denoiser).values()  # a container of several is never called itself
+    handles = [part.register_forward_pre_hook(one_more) for part in parts]
     try:
         yield count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

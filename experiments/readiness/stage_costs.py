@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from experiments.planning.forward_memory import forward_bytes
 from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
 from experiments.readiness.known_shapes import call_inputs, known_denoiser, other_parts
 from experiments.sampling.calibrate import calibration_batch_size, recorded_rows
 from segquant.core.memory import InputGroup, input_groups, largest_input, plan_groups
+from segquant.core.predictions import tensors_in
 
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
@@ -169,12 +169,4 @@ def _call_bytes(cell: Cell) -> int | None:
     """What one prompt's call of the denoiser is given."""
     denoiser = known_denoiser(cell.config.model)
     inputs = None if denoiser is None else call_inputs(denoiser, cell.config.model, batch=1)
-    return None if inputs is None else sum(tensor.nbytes for tensor in _tensors(inputs))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+    return None if inputs is None else sum(tensor.nbytes for tensor in tensors_in(inputs))

@@ -27,6 +27,7 @@ from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.linear import QuantLinear
 from segquant.core.memory import MemoryPlan, plan_statistics, record_in_passes
 from segquant.core.method_interface import StatisticsNeeds
+from segquant.core.predictions import tensors_in
 from segquant.graph import analyze
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _sample(stage: Stage, config: RunConfig) -> dict[str, Any]:
     begun = time.perf_counter()
     with torch.no_grad():
         out = denoiser(**first)
-    finite = all(bool(tensor.isfinite().all()) for tensor in _tensors(out))
+    finite = all(bool(tensor.isfinite().all()) for tensor in tensors_in(out))
     return {"forward_seconds": time.perf_counter() - begun, "finite": finite}
 
 
@@ -162,11 +163,6 @@ def _warm_up() -> None:
     """Libraries allocate at their first product."""
     torch.nn.functional.linear(torch.ones(8, 64), torch.ones(64, 64)).sum()
     torch.linalg.cholesky(torch.eye(64) * 2)
-
-
-def _tensors(out: Any) -> list[torch.Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(out)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _size_on_disk(folder: Path) -> int:

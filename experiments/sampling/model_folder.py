@@ -87,7 +87,7 @@ def denoisers_left_out(config: ModelConfig, index: Mapping[str, Any]) -> list[st
 
 def _networks(config: ModelConfig, index: Mapping[str, Any]) -> dict[str, str]:
     """What can be quantized of a pipeline: name -> class, empty where it is not known."""
-    known = {name: kind[1] for name, kind in index.items() if _names_a_class(kind)}
+    known = {name: kind[1] for name, kind in index.items() if names_a_class(kind)}
     return {
         name: known.get(name, "")
         for name in dict.fromkeys((*index, *config.parts))
@@ -123,7 +123,7 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
         wrong = isinstance(kind, list | dict) or is_denoiser(name) or name in ("vae", "scheduler")
         if name in _NO_PARTS and isinstance(kind, dict):
             continue
-        if wrong and not _names_a_class(kind) and kind != [None, None]:
+        if wrong and not names_a_class(kind) and kind != [None, None]:
             raise UserError(
                 f"{path}: {name} is {kind!r}; a part is a list of its library and its class"
             )
@@ -261,7 +261,7 @@ def _parts(folder: Path) -> list[Path]:
     return [
         folder / name
         for name, kind in pipeline_index(folder).items()
-        if not name.startswith("_") and name != SAFETY_CHECKER and _names_a_class(kind)
+        if not name.startswith("_") and name != SAFETY_CHECKER and names_a_class(kind)
     ]
 
 
@@ -295,7 +295,8 @@ def is_denoiser(name: str) -> bool:
     return re.fullmatch(rf"({'|'.join(DENOISERS)})(_\d+)?", name) is not None
 
 
-def _names_a_class(kind: Any) -> bool:
+def names_a_class(kind: Any) -> bool:
+    """Whether an index's entry is a part: its library and its class."""
     return (
         isinstance(kind, list)
         and len(kind) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from experiments.sampling.assembled import load_part
-from experiments.sampling.model_folder import check_folder, pipeline_index
+from experiments.sampling.model_folder import check_folder, names_a_class, pipeline_index
 from experiments.sampling.model_parts import part_class
 from experiments.sampling.weightless import weightless
 
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from experiments.config.run_config import ModelConfig
 
 ENCODER = "text_encoder"  # what the names of such parts begin with
-_SILENT = "plain.json"
+_PLAIN = "plain.json"
 _LENGTH = "len"
 Path_ = tuple[str, ...]
 
 
 def encoder_names(index: Mapping[str, Any]) -> list[str]:
     """The text encoders that an index of parts names."""
-    return [name for name, kind in index.items() if name.startswith(ENCODER) and _is_there(kind)]
-
-
-def _is_there(kind: Any) -> bool:
-    return isinstance(kind, Sequence) and len(kind) == 2 and all(kind)
+    return [
+        name for name, kind in index.items() if name.startswith(ENCODER) and names_a_class(kind)
+    ]
 
 
 @dataclass
@@ -139,7 +137,7 @@ def _write(place: Path, asked: Mapping[Path_, Any]) -> None:
     }
     plain = [[list(path), v] for path, v in asked.items() if not isinstance(v, Tensor)]
     save_file(tensors, place / "tensors.safetensors")
-    (place / _SILENT).write_text(json.dumps(plain))
+    (place / _PLAIN).write_text(json.dumps(plain))
 
 
 def _read(place: Path, device: torch.device) -> dict[Path_, Any]:
@@ -147,7 +145,7 @@ def _read(place: Path, device: torch.device) -> dict[Path_, Any]:
     asked: dict[Path_, Any] = {
         tuple(json.loads(path)): tensor.to(device) for path, tensor in tensors.items()
     }
-    return asked | {tuple(path): value for path, value in json.loads((place / _SILENT).read_text())}
+    return asked | {tuple(path): value for path, value in json.loads((place / _PLAIN).read_text())}
 
 
 def _digest(args: Any, kwargs: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.config.catalogue import first_comment, pipe_table
+from evaluation.report.markdown import escape, pipe_table
+from experiments.config.catalogue import first_comment
 from experiments.config.parts import REQUIRED
 from experiments.config.places import find_yaml, options, read_yaml
 from experiments.config.run_config import ModelConfig
@@ -75,7 +76,7 @@ def render_models(rows: list[dict[str, Any]]) -> str:
     head = ["model", "pipeline", "here", "steps", "guidance", "GB", "licence", "folder or hub id"]
     return "\n".join(
         [
-            pipe_table(head, body),
+            pipe_table(head, [[escape(cell) for cell in line] for line in body]),
             "",
             "here: whether the weights are on this machine; GB: of all weights that a run loads; "
             "gated: after its",

@@ -58,8 +58,7 @@ def load_quantized(
             f"{folder}: schema version {manifest['schema_version']}; this reads {SCHEMA_VERSION}"
         )
     layers: dict[str, dict[str, Any]] = manifest["layers"]
-    for name, entry in layers.items():
-        _check_layer(denoiser_fresh, name, _spec_from_dict(entry["spec"]), manifest, folder)
+    _check_layers(denoiser_fresh, manifest, folder)
     place = {name: value.device for name, value in denoiser_fresh.state_dict().items()}
     quants = _empty_layers(denoiser_fresh, layers)
     for name, (quant, where) in quants.items():
@@ -73,21 +72,19 @@ def load_quantized(
     return denoiser_fresh, QuantizationReport.from_dict(manifest["report"])
 
 
-def _check_layer(
-    denoiser: nn.Module,
-    name: str,
-    spec: LinearSpec,
-    manifest: dict[str, Any],
-    folder: str | os.PathLike[str],
+def _check_layers(
+    denoiser: nn.Module, manifest: dict[str, Any], folder: str | os.PathLike[str]
 ) -> None:
-    linear = linear_layers(denoiser).get(name)
-    sizes = None if linear is None else (linear.in_features, linear.out_features)
-    if sizes != (spec.in_features, spec.out_features):
-        raise ValueError(
-            f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
-            f"{manifest['denoiser_class']}; the given {type(denoiser).__name__} has "
-            f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
-        )
+    linears = linear_layers(denoiser)
+    for name, entry in manifest["layers"].items():
+        spec, linear = _spec_from_dict(entry["spec"]), linears.get(name)
+        sizes = None if linear is None else (linear.in_features, linear.out_features)
+        if sizes != (spec.in_features, spec.out_features):
+            raise ValueError(
+                f"{folder}: {name} is a Linear {spec.in_features} -> {spec.out_features} of a "
+                f"{manifest['denoiser_class']}; the given {type(denoiser).__name__} has "
+                f"{'none of that name' if sizes is None else f'{sizes[0]} -> {sizes[1]}'} there"
+            )
 
 
 def _empty_layers(

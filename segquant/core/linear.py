@@ -228,10 +228,10 @@ class QuantLinear(TypeDeclared):
 
     def tensors(self) -> dict[str, Tensor | None]:
         """All but the codes, by name, as `fill` takes them."""
-        return {k: v for k, v in self._buffers.items() if k not in ("codes", "_dense_OI", "_type")}
+        return {k: v for k, v in self._buffers.items() if k not in ("codes", "_dense_OI")}
 
     def add_row_factors(self) -> None:
-        """Gives every output feature a factor, 1 until it is changed; see `refresh`."""
+        """Gives every output feature a factor, 1 until it is changed; see `release`."""
         if self.row_factors is None:
             self.spec = replace(self.spec, row_scaled=True)
             device = self.weight_scale.device

@@ -43,16 +43,17 @@ def said_by(module: nn.Module, output: Any) -> tuple[Tensor, ...]:
     """
     kind = type(module).__name__
     if "ControlNet" in kind and "UNet" not in kind:  # one with its UNet inside predicts
-        return tuple(_tensors_in(output))
+        return tuple(tensors_in(output))
     return (first_of(output),)
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of nested arguments or outputs, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
 
 
 def with_first(output: Any, value: Tensor) -> Any:
