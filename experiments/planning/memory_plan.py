@@ -21,9 +21,8 @@ from segquant.core.schemes import BITS_OF_BYTE, Bits
 FLOAT32 = 4
 CODE = 1  # bytes of a code of up to 8 bits; two of up to 4 share one
 BESIDE_CODES = 1.02  # scales, smoothing vectors and factors beside codes
-_DENSE_COPIES = (
-    5  # of a layer's weight in float32: itself, smoothed, residual, quantized, its error
-)
+# In float32, of a layer's weight: itself, smoothed, residual, quantized, its error.
+_DENSE_COPIES = 5
 _GRAM_COPIES = 8  # of a Gram matrix in float32: in float64 itself, damped, its inverse, a factor
 _INPUT_COPIES = 3  # of a simulated layer's input in float32: itself, smoothed, on its grid
 
@@ -150,7 +149,7 @@ def plan_stages(
         _stage(
             "images",
             device={
-                "weights": sizes.weights if waiting == 0 or offload == "model" else present,
+                "weights": present,
                 "forward": forward_bytes + simulated,
                 "other parts": together,
             },
@@ -169,7 +168,7 @@ def _quantization(
         held = {"weights": sizes.weights, "codes": codes - kept, "one layer": working}
         return _stage("quantization", host=held, disk=disk)
     if offload == "blocks":
-        host = {"weights": sizes.weights, "codes": 0}
+        host = {"weights": sizes.weights}
         return _stage("quantization", device={"one layer": working}, host=host, disk=disk)
     most = max(sizes.weights, codes)
     return _stage(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPARE = 0.08  # of a card: the context, libraries, what the allocator cannot use
 _OFFLOADS = ("none", "model", "blocks")
 _LEAST_STATISTICS = 0.5  # GB
+_BESIDE_STATISTICS = ("weights", "forward", "other parts")  # of a calibration, on the card
 _FINER = 0.9  # of what statistics may take, from try to try
 
 
@@ -128,6 +129,3 @@ def _budgets(cell: Cell, *, offload: str, room: float) -> Iterator[float | None]
     while budget > _LEAST_STATISTICS:
         yield budget
         budget = round(budget * _FINER, 1)
-
-
-_BESIDE_STATISTICS = ("weights", "forward", "other parts")

@@ -18,8 +18,8 @@ from experiments.readiness.tensor_files import read_tensor_file
 from experiments.readiness.weights_there import PartState, states_of
 from experiments.sampling.model_folder import check_folder, is_denoiser
 from experiments.sampling.model_shapes import empty_denoiser, keep_layers
-from experiments.zoo import build, example_inputs, names
-from experiments.zoo.published import PUBLISHED, Published, network, networks
+from experiments.zoo import build, cast, example_inputs, names
+from experiments.zoo.published import PUBLISHED, Published, networks, parameter_count
 from segquant.core.several import together
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def other_parts(model: ModelConfig) -> dict[str, int] | None:
     sizes = _sizes_here(model, item)
     if sizes is None and (published := _published(model)) is not None:
         sizes = {
-            name: item * sum(p.numel() for p in network(config).parameters())
-            for name, config in networks(published).items()
+            name: item * parameter_count(config) for name, config in networks(published).items()
         }
     if sizes is None:
         return None
@@ -81,13 +80,7 @@ def _made(model: ModelConfig, folder: Path | None) -> nn.Module | None:
     made = _by_name(model) if folder is None else empty_denoiser(model, folder)
     if made is None:
         return None
-    for module in made.modules():  # tensor by tensor: diffusers warns of casting the whole
-        for name, value in module.named_parameters(recurse=False):
-            cast = value.detach().to(getattr(torch, model.dtype))
-            setattr(module, name, nn.Parameter(cast, requires_grad=False))
-        for name, table in module.named_buffers(recurse=False):
-            if table.is_floating_point():
-                setattr(module, name, table.to(getattr(torch, model.dtype)))
+    cast(made, getattr(torch, model.dtype))
     keep_layers(made, model)
     return made
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from experiments.planning.forward_memory import forward_bytes
-from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
+from experiments.planning.memory_plan import StageMemory, plan_stages
+from experiments.planning.traced_shapes import TracedShapes, trace_shapes
 from experiments.readiness.known_shapes import call_inputs, known_denoiser, other_parts
 from experiments.sampling.calibrate import calibration_batch_size, recorded_rows
-from segquant.core.memory import InputGroup, input_groups, largest_input, plan_groups
+from segquant.core.memory import plan_groups
 from segquant.core.predictions import tensors_in
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ _DEFAULT_SIDE = 1024  # pixels, where the yaml does not say
 _PLANNED = {"reference": "reference", "calibration": "calibration", "quantized": "quantization"}
 _PLANNED |= {"images": "images", "trajectory": "reference", "inputs": "reference"}
 _plans: dict[str, dict[str, StageMemory]] = {}
-_traced: dict[str, _Shapes] = {}
+_traced: dict[str, TracedShapes] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +133,7 @@ def planned_stages(
     return {stage.stage: stage for stage in stages}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Shapes:
-    """What forwards on the meta device show."""
-
-    groups: Sequence[InputGroup]  # of a calibration's call
-    sizes: DenoiserSizes
-    forward_bytes: int
-
-
-def _shapes(cell: Cell) -> _Shapes | None:
+def _shapes(cell: Cell) -> TracedShapes | None:
     config, model = cell.config, cell.config.model
     size = calibration_batch_size(config, prompts=config.dataset.calibration_prompts)
     key = repr((model, size))
@@ -156,12 +146,7 @@ def _shapes(cell: Cell) -> _Shapes | None:
     sampled = call_inputs(denoiser, model, batch=model.batch_size)
     if recorded is None or sampled is None:
         return None
-    longest = largest_input(denoiser, forward=lambda module: module(**sampled))
-    _traced[key] = _Shapes(
-        groups=input_groups(denoiser, lambda module: module(**recorded)),
-        sizes=DenoiserSizes.of(denoiser, longest_input=longest),
-        forward_bytes=forward_bytes(denoiser, sampled),
-    )
+    _traced[key] = trace_shapes(denoiser, recorded=recorded, sampled=sampled)
     return _traced[key]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from experiments.zoo import example_inputs, from_config, load_config
+from experiments.zoo import cast, example_inputs, from_config, load_config
 from experiments.zoo.published import PUBLISHED
 
 SHARD = "2GB"  # of a file of weights
@@ -46,7 +46,7 @@ def write_random(config: Mapping[str, Any], folder: Path, *, dtype: torch.dtype)
     Returns:
         Bytes of its files.
     """
-    with torch.random.fork_rng(devices=()), default_type(dtype):
+    with torch.random.fork_rng(devices=()), _default_type(dtype):
         torch.manual_seed(0)
         made: Any = from_config(config, device="cpu")
     made.to(dtype).save_pretrained(folder, max_shard_size=SHARD)
@@ -64,13 +64,7 @@ def read(folder: Path, *, dtype: torch.dtype) -> nn.Module:
 
 def outline(config: Mapping[str, Any], *, dtype: torch.dtype) -> nn.Module:
     """The denoiser without memory."""
-    with default_type(dtype):
-        made = from_config(config, device="meta")
-    for module in made.modules():  # tables of positions too, as loading casts them
-        for name, value in module.named_buffers(recurse=False):
-            if value.is_floating_point():
-                setattr(module, name, value.to(dtype))
-    return made
+    return cast(from_config(config), dtype)
 
 
 def random_calls(
@@ -96,7 +90,7 @@ def random_calls(
 
 
 @contextmanager
-def default_type(dtype: torch.dtype) -> Iterator[None]:
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
     """Modules made in the block have parameters of that type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -20,19 +17,18 @@ import torch
 
 from evaluation.report.markdown import pipe_table
 from experiments.errors import UserError
-from experiments.planning.forward_memory import forward_bytes
-from experiments.planning.memory_plan import DenoiserSizes, StageMemory, plan_stages
+from experiments.planning.memory_plan import StageMemory, plan_stages
+from experiments.planning.traced_shapes import TracedShapes, trace_shapes
 from experiments.rehearsal.full_size import denoiser_config, outline, random_calls, write_random
 from experiments.rehearsal.rehearsed_stage import Stage, as_json, statistics_plan
 from experiments.sampling.model_shapes import keep_layers
-from segquant.core.memory import largest_input
+from experiments.studies.csv_text import csv_text
 
 if TYPE_CHECKING:
     from experiments.config.run_config import RunConfig
     from segquant.core.method_interface import StatisticsNeeds
 
 _STAGE_PROGRAM = "experiments.rehearsal.rehearsed_stage"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +89,7 @@ def rehearse(
     config = cells[0]
     stage, plans = _planned(cells, words=words, extent=extent, work=work)
     shape, dtype = _shape(config, extent), getattr(torch, config.model.dtype)
-    _check_disk(
-        work, plans, weights=DenoiserSizes.of(outline(shape, dtype=dtype), longest_input=0).weights
-    )
+    _check_disk(work, plans)
     note(f"{config.model.name}: random weights at full size")
     begun = time.perf_counter()
     written = write_random(shape, work / "weights", dtype=dtype)
@@ -170,7 +164,9 @@ def _planned(
         scale=extent.scale,
         gigabytes=extent.gigabytes,
     )
-    return stage, [_plan(cell, empty, stage=stage) for cell in cells]
+    call = next(random_calls(empty, calls=1, batch=stage.batch, scale=stage.scale))
+    shapes = trace_shapes(empty, recorded=call, sampled=call)
+    return stage, [_plan(cell, shapes, stage=stage) for cell in cells]
 
 
 def _shape(config: RunConfig, extent: Extent) -> dict[str, Any]:
@@ -195,25 +191,22 @@ def _needs(cells: Sequence[RunConfig]) -> StatisticsNeeds:
     return needs
 
 
-def _plan(cell: RunConfig, empty: torch.nn.Module, *, stage: Stage) -> dict[str, StageMemory]:
-    statistics = statistics_plan(stage, empty)
-    inputs = next(random_calls(empty, calls=1, batch=stage.batch, scale=stage.scale))
-    given = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), inputs)
-    longest = largest_input(empty, forward=lambda module: module(**given))
+def _plan(cell: RunConfig, shapes: TracedShapes, *, stage: Stage) -> dict[str, StageMemory]:
     stages = plan_stages(
-        DenoiserSizes.of(empty, longest_input=longest),
+        shapes.sizes,
         bits=cell.bits,
         needs=cell.method.needs(),
-        statistics=statistics,
-        forward_bytes=forward_bytes(empty, inputs),
+        statistics=statistics_plan(stage, shapes.groups),
+        forward_bytes=shapes.forward_bytes,
         on_cpu=True,
     )
     return {planned.stage: planned for planned in stages}
 
 
-def _check_disk(work: Path, plans: Sequence[Mapping[str, StageMemory]], *, weights: int) -> None:
+def _check_disk(work: Path, plans: Sequence[Mapping[str, StageMemory]]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = max(plan["quantization"].disk_bytes for plan in plans)
+    weights = plans[0]["reference"].parts["weights"]
     needed = weights + plans[0]["calibration"].disk_bytes + checkpoint
     free = shutil.disk_usage(work).free
     if needed > free:
@@ -268,29 +261,15 @@ def _measured(
 
 def as_csv(rows: Sequence[Row]) -> str:
     """A line a stage; numbers to four digits."""
-    out = io.StringIO()
     names = [item.name for item in fields(Row)]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, "off"])
-    for row in rows:
-        values = [getattr(row, name) for name in names]
-        writer.writerow([*map(_short, values), f"{row.off:.3f}"])
-    return out.getvalue()
+    body = [[*(_short(getattr(row, name)) for name in names), f"{row.off:.3f}"] for row in rows]
+    return csv_text([*names, "off"], body)
 
 
 def render(rows: Sequence[Row]) -> str:
     """The table for a person."""
-    head = [
-        "model",
-        "method",
-        "bits",
-        "stage",
-        "seconds",
-        "planned GB",
-        "peak GB",
-        "off",
-        "disk GB",
-    ]
+    head = ["model", "method", "bits", "stage"]
+    head += ["seconds", "planned GB", "peak GB", "off", "disk GB"]
     body = [
         [
             row.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,13 @@ from experiments.sampling.model_shapes import keep_layers
 from segquant.core.calibration import Calibration
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.linear import QuantLinear
-from segquant.core.memory import MemoryPlan, plan_statistics, record_in_passes
+from segquant.core.memory import (
+    InputGroup,
+    MemoryPlan,
+    input_groups,
+    plan_groups,
+    record_in_passes,
+)
 from segquant.core.method_interface import StatisticsNeeds
 from segquant.core.predictions import tensors_in
 from segquant.graph import analyze
@@ -68,15 +74,11 @@ def main() -> None:
     sys.stdout.write(json.dumps(measured) + "\n")
 
 
-def statistics_plan(stage: Stage, denoiser: nn.Module) -> MemoryPlan:
-    """Of a denoiser with or without memory; one forward shows what is read."""
+def statistics_plan(stage: Stage, groups: Sequence[InputGroup]) -> MemoryPlan:
+    """Of what one forward has shown, of a denoiser with or without memory."""
     needs = StatisticsNeeds(**stage.needs)
-    device = next(denoiser.parameters()).device
-    first = next(random_calls(denoiser, calls=1, batch=stage.batch, scale=stage.scale))
-    given = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), first)
-    return plan_statistics(
-        denoiser,
-        forward=lambda module: module(**given),
+    return plan_groups(
+        groups,
         gram=needs.gram,
         rows=needs.rows,
         budget_bytes=None if stage.gigabytes is None else int(stage.gigabytes * 1e9),
@@ -93,10 +95,11 @@ def _calibrate(stage: Stage, config: RunConfig) -> dict[str, Any]:
             ):
                 denoiser(**arguments)
 
+    first = next(random_calls(denoiser, calls=1, batch=stage.batch, scale=stage.scale))
     forwards = record_in_passes(
         denoiser,
         _statistics(stage),
-        plan=statistics_plan(stage, denoiser),
+        plan=statistics_plan(stage, input_groups(denoiser, lambda module: module(**first))),
         run=run,
         gram=needs.gram,
         rows=needs.rows,

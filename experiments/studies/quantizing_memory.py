@@ -10,8 +10,6 @@ the second column it is copied all the same, as every model was before. Results:
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import logging
 import shutil
@@ -27,6 +25,7 @@ from experiments.cell.sweep import open_sweep
 from experiments.config.request import read_request
 from experiments.sampling import loaded
 from experiments.store.paths import RESULTS
+from experiments.studies.csv_text import csv_text
 from experiments.zoo.published import network
 from experiments.zoo.twins import make_twin
 
@@ -126,14 +125,11 @@ def measure(work: Path) -> list[Peak]:
 
 def as_csv(peaks: list[Peak]) -> str:
     """A line a sweep."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    names = [item.name for item in fields(Peak)]
-    writer.writerow(names)
-    for peak in peaks:
-        values = asdict(peak).values()
-        writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in values])
-    return out.getvalue()
+    body = [
+        [f"{value:.3f}" if isinstance(value, float) else value for value in asdict(peak).values()]
+        for peak in peaks
+    ]
+    return csv_text([item.name for item in fields(Peak)], body)
 
 
 def render(peaks: list[Peak]) -> str:

@@ -86,7 +86,11 @@ def _replan(
     words: Sequence[Sequence[str]],
     extent: Extent,
 ) -> Answer:
-    path = None if given.out is None else _file(cells[0].model.name, given.out, given.config)
+    path = (
+        None
+        if given.out is None
+        else _file(cells[0].model.name, given.out, changed=bool(given.config))
+    )
     if path is None or not path.is_file():
         raise UserError(f"--replan rewrites {path or 'a file of --out'}, which is not there")
     lines = list(csv.DictReader(path.read_text().splitlines()))
@@ -95,8 +99,8 @@ def _replan(
     return Answer("\n".join(",".join(line.values()) for line in again), again)
 
 
-def _file(model: str, folder: Path, changes: Sequence[str]) -> Path:
-    return folder / f"{model}{'_part' if changes else ''}.csv"
+def _file(model: str, folder: Path, *, changed: bool) -> Path:
+    return folder / f"{model}{'_part' if changed else ''}.csv"
 
 
 def _listed(words: Sequence[str], key: str, default: str) -> list[str]:
@@ -122,19 +126,18 @@ def _fitting(words: Sequence[str], method: str, methods: Sequence[str]) -> list[
 def _changes(given: Sequence[str]) -> dict[str, Any]:
     changes = {}
     for item in given:
-        name, equals, value = item.partition("=")
+        name, _, value = item.partition("=")
         try:
             changes[name] = json.loads(value)
         except ValueError as error:
             raise UserError(f"--config {item}: write FIELD=VALUE, the value as in JSON") from error
-        assert equals
     return changes
 
 
 def write_rows(rows: Sequence[Row], folder: Path, *, changed: bool) -> Path:
     """Replaces what the file has of the same stages; others stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = _file(rows[0].model, folder, ["changed"] if changed else [])
+    path = _file(rows[0].model, folder, changed=changed)
     fresh = list(csv.DictReader(as_csv(rows).splitlines()))
     known = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     lines = {tuple(row[name] for name in _IDENTITY): row for row in (*known, *fresh)}

@@ -45,6 +45,20 @@ def from_config(config: Mapping[str, Any], *, device: str = "meta") -> nn.Module
     return denoiser.eval()
 
 
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Puts all floats of a denoiser in that type, tables of positions too, as loading it does.
+
+    Tensor by tensor: diffusers warns of casting the whole.
+    """
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(value.detach().to(dtype), requires_grad=False))
+        for name, table in part.named_buffers(recurse=False):
+            if table.is_floating_point():
+                setattr(part, name, table.to(dtype))
+    return module
+
+
 def _config_path(target: str) -> Path:
     if target in names():
         return _CONFIGS / f"{target}.json"

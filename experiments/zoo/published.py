@@ -195,6 +195,16 @@ def weights_bytes(published: Published, *, bytes_per_value: int = 2) -> int:
     return bytes_per_value * sum(_values(text) for text in texts)
 
 
+def parameter_count(config: Mapping[str, Any]) -> int:
+    """Of a network's parameters, those of tied tensors once."""
+    return _parameters(json.dumps(config, sort_keys=True))
+
+
+@functools.cache
+def _parameters(config: str) -> int:
+    return sum(parameter.numel() for parameter in network(json.loads(config)).parameters())
+
+
 @functools.cache
 def _values(config: str) -> int:
     """Values in a network's files, those of tied tensors once."""
