@@ -66,6 +66,15 @@ class Answer:
         return list(json.loads(self.out))
 
 
+def assert_refused(answer: Answer, *words: str) -> None:
+    """The request was wrong: one line says so, with these words."""
+    assert answer.status == 2, answer.err
+    lines = answer.err.strip().splitlines()
+    assert len(lines) == 1, answer.err
+    for word in words:
+        assert word in lines[0]
+
+
 @pytest.fixture
 def segbench(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Calls the command in this process."""

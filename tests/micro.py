@@ -9,6 +9,7 @@ import open_clip
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
@@ -97,6 +98,38 @@ def denoiser(name: str, *, seed: int = 0) -> Any:
         projection_class_embeddings_input_dim=text.CLIP_WIDTH + 6 * 32,
         norm_num_groups=4,
     ).eval()
+
+
+def stable_diffusion(kind: Any, *, channels: int = 16, **more: Any) -> Any:
+    """A pipeline of the first Stable Diffusion's family.
+
+    Args:
+        channels: that its UNet reads.
+        more: parts beside those of text to image, or in their place.
+    """
+    shared = parts()
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text.CLIP_WIDTH,
+        attention_head_dim=(1, 2),
+        norm_num_groups=4,
+    )
+    given = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return kind(
+        vae=shared["vae"],
+        text_encoder=shared["plain"],
+        tokenizer=shared["clip_tokenizer"],
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(),
+        **{**given, **more},
+    )
 
 
 def save_pipeline(name: str, folder: Path, *, seed: int = 0) -> Path:

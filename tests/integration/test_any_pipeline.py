@@ -14,18 +14,10 @@ import torch
 
 from evaluation.images import write_png
 from tests import micro
-from tests.conftest import Answer
+from tests.conftest import Answer, assert_refused
 
 Segbench = Callable[..., Answer]
 SPLITS = ["evaluation"] * 6 + ["calibration"] * 4
-
-
-def _refused(answer: Answer, *words: str) -> None:
-    assert answer.status == 2, answer.err
-    lines = answer.err.strip().splitlines()
-    assert len(lines) == 1, answer.err
-    for word in words:
-        assert word in lines[0]
 
 
 @pytest.fixture
@@ -114,22 +106,24 @@ def test_classes_that_the_model_lacks(
     segbench: Segbench, words: Any, dit: Path, tmp_path: Path, label: Any, said: str
 ) -> None:
     own = _listed(tmp_path / "a.jsonl", class_labels=lambda _: label)
-    _refused(segbench(*words(dit, *own, "--dry-run")), "class_labels of id 'p0'", said)
+    assert_refused(segbench(*words(dit, *own, "--dry-run")), "class_labels of id 'p0'", said)
 
 
 def test_data_sets_that_do_not_fit_a_pipeline(
     segbench: Segbench, words: Any, dit: Path, zoo: Path, tmp_path: Path
 ) -> None:
-    _refused(segbench(*words(dit, "--dry-run")), "takes no prompt", "give dataset=labels")
+    assert_refused(segbench(*words(dit, "--dry-run")), "takes no prompt", "give dataset=labels")
     nothing = ["dataset=labels", "dataset.num_classes=null", "--dry-run"]
-    _refused(segbench(*words(dit, *nothing)), "needs class_labels", "dataset=labels")
+    assert_refused(segbench(*words(dit, *nothing)), "needs class_labels", "dataset=labels")
     text = zoo / "tiny_unet"
-    _refused(segbench(*words(text, "dataset=labels", "--dry-run")), "takes no class_labels")
-    _refused(segbench(*words(text, *nothing)), "needs more than noise")
+    assert_refused(segbench(*words(text, "dataset=labels", "--dry-run")), "takes no class_labels")
+    assert_refused(segbench(*words(text, *nothing)), "needs more than noise")
     own = _listed(tmp_path / "a.jsonl", prompt=lambda n: f"square {n}", negative_promt=str)
-    _refused(segbench(*words(text, *own)), "takes no negative_promt", "mean negative_prompt?")
+    assert_refused(segbench(*words(text, *own)), "takes no negative_promt", "mean negative_prompt?")
     reserved = _listed(tmp_path / "b.jsonl", prompt=lambda n: f"square {n}", height=lambda _: 32)
-    _refused(segbench(*words(text, *reserved)), "rows of the data set have height", "model.height")
+    assert_refused(
+        segbench(*words(text, *reserved)), "rows of the data set have height", "model.height"
+    )
 
 
 def test_noise_alone(segbench: Segbench, words: Any, tmp_path: Path) -> None:
@@ -148,7 +142,7 @@ def test_noise_alone(segbench: Segbench, words: Any, tmp_path: Path) -> None:
     diffusers.DDPMPipeline(unet=unet.eval(), scheduler=diffusers.DDPMScheduler()).save_pretrained(
         folder
     )
-    _refused(segbench(*words(folder)), "takes no prompt", "dataset.num_classes=null")
+    assert_refused(segbench(*words(folder)), "takes no prompt", "dataset.num_classes=null")
     given = ["dataset=labels", "dataset.num_classes=null", "--json"]
     answer = segbench(*words(folder, *given))
     assert answer.status == 0, answer.err
@@ -223,12 +217,16 @@ def test_a_controlnet_joins_another_pipeline(
     assert again.records[0]["protocol"]["parts"]["controlnet"]["weights"] != said["weights"]
     assert len(_images(tmp_path / "out", "p?.png")) > len(pictures)
 
-    _refused(segbench(*given, other), "needs; give model.parts.controlnet=FOLDER")
-    _refused(segbench(*given, part), "StableDiffusion3Pipeline has no such part")
-    _refused(segbench(*given, f"{other}x", part), "did you mean StableDiffusion3ControlNetPipeline")
-    _refused(segbench(*given, other, "model.parts.controlnet=/no/such"), "model.parts.controlnet")
+    assert_refused(segbench(*given, other), "needs; give model.parts.controlnet=FOLDER")
+    assert_refused(segbench(*given, part), "StableDiffusion3Pipeline has no such part")
+    assert_refused(
+        segbench(*given, f"{other}x", part), "did you mean StableDiffusion3ControlNetPipeline"
+    )
+    assert_refused(
+        segbench(*given, other, "model.parts.controlnet=/no/such"), "model.parts.controlnet"
+    )
     (tmp_path / "changed" / "diffusion_pytorch_model.safetensors").unlink()
-    _refused(segbench(*given, other, changed), "no weights")
+    assert_refused(segbench(*given, other, changed), "no weights")
 
 
 def test_another_scheduler_is_what_samples(
@@ -252,7 +250,7 @@ def test_another_scheduler_is_what_samples(
     (other,) = spaced.records
     assert other["protocol"]["scheduler"]["timestep_spacing"] == "trailing"
     assert other["run_id"] != own["run_id"]
-    _refused(
+    assert_refused(
         sampled("model.scheduler.class=DDIMSheduler", "--dry-run"),
         "model.scheduler.class=DDIMSheduler",
         "did you mean DDIMScheduler?",

@@ -17,51 +17,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from evaluation.images import write_png
-from experiments.tiny import text
 from tests import micro
-from tests.conftest import Answer
+from tests.conftest import Answer, assert_refused
 
 Segbench = Callable[..., Answer]
 Small = Callable[..., list[str]]
 
 
-def _unet(channels: int = 16) -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text.CLIP_WIDTH,
-        attention_head_dim=(1, 2),
-        norm_num_groups=4,
-    )
-
-
-def _save(folder: Path, kind: Any, *, channels: int = 16, **more: Any) -> Path:
-    """A small pipeline of the first Stable Diffusion's family."""
-    parts = micro.parts()
-    given = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    kind(
-        vae=parts["vae"],
-        text_encoder=parts["plain"],
-        tokenizer=parts["clip_tokenizer"],
-        unet=_unet(channels),
-        scheduler=diffusers.DDIMScheduler(),
-        **{**given, **more},
-    ).save_pretrained(folder)
+def _save(folder: Path, kind: Any, **more: Any) -> Path:
+    micro.stable_diffusion(kind, **more).save_pretrained(folder)
     return folder
-
-
-def _refused(answer: Answer, *words: str) -> None:
-    assert answer.status == 2, answer.err
-    lines = answer.err.strip().splitlines()
-    assert len(lines) == 1, answer.err
-    for word in words:
-        assert word in lines[0]
 
 
 @pytest.fixture
@@ -96,7 +61,7 @@ def test_a_pipeline_without_prompts(segbench: Segbench, words: Any, tmp_path: Pa
         transformer=transformer, vae=micro.parts()["vae"], scheduler=diffusers.DDIMScheduler()
     ).save_pretrained(tmp_path / "dit")
     answer = segbench(*words(tmp_path / "dit", "--dry-run"))
-    _refused(answer, "DiTPipeline takes no prompt", "class_labels")
+    assert_refused(answer, "DiTPipeline takes no prompt", "class_labels")
     assert not (tmp_path / "out").exists()
 
 
@@ -105,7 +70,7 @@ def test_an_image_that_is_needed_comes_from_the_rows(
 ) -> None:
     folder = _save(tmp_path / "img2img", diffusers.StableDiffusionImg2ImgPipeline)
     answer = segbench(*words(folder, "--dry-run"))
-    _refused(answer, "StableDiffusionImg2ImgPipeline needs image", "rows")
+    assert_refused(answer, "StableDiffusionImg2ImgPipeline needs image", "rows")
     assert "segbench's own" in segbench(*words(folder, "model.call.image=x.png")).err
     listed = tmp_path / "mine.jsonl"
     splits = ["evaluation"] * 6 + ["calibration"] * 4
@@ -126,7 +91,7 @@ def test_an_image_that_is_needed_comes_from_the_rows(
     assert len({path.read_bytes() for path in pictures}) > 6
     text_to_image = tmp_path / "text"
     _save(text_to_image, diffusers.StableDiffusionPipeline)
-    _refused(segbench(*words(text_to_image, *own[:2])), "takes no image", "rows")
+    assert_refused(segbench(*words(text_to_image, *own[:2])), "takes no image", "rows")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +116,7 @@ def test_an_index_that_is_none(
 ) -> None:
     index = copied / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), **change}))
-    _refused(segbench(*words(copied, "--dry-run")), said)
+    assert_refused(segbench(*words(copied, "--dry-run")), said)
 
 
 DAMAGE: dict[str, bytes] = {
@@ -174,7 +139,7 @@ def test_a_json_that_is_none(
     segbench: Segbench, words: Any, copied: Path, name: str, damage: str
 ) -> None:
     (copied / name).write_bytes(DAMAGE[damage])
-    _refused(segbench(*words(copied, "--dry-run")), name.rpartition("/")[2])
+    assert_refused(segbench(*words(copied, "--dry-run")), name.rpartition("/")[2])
 
 
 @pytest.mark.parametrize(
@@ -192,7 +157,7 @@ def test_a_list_of_shards_that_is_none(
     segbench: Segbench, words: Any, copied: Path, content: str, said: str
 ) -> None:
     (copied / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(content)
-    _refused(segbench(*words(copied, "--dry-run")), said)
+    assert_refused(segbench(*words(copied, "--dry-run")), said)
 
 
 def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -206,12 +171,14 @@ def test_a_tensor_that_is_missing_is_not_made_up(
     segbench: Segbench, words: Any, copied: Path
 ) -> None:
     _weights(copied, lambda tensors: tensors.pop("conv_in.weight"))
-    _refused(segbench(*words(copied, "--dry-run")), "1 of", "tensors are missing (conv_in.weight)")
+    assert_refused(
+        segbench(*words(copied, "--dry-run")), "1 of", "tensors are missing (conv_in.weight)"
+    )
 
 
 def test_a_tensor_of_another_shape(segbench: Segbench, words: Any, copied: Path) -> None:
     _weights(copied, lambda tensors: tensors.update({"conv_in.bias": torch.zeros(3)}))
-    _refused(segbench(*words(copied, "--dry-run")), "conv_in.bias has shape [3]")
+    assert_refused(segbench(*words(copied, "--dry-run")), "conv_in.bias has shape [3]")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +192,7 @@ def test_weights_that_make_no_image(
     segbench: Segbench, words: Any, copied: Path, change: Any, said: str
 ) -> None:
     _weights(copied, change)
-    _refused(segbench(*words(copied)), said)
+    assert_refused(segbench(*words(copied)), said)
 
 
 def test_weights_of_a_variant_are_found(segbench: Segbench, words: Any, copied: Path) -> None:
@@ -239,7 +206,7 @@ def test_weights_of_a_variant_are_found(segbench: Segbench, words: Any, copied: 
 def test_a_part_without_weights_of_any_name(segbench: Segbench, words: Any, copied: Path) -> None:
     path = copied / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_name("mine.safetensors"))
-    _refused(segbench(*words(copied, "--dry-run")), "unet has a config.json and no weights")
+    assert_refused(segbench(*words(copied, "--dry-run")), "unet has a config.json and no weights")
 
 
 def test_a_safety_checker_is_left_out_and_the_record_says_so(
@@ -289,9 +256,11 @@ def test_a_revision_is_one_of_the_local_cache(
     assert answer.status == 0, answer.err
     assert answer.records[0]["protocol"]["model_revision"] == commit
     assert answer.records[0]["model"] == "model"
-    _refused(segbench(*words("some/model", "model.revision=old")), "model.revision=old", "cache")
-    _refused(segbench(*words("other/model", "--dry-run")), "other/model", "segbench fetch")
-    _refused(
+    assert_refused(
+        segbench(*words("some/model", "model.revision=old")), "model.revision=old", "cache"
+    )
+    assert_refused(segbench(*words("other/model", "--dry-run")), "other/model", "segbench fetch")
+    assert_refused(
         segbench(*words(zoo / "tiny_unet", "model.revision=main")), "a folder has no revisions"
     )
 
@@ -303,11 +272,11 @@ def test_groups_ranks_and_patterns_fit_the_layers(
     for what in ("weight", "activation"):
         group = [f"bits.{what}.granularity=per_group", f"bits.{what}.group_size=48"]
         answer = segbench(*words(folder, "--dry-run", "bits=w4a8_int", *group))
-        _refused(answer, f"bits.{what}.group_size=48", "in_features=", "bits.keep")
+        assert_refused(answer, f"bits.{what}.group_size=48", "in_features=", "bits.keep")
     answer = segbench(*words(folder, "--dry-run", "method=svdquant", "method.rank=60000"))
-    _refused(answer, "method.rank=60000", "largest layer")
+    assert_refused(answer, "method.rank=60000", "largest layer")
     answer = segbench(*words(folder, "--dry-run", "bits.keep=[no_such_layer]"))
-    _refused(answer, "'no_such_layer' names no layer")
+    assert_refused(answer, "'no_such_layer' names no layer")
     answer = segbench(*words(folder, "--dry-run", "bits.keep=['*.to_q']"))
     assert answer.status == 0, answer.err
 
@@ -316,4 +285,4 @@ def test_groups_ranks_and_patterns_fit_the_layers(
 def test_sides_that_the_parts_cannot_divide(
     segbench: Segbench, words: Any, zoo: Path, side: str
 ) -> None:
-    _refused(segbench(*words(zoo / "tiny_unet", "--dry-run", side)), side, "multiple of 8")
+    assert_refused(segbench(*words(zoo / "tiny_unet", "--dry-run", side)), side, "multiple of 8")

@@ -20,7 +20,6 @@ from experiments.sampling.assembled import assemble, load_part
 from experiments.sampling.model_folder import check_folder
 from experiments.sampling.weights_hash import model_hash
 from experiments.store.file_hashes import FileHashes
-from experiments.tiny import text
 from tests import micro
 from tests.conftest import Answer
 from tests.original_layout import original_layout
@@ -46,30 +45,8 @@ def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small pipeline of the first Stable Diffusion's family: `folder`, and in one file."""
-    root, parts = tmp_path_factory.mktemp("stable"), micro.parts()
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=16,
-        out_channels=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text.CLIP_WIDTH,
-        attention_head_dim=(1, 2),
-        norm_num_groups=4,
-    )
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=parts["vae"],
-        text_encoder=parts["plain"],
-        tokenizer=parts["clip_tokenizer"],
-        unet=unet.eval(),
-        scheduler=diffusers.DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    root = tmp_path_factory.mktemp("stable")
+    pipeline = micro.stable_diffusion(diffusers.StableDiffusionPipeline)
     pipeline.save_pretrained(root / "folder")
     save_file(original_layout(pipeline), root / SINGLE)
     shutil.copytree(root / "folder", root / "configs")
