@@ -167,7 +167,7 @@ def _quantization(
         kept = sizes.weights - sizes.linears  # of both, in memory once
         held = {"weights": sizes.weights, "codes": codes - kept, "one layer": working}
         return _stage("quantization", host=held, disk=disk)
-    if offload == "blocks":
+    if offload != "none":  # the denoiser waits on the host, a layer at a time is on the device
         host = {"weights": sizes.weights}
         return _stage("quantization", device={"one layer": working}, host=host, disk=disk)
     most = max(sizes.weights, codes)

@@ -72,6 +72,14 @@ def test_by_blocks_one_is_on_the_device_and_all_wait_on_the_host() -> None:
     assert reference.host_bytes == WEIGHTS
 
 
+@pytest.mark.parametrize("offload", ["model", "blocks"])
+def test_an_offloaded_denoiser_is_quantized_a_layer_at_a_time_on_the_device(offload: str) -> None:
+    quantization = plan(offload=offload)["quantization"]
+    assert quantization.device_bytes == quantization.parts["one layer"]
+    assert quantization.host_bytes == WEIGHTS
+    assert plan()["quantization"].device_bytes == WEIGHTS + quantization.parts["one layer"]
+
+
 def test_encoders_leave_where_texts_are_a_stage_of_their_own() -> None:
     others = {"text_encoder": 10_000, "text_encoder_2": 50_000, "vae": 700}
     inline = plan(others=others)
