@@ -120,20 +120,20 @@ def write_record(path: Path | str, record: Record) -> None:
     path = Path(path)
     _check_choices(record, where=str(path))
     try:
-        content = _encode(asdict(record))
-        sealed = {**content, _OWN: _checksum(content)}
-        text = json.dumps(sealed, indent=2, sort_keys=True, allow_nan=False)
+        text = _sealed(_encode(asdict(record)))
     except TypeError as error:
         raise ValueError(
             f"{path}: the record holds a value that JSON cannot ({error}); "
             "use str, int, float, bool, None, lists and dicts with str keys"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, text + "\n")
+    write_text_atomically(path, text)
 
 
-def _checksum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _sealed(content: Any) -> str:
+    """The file's text: the content and its checksum."""
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, _OWN: own}, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def encode_record(record: Record) -> dict[str, Any]:
@@ -183,7 +183,8 @@ def read_record(path: Path | str) -> Record:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a record in standard JSON: {error}") from error
     if not isinstance(data, dict):
@@ -194,11 +195,11 @@ def read_record(path: Path | str) -> Record:
             f"{path}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}; "
             "run the cell again, or read it with the version that wrote it"
         )
-    own = data.pop(_OWN, None)
+    data.pop(_OWN, None)
     record = _decode(data, hint=Record, where=str(path))
     assert isinstance(record, Record)
     _check_choices(record, where=str(path))
-    if own != _checksum(data):
+    if text != _sealed(data):  # a float's last digit may be another and its value the same
         raise ValueError(f"{path}: not what was written, by its own checksum")
     return record
 

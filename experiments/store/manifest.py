@@ -31,23 +31,22 @@ class Manifest:
 
     def text(self) -> str:
         content = asdict(self)
-        return json.dumps({**content, _OWN: _checksum(content)}, indent=1, sort_keys=True) + "\n"
+        own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**content, _OWN: own}, indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a finished stage; None if there is none that is whole and this folder's."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        own = content.pop(_OWN)
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        content = json.loads(text)
+        del content[_OWN]
         manifest = Manifest(**content)
-        whole = own == _checksum(content) and digest(manifest.key) == folder.name
+        # byte by byte: a float's last digit may be another and its value the same
+        whole = manifest.text() == text and digest(manifest.key) == folder.name
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

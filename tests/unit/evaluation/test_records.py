@@ -91,10 +91,12 @@ def test_strict_reading_names_file_and_key(tmp_path: Path, change: object, messa
     assert str(path) in str(raised.value)
 
 
-def test_a_changed_digit_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "now"), [(8.25, "8.26"), (0.1 + 0.2, "0.30000000000000005")])
+def test_a_changed_digit_is_seen(tmp_path: Path, bits: float, now: str) -> None:
     path = tmp_path / "record.json"
-    write_record(path, make_record())
-    path.write_text(path.read_text().replace("8.25", "8.26"))
+    write_record(path, make_record(effective_bits_per_weight=bits))
+    path.write_text(path.read_text().replace(str(bits), now))
+    assert now in path.read_text()
     with pytest.raises(ValueError, match="not what was written"):
         read_record(path)
 

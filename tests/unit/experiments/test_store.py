@@ -118,12 +118,19 @@ def test_what_is_no_manifest_is_a_damaged_stage(tmp_path: Path, text: str) -> No
     assert store.build("kind", {}, _text("abc")).notes == {}
 
 
-def test_a_manifest_is_in_its_own_checksum(tmp_path: Path) -> None:
-    """A changed note is a changed result."""
+@pytest.mark.parametrize(
+    ("answer", "was", "now"),
+    [(42, "42", "43"), (0.1 + 0.2, "0.30000000000000004", "0.30000000000000005")],
+)
+def test_a_manifest_is_in_its_own_checksum(
+    tmp_path: Path, answer: float, was: str, now: str
+) -> None:
+    """A changed note is a changed result; a changed byte is damage, though it reads the same."""
     store = Store(tmp_path)
-    stage = store.build("kind", {}, lambda folder: {"answer": 42})
+    stage = store.build("kind", {}, lambda folder: {"answer": answer})
     path = stage.path / module.MANIFEST
-    path.write_text(path.read_text().replace("42", "43"))
+    path.write_text(path.read_text().replace(was, now))
+    assert now in path.read_text()
     assert store.find("kind", digest({})) is None
 
 
