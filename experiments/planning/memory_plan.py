@@ -25,6 +25,9 @@ BESIDE_CODES = 1.02  # scales, smoothing vectors and factors beside codes
 _DENSE_COPIES = 5
 _GRAM_COPIES = 8  # of a Gram matrix in float32: in float64 itself, damped, its inverse, a factor
 _INPUT_COPIES = 3  # of a simulated layer's input in float32: itself, smoothed, on its grid
+_DERIVED_COPIES = (
+    2  # of its weight in float32, when it is derived from codes: them scaled, in order
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ def plan_stages(
         waiting = sizes.weights
     together = 0 if offload != "none" else rest + (0 if embeddings else encoders)
     codes, working = sizes.codes(bits), _working(sizes, gram=needs.gram)
-    simulated = _INPUT_COPIES * FLOAT32 * sizes.longest_input
+    simulated = _INPUT_COPIES * sizes.longest_input + _DERIVED_COPIES * sizes.largest
     stages = []
     if embeddings and encoders:
         largest = max(size for name, size in beside.items() if name.startswith("text_encoder"))
@@ -142,7 +145,11 @@ def plan_stages(
                 "statistics": statistics.device_bytes,
                 "other parts": together,
             },
-            host={"rows": statistics.sample_bytes, "weights that wait": waiting},
+            host={
+                "rows": statistics.sample_bytes,
+                "Gram matrices": 0 if on_cpu else statistics.gram_bytes,  # on their way to the disk
+                "weights that wait": waiting,
+            },
             disk={"statistics": statistics.disk_bytes},
         ),
         _quantization(sizes, codes=codes, working=working, on_cpu=on_cpu, offload=offload),
@@ -150,7 +157,7 @@ def plan_stages(
             "images",
             device={
                 "weights": present,
-                "forward": forward_bytes + simulated,
+                "forward": forward_bytes + FLOAT32 * simulated,
                 "other parts": together,
             },
             host={"weights that wait": waiting},

@@ -60,6 +60,7 @@ class InputGroup:
     features: int
     rows: int
     item_bytes: int
+    call: int  # its place in the order in which a forward reads tensors
 
     def gram_bytes(self, gram: bool) -> int:
         return self.features**2 * FLOAT32_BYTES if gram else 0
@@ -69,13 +70,16 @@ class InputGroup:
         each = self.features * FLOAT32_BYTES * (keep + 2 * PARTS) + keep * PRIORITY_BYTES
         return each * len(self.layers)
 
-    def working_bytes(self, keep: int, gram: bool) -> int:
-        """Open inputs with their Gram matrices and extremes, and copies while rows are drawn."""
+    def opened_bytes(self, gram: bool) -> int:
+        """An input that may still be another layer's, its Gram matrix and its extremes."""
+        inputs = self.rows * self.features * self.item_bytes
+        return inputs + self.gram_bytes(gram) + 2 * self.features * FLOAT32_BYTES
+
+    def copies_bytes(self, keep: int) -> int:
+        """Copies of an input while its rows are drawn."""
         row = self.features * self.item_bytes
         exact = self.features * FLOAT32_BYTES
-        opened = self.rows * row + self.gram_bytes(gram) + 2 * exact
-        copies = self.rows * (2 * row + 2 * exact) + (2 * keep + self.rows) * exact
-        return (OPEN_INPUTS + 1) * opened + copies + 2 * exact
+        return self.rows * (2 * row + 2 * exact) + (2 * keep + self.rows) * exact + 2 * exact
 
 
 def plan_statistics(
@@ -235,6 +239,7 @@ def input_groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) ->
     seen = _read_inputs(denoiser, forward)
     linears = linear_layers(denoiser)
     most = max(seen.rows.values(), default=1)
+    calls = {name: call for call, name in enumerate(seen.rows)}
     groups: list[InputGroup] = []
     placed: set[str] = set()
     for name, linear in linears.items():
@@ -249,6 +254,7 @@ def input_groups(denoiser: nn.Module, forward: Callable[[nn.Module], object]) ->
                 features=linear.in_features,
                 rows=seen.rows.get(name, most),
                 item_bytes=linear.weight.element_size(),
+                call=min(calls.get(layer, len(calls)) for layer in layers),
             )
         )
     return groups
@@ -263,7 +269,18 @@ def _samples(groups: list[InputGroup], keep: int) -> int:
 
 
 def _working(groups: list[InputGroup], gram: bool, keep: int) -> int:
-    return max((group.working_bytes(keep, gram) for group in groups), default=0)
+    """What is held while a tensor is read: the last ones read are open still, and a forward's first
+    follow on the last of the one before it."""
+    read = sorted(groups, key=lambda group: group.call)
+    opened = [group.opened_bytes(gram) for group in read]
+    return max(
+        (
+            sum(opened[(at - back) % len(read)] for back in range(OPEN_INPUTS + 1))
+            + group.copies_bytes(keep)
+            for at, group in enumerate(read)
+        ),
+        default=0,
+    )
 
 
 def _total(groups: list[InputGroup], gram: bool, keep: int) -> int:

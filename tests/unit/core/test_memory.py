@@ -17,7 +17,7 @@ from segquant.core.memory import MemoryPlan, plan_statistics, record_in_passes
 from tests.unit.core import denoisers
 from tests.unit.core.helpers import calibrate, generator
 
-BUDGET = 1_150_000  # above what the largest layer of Stack takes, below what all of it does
+BUDGET = 1_050_000  # above what the largest layer of Stack takes, below what all of it does
 
 
 class LiveBytes(TorchDispatchMode):
@@ -87,7 +87,7 @@ def test_the_recorder_stays_within_its_plan(gram: bool, dtype: torch.dtype, rows
     used = peak(record) - peak(run)
     assert used <= plan.total_bytes
     # A bound that says nothing would be none.
-    assert plan.total_bytes < 3 * used
+    assert plan.total_bytes < 2 * used
 
 
 @pytest.mark.parametrize("name", sorted(denoisers.ALL))

@@ -32,10 +32,12 @@ class Blocks(nn.Module):
         return self.out(x)  # type: ignore[no-any-return]
 
 
-def plan(*, on_cpu: bool = False, offload: str = "none", **more: object) -> dict[str, StageMemory]:
+def plan(
+    *, on_cpu: bool = False, offload: str = "none", gram: bool = False, **more: object
+) -> dict[str, StageMemory]:
     denoiser = Blocks()
     statistics = plan_statistics(
-        denoiser, forward=lambda m: m(torch.zeros(4, 64)), gram=False, rows=4
+        denoiser, forward=lambda m: m(torch.zeros(4, 64)), gram=gram, rows=4
     )
     stages = plan_stages(
         DenoiserSizes.of(denoiser, longest_input=256),
@@ -97,6 +99,21 @@ def test_on_a_cpu_mapped_files_stay_while_codes_come() -> None:
     assert quantization.device_bytes == 0
     assert quantization.parts["weights"] == WEIGHTS
     assert quantization.parts["codes"] > WEIGHTS // 4
+
+
+def test_gram_matrices_pass_through_the_host_on_their_way_from_a_card_to_the_disk() -> None:
+    card, cpu = plan(gram=True)["calibration"], plan(gram=True, on_cpu=True)["calibration"]
+    assert card.parts["Gram matrices"] == 4 * 3 * 64**2
+    assert card.host_bytes == card.parts["Gram matrices"] + card.parts["rows"]
+    assert "Gram matrices" not in cpu.parts
+
+
+def test_weights_are_derived_from_codes_in_float32_while_images_are_made() -> None:
+    stages = plan()
+    inputs, weights = 3 * 256, 2 * 64**2
+    assert (stages["images"].device_bytes - stages["reference"].device_bytes) == 4 * (
+        inputs + weights
+    )
 
 
 @pytest.mark.parametrize("model", ["sd35_medium"])
