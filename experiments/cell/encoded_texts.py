@@ -54,11 +54,22 @@ def texts_of(
     """Where what the text encoders say of the prompts lies; None where they stay in memory."""
     if not around.config.model.embeddings:
         return None
-    stage = EncodedTexts(
+    stage = encoded_texts(around, prompts, batch_size=batch_size, num_threads=num_threads)
+    return stage.build().path
+
+
+def encoded_texts(
+    around: Surroundings,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int | None = None,
+    num_threads: int | None = None,
+) -> EncodedTexts:
+    """The stage of these prompts, in the model's own batches unless others are given."""
+    return EncodedTexts(
         around=around,
         prompts=tuple(prompts),
         prompts_hash=prompts_hash(prompts),
-        batch_size=batch_size,
+        batch_size=batch_size or around.config.model.batch_size,
         num_threads=num_threads or around.num_threads,
     )
-    return stage.build().path

@@ -17,10 +17,12 @@ from segquant.core.predictions import tensors_in
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
 
-SHARED_STAGES = ("reference", "trajectory", "calibration", "inputs")  # by the cells of one model
+# by the cells of one model
+SHARED_STAGES = ("embeddings", "reference", "trajectory", "calibration", "inputs")
 _IMAGE_BYTES = 4  # of a pixel, at most: a PNG of noise
 _DEFAULT_SIDE = 1024  # pixels, where the yaml does not say
 _PLANNED = {"reference": "reference", "calibration": "calibration", "quantized": "quantization"}
+_PLANNED["embeddings"] = "embeddings"
 _PLANNED |= {"images": "images", "trajectory": "reference", "inputs": "reference"}
 _plans: dict[str, dict[str, StageMemory]] = {}
 _traced: dict[str, TracedShapes] = {}
@@ -49,7 +51,12 @@ def stage_gigabytes(cell: Cell) -> list[StageCost]:
     call = _call_bytes(cell)
     calls = None if call is None else call * model.num_inference_steps
     plan = _plan(cell)
-    disk: dict[str, int | None] = {"reference": images}
+    disk: dict[str, int | None] = {}
+    if model.embeddings:  # what a call is given of a text is most of what is kept of it
+        prompts = dataset.evaluation_prompts
+        prompts += dataset.calibration_prompts if cell.quantizes else 0
+        disk["embeddings"] = None if call is None else call * prompts
+    disk["reference"] = images
     traced = min(config.metrics.teacher_forced_prompts, dataset.evaluation_prompts)
     if traced:
         disk["trajectory"] = None if calls is None else calls * traced

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cell.calibration_inputs import CalibrationInputs
 from experiments.cell.calibration_pass import CalibrationStatistics, calibration_of
+from experiments.cell.encoded_texts import EncodedTexts, encoded_texts
 from experiments.cluster.estimate import seconds_per_prompt
 from experiments.readiness.check_lines import Finding, State, size
 from experiments.readiness.stage_costs import SHARED_STAGES, StageCost, stage_gigabytes
@@ -95,6 +96,8 @@ def work_of(group: Sequence[Cell], *, measured: MeasuredSteps | None) -> list[St
                 seconds = _quantizing_seconds(cell)
             elif cost.stage == "calibration":
                 seconds = _calibration_seconds(cell, forwards=forwards, measured=measured)
+            elif cost.stage == "embeddings":
+                seconds = 0.0  # of texts: in what an image takes
             work.add(
                 cost,
                 there=_is_there(cell, cost.stage),
@@ -128,11 +131,16 @@ def _prompts(cell: Cell, stage: str) -> tuple[int, int]:
 
 def _is_there(cell: Cell, stage: str) -> bool:
     """Whether the store has it; weights are read for its name only where it may have."""
-    kinds = {"reference": "images", "inputs": CalibrationInputs.kind}
+    kinds = {
+        "embeddings": EncodedTexts.kind,
+        "reference": "images",
+        "inputs": CalibrationInputs.kind,
+    }
     kind = kinds.get(stage, stage)
     if not (cell.around.store.root / "stages" / kind).is_dir():
         return False
     stages: dict[str, Callable[[], Stage | None]] = {
+        "embeddings": lambda: encoded_texts(cell.around, cell.around.dataset.evaluation),
         "reference": lambda: cell.reference,
         "trajectory": lambda: cell.trajectory,
         "calibration": lambda: calibration_of(cell.around),

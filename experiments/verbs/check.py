@@ -75,7 +75,8 @@ def run(options: argparse.Namespace) -> Answer:
     needed = sum(work.disk_bytes or 0 for work in works)
     findings += [*disk_findings(sweep, needed), *room_findings(sweep)]
     findings += [work.finding() for work in works]
-    findings += _hours(works, again=_again(options, measured=options.measure and ready))
+    again = _again(options, measured=options.measure and ready)
+    findings += _hours(works, again=again, shards=sweep.config.cluster.shards)
     return _answer(sweep, findings, works)
 
 
@@ -127,13 +128,16 @@ def _measured(group: list[Cell], findings: list[Finding]) -> MeasuredSteps | Non
     return timed
 
 
-def _hours(works: list[StageWork], *, again: str) -> list[Finding]:
-    """The sum, as far as it is known."""
+def _hours(works: list[StageWork], *, again: str, shards: int) -> list[Finding]:
+    """The sum, as far as it is known: of all devices together."""
     todo = [work for work in works if work.count > work.there]
     unknown = list(dict.fromkeys(work.stage for work in todo if work.hours is None))
     known = sum(work.hours or 0.0 for work in todo)
     if not unknown:
-        return [Finding(group="hours", what=f"{known:.3g} in all, without metrics")]
+        what = f"{known:.3g} in all, without metrics"
+        if shards > 1:
+            what += f"; images and calibrations in {shards} shards take as much between them"
+        return [Finding(group="hours", what=what)]
     what = f"unknown of {', '.join(unknown)}"
     if known:
         what = f"{known:.3g} as far as they are known; {what}"

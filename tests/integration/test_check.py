@@ -109,7 +109,22 @@ def test_a_few_steps_tell_the_hours(
     assert known["quantized"]["hours"] is None
     ratio = known["images"]["hours"] / known["reference"]["hours"]
     assert ratio == pytest.approx((6 + 4) / 6)  # the cell's step errors are of four prompts
+    assert "embeddings" not in known
     assert not out.exists()
+
+
+def test_texts_that_are_encoded_apart_have_a_line_and_about_its_bytes(
+    segbench: Segbench, small: Small, tmp_path: Path
+) -> None:
+    given = small("tiny_flux", f"out={tmp_path / 'out'}", "method=rtn", "model.embeddings=true")
+    work = stages(segbench("check", *given, "--json"))["embeddings"]
+    assert (work["count"], work["there"], work["seconds"]) == (1, 0, 0.0)
+    assert segbench("run", *given).status == 0
+    after = stages(segbench("check", *given, "--json"))["embeddings"]
+    assert after["there"] == 1
+    texts = (tmp_path / "out" / "stages" / "texts").rglob("*.safetensors")
+    written = sum(path.stat().st_size for path in texts)
+    assert work["disk_bytes"] / 3 < written < 3 * work["disk_bytes"]
 
 
 def test_steps_that_fail_are_a_line(
