@@ -127,5 +127,12 @@ def test_what_was_measured_at_full_size_is_within_15_percent_of_the_plan(model: 
         assert abs(float(row["off"])) <= 0.15, row
 
 
+def test_two_blocks_of_flux_at_full_width_are_within_15_percent_of_the_plan() -> None:
+    rows = _rows(RESULTS / "flux1_dev_part.csv")
+    assert {row["stage"] for row in rows} == {"calibration", "quantization", "images"}
+    for row in rows:
+        assert abs(float(row["off"])) <= 0.15, row
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
