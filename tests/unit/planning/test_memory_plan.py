@@ -116,7 +116,7 @@ def test_weights_are_derived_from_codes_in_float32_while_images_are_made() -> No
     )
 
 
-@pytest.mark.parametrize("model", ["sd35_medium"])
+@pytest.mark.parametrize("model", ["sd35_medium", "sdxl"])
 def test_what_was_measured_at_full_size_is_within_15_percent_of_the_plan(model: str) -> None:
     rows = _rows(RESULTS / f"{model}.csv")
     stages = {(row["method"], row["stage"]) for row in rows}
