@@ -8,6 +8,7 @@ for. A small one is copied instead, which is faster than to read it.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class LoadedModel:
         places = self._places
         if self._own is None:
             self.make_room()
+            gc.collect()  # diffusers' hooks refer to the module that has them: a circle
             read = together({name: load_part(self.config, name) for name in places})
             keep_layers(read, self.config)
             self._own = read.to(self._home)
@@ -110,6 +112,7 @@ class LoadedModel:
     def _let_go(self) -> None:
         self._own = None
         put(None, places=self._places)
+        gc.collect()
 
     @staticmethod
     def _is_small(denoiser: nn.Module) -> bool:
