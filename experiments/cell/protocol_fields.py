@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from experiments.config.plain import method_fields
 from experiments.sampling.model_folder import (
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from segquant.core.other_weights import WeightCount
     from segquant.core.schemes import TensorScheme
 
+_FLOPS = "linear_flops_quantized_fraction"
 SEED_RULES = {
     "per_prompt": "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt",
     "shared": "sha256('noise|<seed>|shared'), the same noise for every prompt (latents=shared)",
@@ -66,7 +70,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "offload": model.offload,
         "texts": "encoded beforehand" if model.embeddings else "encoded in every call",
         "model_keep": dict(model.keep),
-        "attention": "native (scaled_dot_product_attention), not quantized",
+        "attention": attention_backend(),
         "prompts_hash": around.prompts_hash.evaluation,
         "calibration_prompts_hash": around.prompts_hash.calibration,
         "n": len(dataset.evaluation),
@@ -76,8 +80,10 @@ def describe(cell: Cell) -> dict[str, Any]:
         "image_format": IMAGE_FORMATS[config.image],
         "weight_bits": bits.weight.num_bits,
         "weight_granularity": _granularity(bits.weight),
+        "weight_group_size": bits.weight.group_size,
         "activation_bits": bits.activation.num_bits,
         "activation_granularity": _granularity(bits.activation),
+        "activation_group_size": bits.activation.group_size,
         "activation_dynamic": bits.activation.dynamic,
         "symmetric": {"weight": bits.weight.symmetric, "activation": bits.activation.symmetric},
         "number_format": {
@@ -107,6 +113,22 @@ def _adapter(cell: Cell) -> dict[str, Any]:
     model = cell.config.model
     said = {"path": model.lora, "sha256": cell.around.adapter, "scale": model.lora_scale}
     return {**said, "fused": "into the weights, before calibration"}
+
+
+def attention_backend() -> dict[str, Any]:
+    """What computes attention: diffusers' choice, and which of torch's kernels it may take."""
+    cuda = torch.backends.cuda
+    allowed = {
+        "flash": cuda.flash_sdp_enabled(),
+        "memory_efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    return {
+        "backend": os.environ.get("DIFFUSERS_ATTN_BACKEND", "native"),
+        "scaled_dot_product_kernels": [name for name, on in allowed.items() if on],
+        "quantized": False,
+    }
 
 
 def _floor(cell: Cell) -> dict[str, int] | None:
@@ -151,9 +173,11 @@ def fill_costs(record: Record, cell: Cell) -> None:
     """What the stages took, by whoever made them."""
     reference, images = cell.reference.build(), cell.images.build()
     record.seconds = {"reference": reference.seconds}
+    record.protocol[_FLOPS] = 0.0  # where nothing is quantized
     if cell.quantized is not None:
         quantized = cell.quantized.build()
         record.calibration_forwards = quantized.notes["forwards"]
+        record.protocol[_FLOPS] = quantized.notes[_FLOPS]
         calibration = quantized.notes["calibration_seconds"]
         record.seconds |= {"calibration": calibration, "quantize": quantized.seconds}
     each = images.notes["seconds_per_image"]
