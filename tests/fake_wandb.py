@@ -69,8 +69,10 @@ class FakeWandb:
     operations: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     manifests: dict[str, str] = field(default_factory=dict)
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
     url: str = ""
     refuses: bool = False  # answers 400 to everything
+    silent: bool = False  # lets go of every connection without an answer
     lock: Any = field(default_factory=threading.RLock)
 
     # GraphQL ----------------------------------------------------------------------------------
@@ -141,6 +143,11 @@ class FakeWandb:
         ]
         made = {"runID": f"id-{given['run']}", "uploadHeaders": [], "files": files}
         return {"createRunFiles": made}
+
+    def on_UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.views[given["name"]] = given
+        view = {"id": given.get("id") or f"view-{given['name']}", "name": given["name"]}
+        return {"upsertView": {"view": view, "inserted": not given.get("id")}}
 
     def on_ArtifactType(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         """The client asks whether a name is taken by another type."""
@@ -246,6 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self._body())
+        if self.fake.silent:
+            self.close_connection = True
+            return None
         if self.fake.refuses:
             return self._say({"errors": [{"message": "on fire"}]}, status=400)
         with self.fake.lock:
@@ -258,6 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._say(said)
 
     def do_PUT(self) -> None:
+        if self.fake.silent:
+            self.close_connection = True
+            return
         _, _, kind, owner, name = unquote(self.path).split("/", 4)
         with self.fake.lock:
             self.fake.store(kind, owner, name, self._body())

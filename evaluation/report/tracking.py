@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60
 _FINISH_SECONDS = 120  # of waiting for uploads; what is not sent by then stays on disk for sync
+_RETRIES = 8  # with pauses up to a minute; W&B's own number keeps a process alive for hours
 _SAMPLE_SECONDS = 5.0  # between two looks at processor, memory and GPU
 _LARGEST_GAIN = 128
 MODES = ("offline", "online", "disabled")
@@ -77,6 +78,12 @@ class OpenRun:
             self._told = True
         except Exception as error:
             self.reason = _reason(error)
+
+    @property
+    def entity(self) -> str | None:
+        """Whose it is, as the server says; None where there is no run, or offline."""
+        online = self._settings.mode == "online"
+        return str(self._run.entity) if online and self._run is not None else None
 
     def finish(self) -> None:
         """Of a run that was told nothing, W&B says that it failed."""
@@ -174,6 +181,9 @@ def _quiet_settings(wandb: Any, *, system: bool) -> Any:
         x_disable_meta=True,
         init_timeout=_TIMEOUT_SECONDS,
         login_timeout=_TIMEOUT_SECONDS,
+        x_graphql_retry_max=_RETRIES,
+        x_file_stream_retry_max=_RETRIES,
+        x_file_transfer_retry_max=_RETRIES,
         finish_timeout=_FINISH_SECONDS,
         finish_timeout_raises=True,
     )

@@ -13,9 +13,11 @@ from evaluation.report.tracked_run import (
     PromptRow,
     TrackedRun,
     curve_of,
+    metric_key,
     record_config,
     record_findings,
 )
+from evaluation.report.tracked_view import save_view
 from evaluation.report.tracking import TrackingSettings, tracked
 from experiments.cell.calibration_pass import calibration_of
 from experiments.cell.cell import RECORD, SCORES, Cell
@@ -23,12 +25,10 @@ from experiments.cell.run_cell import run_cell
 from experiments.cell.stage import Stage
 from experiments.cell.sweep import Sweep
 from experiments.config.describe import describe_config
-from experiments.store.digests import digest
+from experiments.store.digests import digest, file_digest
 from experiments.store.folders import Finished, write_text
 
 log = logging.getLogger(__name__)
-
-_TOLD = "told"  # beside a stage's run: it was mirrored, by whichever cell came first
 
 
 def run_mirrored(cell: Cell, *, run: Callable[[Cell], Record] = run_cell) -> tuple[Record, str]:
@@ -49,7 +49,10 @@ def run_mirrored(cell: Cell, *, run: Callable[[Cell], Record] = run_cell) -> tup
         except Exception as error:  # a damaged file that only the mirror wants costs nothing
             opened.reason = f"not mirrored: {type(error).__name__}: {error}"
     if record.status == "ok" and not opened.reason:
-        _mirror_stages(cell, settings)
+        try:
+            _mirror_stages(cell, settings)
+        except Exception as error:
+            log.warning("stages not mirrored: %s: %s", type(error).__name__, error)
     return record, opened.reason
 
 
@@ -111,7 +114,7 @@ def _mirror_stages(cell: Cell, settings: TrackingSettings) -> None:
         stages["images"] = ("images", cell.images)
     for name, (job_type, stage) in stages.items():
         folder = cell.around.store.root / "mirror" / stage.hash
-        told = folder / f"{_TOLD}-{settings.mode}-{settings.project}"
+        told = _told(folder, settings)
         finished = None if told.exists() else stage.find()
         if finished is None:
             continue
@@ -143,8 +146,23 @@ def _costs(finished: Finished) -> Findings:
 
 
 def log_sweep(sweep: Sweep, files: Sequence[Path]) -> str:
-    """The sweep's run: its table, contact sheets and all of its report's files as an artifact."""
+    """The sweep's run: its table, contact sheets and all of its report's files as an artifact.
+
+    What was told before from this store, and is the same, is not told again.
+
+    Returns:
+        Why it is not mirrored, or has no saved view; an empty string where all went well.
+    """
     settings = _settings(sweep.cells[0])
+    if settings.mode == "disabled":
+        return ""
+    try:
+        return _log_sweep(sweep, files, settings)
+    except Exception as error:  # the report on disk is complete without it
+        return f"not mirrored: {type(error).__name__}: {error}"
+
+
+def _log_sweep(sweep: Sweep, files: Sequence[Path], settings: TrackingSettings) -> str:
     ids = sorted(cell.run_id for cell in sweep.cells)
     run = TrackedRun(
         id=digest({"report": sweep.name, "cells": ids}),
@@ -162,6 +180,38 @@ def log_sweep(sweep: Sweep, files: Sequence[Path]) -> str:
             name=f"report-{run.id}", type="report", files={path.name: path for path in files}
         ),
     )
-    with tracked(run, settings=settings, folder=sweep.store.root / "mirror" / run.id) as opened:
+    folder = sweep.store.root / "mirror" / run.id
+    told = _told(folder, settings)
+    content = digest({path.name: file_digest(path) for path in files})
+    if told.is_file() and told.read_text() == content:
+        return ""
+    unsaved = ""
+    with tracked(run, settings=settings, folder=folder) as opened:
         opened.tell(findings)
-    return opened.reason
+        if opened.entity is not None and not opened.reason:
+            unsaved = save_view(
+                run.group,
+                entity=opened.entity,
+                project=settings.project,
+                metrics=_shown_metrics(sweep.records()),
+                kept=folder / f"view-{settings.project}.json",
+            )
+    if not opened.reason:
+        write_text(told, content)
+    return opened.reason or unsaved
+
+
+def _told(folder: Path, settings: TrackingSettings) -> Path:
+    """The mark of what was mirrored from here."""
+    return folder / f"told-{settings.mode}-{settings.project}"
+
+
+def _shown_metrics(records: Sequence[Record]) -> list[str]:
+    """Keys of all metrics that some record has a number for."""
+    with_numbers = (
+        metric_key(name, metric)
+        for record in records
+        for name, metric in record.metrics.items()
+        if metric.value is not None
+    )
+    return sorted(set(with_numbers))

@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> Answer:
     report = write_report(sweep, records)
     for path in report.files:
         sweep.progress.note(f"wrote {path}")
-    log_sweep(sweep, report.files)
+    reason = log_sweep(sweep, report.files)
+    if reason:
+        sweep.progress.note(f"{sweep.name}: {reason}")
     data = [encode_record(record) for record in records]
     return Answer(report.markdown, data, failed=failed)
 

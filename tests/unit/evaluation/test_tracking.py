@@ -13,6 +13,7 @@ from PIL import Image
 
 from evaluation.images import write_png
 from evaluation.records import Metric, Record
+from evaluation.report import tracked_view, tracking
 from evaluation.report.offline_runs import sync_runs
 from evaluation.report.tracked_run import (
     FilesOf,
@@ -24,6 +25,7 @@ from evaluation.report.tracked_run import (
     record_config,
     record_findings,
 )
+from evaluation.report.tracked_view import save_view
 from evaluation.report.tracking import TrackingSettings, brightened_difference, tracked
 from tests.fake_wandb import EVENTS, FakeWandb, served_wandb
 from tests.offline_wandb import config_of, history_of, read_back, summary_of
@@ -280,6 +282,29 @@ def test_tables_and_pictures_of_a_sweep(tmp_path: Path, server: FakeWandb) -> No
     assert server.runs["sweep"].fields["jobType"] == "report"
 
 
+def test_a_view_of_a_sweep_is_saved_once(tmp_path: Path, server: FakeWandb) -> None:
+    pytest.importorskip("wandb_workspaces")
+    metrics = ["fidelity/psnr", "quality/fid_shapes_dataset"]
+    for _ in range(2):
+        given = {"entity": "me", "project": "p", "kept": tmp_path / "view.json"}
+        assert save_view("sweep-7", metrics=metrics, **given) == ""
+    ((name, view),) = server.views.items()
+    assert view["id"] == f"view-{name}"
+    assert view["displayName"] == "sweep sweep-7"
+    for word in ("fidelity/psnr", "quality/fid_shapes_dataset", "curve/step_error", "sweep-7"):
+        assert word in view["spec"]
+
+
+def test_a_view_without_its_package_or_server_is_a_reason(
+    tmp_path: Path, server: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"entity": "me", "project": "p", "kept": tmp_path / "view.json"}
+    server.refuses = True
+    assert "no saved view" in save_view("g", metrics=["fidelity/psnr"], **given)
+    monkeypatch.setattr(tracked_view, "find_spec", lambda _: None)
+    assert "wandb-workspaces is not installed" in save_view("g", metrics=[], **given)
+
+
 def test_a_server_that_refuses_costs_nothing(
     tmp_path: Path, server: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +313,21 @@ def test_a_server_that_refuses_costs_nothing(
         reason = log(tmp_path / "r", make_record(), mode="online")
     assert reason.startswith("W&B failed")
     assert reason in caplog.text
+
+
+def test_a_server_that_goes_away_in_the_middle_is_not_waited_for(
+    tmp_path: Path, server: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own settings try again for hours and keep the process that long at its end."""
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 2)
+    monkeypatch.setattr(tracking, "_RETRIES", 0)
+    settings = TrackingSettings(mode="online", entity="me", project="p")
+    with tracked(make_run(), settings=settings, folder=tmp_path / "r") as opened:
+        server.silent = True
+        opened.tell(record_findings(make_record()))
+    wandb.teardown()
+    assert "fidelity/psnr" not in server.runs["abc"].summary
+    assert list((tmp_path / "r").glob("wandb/run-*/run-abc.wandb"))  # for sync, later
 
 
 def test_failing_wandb_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
