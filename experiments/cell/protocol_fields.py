@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from experiments.config.plain import method_fields
+from experiments.errors import UserError
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
@@ -18,15 +20,19 @@ from experiments.sampling.model_folder import (
     variant_of,
 )
 from experiments.sampling.model_parts import given_parts
+from experiments.sampling.pipeline_classes import pipeline_class
 from experiments.sampling.schedulers import scheduler_fields
 from experiments.sampling.single_files import single_file
 from segquant.core.over_fit import over_fit_fields
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evaluation.records import Record
     from experiments.cell.cell import Cell
     from experiments.cell.denoiser import KernelUse
+    from experiments.config.run_config import ModelConfig
     from segquant.core.method_interface import QuantizationReport
     from segquant.core.other_weights import WeightCount
     from segquant.core.schemes import TensorScheme
@@ -62,7 +68,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "denoisers_left_out": denoisers_left_out(model, index),
         "scheduler": scheduler_fields(model, folder),
         "num_inference_steps": model.num_inference_steps,
-        "guidance_scale": model.guidance_scale,
+        "guidance_scale": _guidance(model, index),
         "call": dict(model.call),
         "resolution": [model.height, model.width],
         "batch_size": model.batch_size,
@@ -113,6 +119,21 @@ def _adapter(cell: Cell) -> dict[str, Any]:
     model = cell.config.model
     said = {"path": model.lora, "sha256": cell.around.adapter, "scale": model.lora_scale}
     return {**said, "fused": "into the weights, before calibration"}
+
+
+def _guidance(model: ModelConfig, index: Mapping[str, Any]) -> float | None:
+    """What was given, else the default of the pipeline's own call; None where it takes none."""
+    if model.guidance_scale is not None:
+        return model.guidance_scale
+    try:
+        kind: Any = pipeline_class(
+            index, path=model.path, name=model.pipeline, given=tuple(model.parts)
+        )
+    except UserError:  # the record of a failure says why
+        return None
+    parameter = inspect.signature(kind.__call__).parameters.get("guidance_scale")
+    default = None if parameter is None else parameter.default
+    return float(default) if isinstance(default, int | float) else None
 
 
 def attention_backend() -> dict[str, Any]:

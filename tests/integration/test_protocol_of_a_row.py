@@ -23,7 +23,6 @@ FIELDS: dict[str, Read] = {
     "model weights": _said("model_weights"),
     "scheduler": _said("scheduler"),
     "steps": _said("num_inference_steps"),
-    "guidance": _said("guidance_scale"),
     "resolution": _said("resolution"),
     "dtype": _said("dtype"),
     "attention backend": lambda record: record.protocol["attention"]["backend"],
@@ -38,7 +37,6 @@ FIELDS: dict[str, Read] = {
     "granularity of weights": _said("weight_granularity"),
     "granularity of activations": _said("activation_granularity"),
     "symmetric": _said("symmetric"),
-    "skipped layers": lambda record: [layer["reason"] for layer in record.layers_kept],
     "%Linear-FLOPs quantized": _said("linear_flops_quantized_fraction"),
     "%weights quantized": _said("denoiser_weights_quantized_fraction"),
     "effective bits/weight": lambda record: record.effective_bits_per_weight,
@@ -54,6 +52,7 @@ FIELDS: dict[str, Read] = {
 # what may be empty or false, and is there all the same
 KEPT: dict[str, Read] = {
     "revision": _said("model_revision"),  # of a folder there is none
+    "skipped layers": lambda record: [layer["reason"] for layer in record.layers_kept],
     "group of weights": _said("weight_group_size"),
     "group of activations": _said("activation_group_size"),
     "dynamic": _said("activation_dynamic"),
@@ -67,15 +66,17 @@ def test_a_record_has_every_field_of_the_protocol(
     segbench: Segbench, small: Small, tmp_path: Path
 ) -> None:
     given = small("tiny_unet", "method=smooth_search,fp", "bits=w4a8_int,w16a16", f"out={tmp_path}")
+    given = [word for word in given if "guidance_scale" not in word] + ["model.guidance_scale=null"]
     assert segbench("run", "-m", *given).status == 0
     records = [read_record(path) for path in (tmp_path / "cells").glob("*/record.json")]
-    done = {record.method: record for record in records if record.status == "ok"}
-    quantized = done["smooth_search"]
+    done = {(one.method, one.bits): one for one in records if one.status == "ok"}
+    quantized = done["smooth_search", "w4a8_int"]
     lacking = [name for name, read in FIELDS.items() if read(quantized) in (None, "", [], {}, 0)]
     assert not lacking
     values = {name: read(quantized) for name, read in KEPT.items()}
     assert values["group of weights"] is None
     assert values["dynamic"] is True
+    assert quantized.protocol["guidance_scale"] == 5.0  # StableDiffusionXLPipeline's own
     part = quantized.protocol["linear_flops_quantized_fraction"]
     assert 0.9 < part <= 1.0
-    assert done["fp"].protocol["linear_flops_quantized_fraction"] == 0.0
+    assert done["fp", "w16a16"].protocol["linear_flops_quantized_fraction"] == 0.0
