@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,15 @@ def read_messages(run_dir: Path, pattern: str) -> list[Any]:
             messages.append(message)
             parts = b""
     return messages
+
+
+def inspect_run(run_dir: Path) -> dict[str, Any]:
+    """What W&B's own reader says of the run: state, summary, config."""
+    (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", f"{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
 
 
 def _values(items: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -42,9 +43,8 @@ def save_view(group: str, *, entity: str, project: str, metrics: Sequence[str], 
 
 
 def _save(group: str, *, entity: str, project: str, metrics: Sequence[str], kept: Path) -> None:
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
-
+    reports: Any = import_module(f"{PACKAGE}.reports.v2")
+    workspaces: Any = import_module(f"{PACKAGE}.workspaces")
     by_section = groupby(sorted(metrics), key=lambda key: key.partition("/")[0])
     panels: dict[str, list[Any]] = {
         name: [reports.BarPlot(title=key, metrics=[key]) for key in keys]

@@ -145,9 +145,9 @@ def _execution(row: Row) -> str:
 
 def cells_csv(result: Row) -> str:
     """A line a row, times apart in seconds."""
-    keys = ("step_ratio", "step_baseline", "image_ratio", "image_baseline", "compile_seconds")
-    keys += ("peak_allocated_bytes", "peak_reserved_bytes", "peak_resident_bytes")
-    keys += ("device_bytes", "disk_bytes", "theoretical_bytes", "joules_per_image", "note")
+    keys = ["step_ratio", "step_baseline", "image_ratio", "image_baseline", "compile_seconds"]
+    keys += ["peak_allocated_bytes", "peak_reserved_bytes", "peak_resident_bytes"]
+    keys += ["device_bytes", "disk_bytes", "theoretical_bytes", "joules_per_image", "note"]
     ends = ("median_seconds", "p10_seconds", "p90_seconds", "repeats", "warmups")
     machine = {
         "device": result["environment"]["device"],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -68,16 +69,24 @@ def measure_cells(configs: Sequence[RunConfig], request: SpeedRequest) -> list[R
     order = in_random_order(range(len(configs)), seed=request.order_seed)
     for place, number in enumerate(order):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            rows = pool.submit(measure_cell, configs[number], request).result()
+            rows = _waited_for(pool.submit(measure_cell, configs[number], request), configs[number])
         measured[number] = [row | {"order": place} for row in rows]
     return [row for number in range(len(configs)) for row in measured[number]]
+
+
+def _waited_for(rows: Future[list[Row]], config: RunConfig) -> list[Row]:
+    try:
+        return rows.result()
+    except BrokenProcessPool:  # out of memory, as a rule
+        named = {"model": config.model.name, "method": config.method_name, "bits": config.bits.name}
+        return [named | {"status": "failed", "reason": "its process was killed"}]
 
 
 def measure_cell(config: RunConfig, request: SpeedRequest) -> list[Row]:
     """Its rows: a mode and batch size each, or one that says why there is none."""
     progress = Progress(cells=1, prompts=0)
     (cell,) = gather_cells([config], store=Store(Path(config.out)), progress=progress, makes=True)
-    named = {"model": cell.names[0], "method": cell.names[1], "bits": cell.names[2]}
+    named: Row = dict(zip(("model", "method", "bits"), cell.names, strict=True))
     named |= {"dtype": config.model.dtype, "offload": config.model.offload}
     if cell.unsupported is not None:
         return [named | {"status": "skipped", "reason": cell.unsupported}]
@@ -90,8 +99,7 @@ def measure_cell(config: RunConfig, request: SpeedRequest) -> list[Row]:
     if denoiser.execution in _SIMULATED:
         reason = "simulated: multiplies floats; execution=kernel or auto runs codes"
         return [named | {"status": "simulated", "reason": reason}]
-    partly = _SIMULATED[0] in denoiser.kernels.by_layer_class.values()
-    if partly:
+    if any(_SIMULATED[0] in way for way in denoiser.kernels.by_layer_class.values()):
         reason = "some layers have no kernel here and are simulated"
         return [named | {"status": "simulated", "reason": reason}]
     named["disk_bytes"] = _disk_bytes(cell)

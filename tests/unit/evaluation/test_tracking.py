@@ -28,7 +28,7 @@ from evaluation.report.tracked_run import (
 from evaluation.report.tracked_view import save_view
 from evaluation.report.tracking import TrackingSettings, brightened_difference, tracked
 from tests.fake_wandb import EVENTS, FakeWandb, served_wandb
-from tests.offline_wandb import config_of, history_of, read_back, summary_of
+from tests.offline_wandb import config_of, history_of, inspect_run, read_back, summary_of
 
 wandb = pytest.importorskip("wandb")
 
@@ -174,6 +174,11 @@ def test_an_offline_run_holds_everything(tmp_path: Path) -> None:
     with Image.open(kept["run_table"][picture["path"]]) as difference:
         assert np.asarray(difference).max() == 3 * 64
     assert content["data"][1][5:] == [31.0, None]
+
+    said = inspect_run(tmp_path / "first")
+    assert (said["state"], said["run_id"], said["step"]) == ("finished", "abc", 3)
+    assert said["summary"]["fidelity/psnr"] == 30.0
+    assert said["config"]["protocol"]["scheduler"] == {"class": "Euler"}
 
     # a second cell of the sweep, in the same process, lands in its own folder
     assert log(tmp_path / "second", make_record("def")) == ""
