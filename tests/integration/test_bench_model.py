@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.config.request import read_request
+from experiments.speed.time_cells import SpeedRequest, measure_cell
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
@@ -41,12 +43,14 @@ def test_a_step_and_whole_images_of_a_runs_denoisers(
     assert len(lines) == len(rows)
 
 
-def test_what_is_simulated_is_n_a(segbench: Segbench, small: Small, tmp_path: Path) -> None:
+def test_what_is_simulated_is_loaded_said_and_not_timed(small: Small, tmp_path: Path) -> None:
     words = small("tiny_unet", "method=rtn", f"out={tmp_path}", "execution=simulated")
-    answer = segbench("bench-model", *words, *FEW, "--batches", "1")
-    assert answer.status == 0, answer.err
-    (line,) = [row for row in answer.out.splitlines() if row.startswith("|") and " rtn " in row]
-    assert line.count("n/a") == 11
+    (config,) = read_request(words, multirun=True).cells
+    (row,) = measure_cell(config, SpeedRequest(batches=(1,)))
+    assert row["status"] == "simulated"
+    assert "execution=kernel or auto" in row["reason"]
+    assert row["theoretical_bytes"] > 0
+    assert not {"step", "image", "device_bytes", "joules_per_image"} & set(row)
 
 
 def test_options_of_full_sizes_go_with_no_words(segbench: Segbench) -> None:
