@@ -108,7 +108,7 @@ def _legend(result: Row) -> list[str]:
         "`step`: one call of the denoiser; `image`: text encoders, all steps and VAE, an image of "
         "the batch. Median [p10, p90] (repeats) after "
         "10 warm-ups of a step and 2 of an image. `compile s` is the first call of the compiled "
-        "denoiser and in no other figure.",
+        "denoiser (torch.compile, default mode, static shapes) and in no other figure.",
         f"Best unquantized: {'; '.join(bases) or 'not measured'}.",
         "`MB on device`: all tensors of the denoiser, scales among them; `MB on disk`: its files, "
         "fp's in the type in which they were published. `peak MB resident` is of "
@@ -154,11 +154,11 @@ def cells_csv(result: Row) -> str:
         "torch": result["environment"]["packages"]["torch"],
         "load_before": result["machine_before"]["load"],
     }
-    head = [*_NAMES, "dtype", "execution", "status", "reason", "order"]
-    head += [f"{what}_{end}" for what in ("step", "image") for end in ends]
+    named = [*_NAMES, "dtype", "offload", "execution", "status", "reason", "order"]
+    head = [*named, *(f"{what}_{end}" for what in ("step", "image") for end in ends)]
     lines = []
     for row in result["rows"]:
         times = [(row.get(what) or {}).get(end) for what in ("step", "image") for end in ends]
-        known = [row.get(name) for name in head[: len(_NAMES) + 5]]
+        known = [row.get(name) for name in named]
         lines.append([*known, *times, *(row.get(key) for key in keys), *machine.values()])
     return csv_text([*head, *keys, *machine], lines)
