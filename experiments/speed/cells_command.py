@@ -82,7 +82,8 @@ def _positive(name: str, values: list[int]) -> list[int]:
 
 
 def _command(options: argparse.Namespace) -> str:
-    words = ["segbench", "bench-model", *options.overrides]
+    given = [word for word in options.overrides if key_of(word) != "out"]  # it decides nothing
+    words = ["segbench", "bench-model", *given]
     words += ["--batches", *map(str, options.batches), "--images", str(options.images)]
     words += ["--no-compile"] if options.no_compile else []
     return shlex.join(words)

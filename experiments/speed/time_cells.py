@@ -97,10 +97,11 @@ def measure_cell(config: RunConfig, request: SpeedRequest) -> list[Row]:
     named |= {"execution": denoiser.execution, "theoretical_bytes": _theoretical(cell)}
     named["by_layer_class"] = dict(denoiser.kernels.by_layer_class)
     if denoiser.execution in _SIMULATED:
-        reason = "simulated: multiplies floats; execution=kernel or auto runs codes"
+        asked = config.execution == _SIMULATED[0]
+        reason = "execution=auto runs codes" if asked else "no layer has a kernel here"
         return [named | {"status": "simulated", "reason": reason}]
     if any(_SIMULATED[0] in way for way in denoiser.kernels.by_layer_class.values()):
-        reason = "some layers have no kernel here and are simulated"
+        reason = "some layers have no kernel here"
         return [named | {"status": "simulated", "reason": reason}]
     named["disk_bytes"] = _disk_bytes(cell)
     settings = [

@@ -48,7 +48,7 @@ def test_what_is_simulated_is_loaded_said_and_not_timed(small: Small, tmp_path: 
     (config,) = read_request(words, multirun=True).cells
     (row,) = measure_cell(config, SpeedRequest(batches=(1,)))
     assert row["status"] == "simulated"
-    assert "execution=kernel or auto" in row["reason"]
+    assert "execution=auto runs codes" in row["reason"]
     assert row["theoretical_bytes"] > 0
     assert not {"step", "image", "device_bytes", "joules_per_image"} & set(row)
 
