@@ -258,23 +258,30 @@ def test_replayed_protocols_change_the_images_and_say_so(
     assert all(a != b for a, b in zip(seen["image=png"], seen["latents=shared"], strict=True))
 
 
-def test_wandb_mirrors_a_run_online(
-    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandb_mirrors_a_run(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """Runs by stage in one group, the sweep's too; the same command again changes nothing."""
     import wandb
 
     wandb.teardown()
     given = [a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a]
-    given += ["logger.mode=online", "logger.entity=me", "group=mine"]
+    given += [f"logger.mode={mode}", "logger.entity=me", "group=mine"]
     with served_wandb() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         assert segbench("run", *given).status == 0
         (record,) = _records(tmp_path)
+        made = sorted(path.name for path in tmp_path.rglob("*run-2*") if path.is_dir())
         seen = {name: list(run.history) for name, run in server.runs.items()}
         assert segbench("run", *given).status == 0
-        wandb.teardown()
+        assert sorted(p.name for p in tmp_path.rglob("*run-2*") if p.is_dir()) == made
+        wandb.teardown()  # what is offline is whole after it
+        if mode == "offline":
+            assert not server.runs
+            assert segbench("sync", f"out={tmp_path}").out == f"{len(made)} runs pushed, 0 failed\n"
+            seen = {name: list(run.history) for name, run in server.runs.items()}
     assert {name: list(run.history) for name, run in server.runs.items()} == seen
     assert {run.fields["groupName"] for run in server.runs.values()} == {"mine"}
     types = Counter(run.fields["jobType"] for run in server.runs.values())
