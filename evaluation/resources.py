@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from evaluation.gpu_state import gpu_state
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -118,7 +120,7 @@ def utc_now() -> str:
 def describe_environment(
     *, repository: Path | str | None = None, packages: Sequence[str] = PACKAGES
 ) -> dict[str, Any]:
-    """Python, platform, processor, package versions, git commit of `repository`, device, threads.
+    """Python, platform, processor, packages, git commit of `repository`, device, threads, clocks.
 
     A package that is not installed has the version None. Nothing here is part of a run's identity.
     """
@@ -177,12 +179,17 @@ def _cpu_model() -> str:
 def _device() -> dict[str, Any]:
     import torch
 
-    device: dict[str, Any] = {"device": "cpu", "threads": torch.get_num_threads()}
+    device: dict[str, Any] = {
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "gpu": {},  # driver, clocks and what slows it down
+    }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         device["device"] = properties.name
         device["device_memory_bytes"] = properties.total_memory
         device["cuda"] = torch.version.cuda
+        device["gpu"] = gpu_state(f"GPU-{properties.uuid}")
     return device
 
 

@@ -47,7 +47,7 @@ VERBS = {
     "rehearse": "a model at full size with random weights: seconds and memory of each stage",
     "bench-calibration": "seconds and memory of calibration, against a loop of 22 passes",
     "bench-kernels": "speed of every Linear shape of three models, every way through it",
-    "bench-model": "speed of one denoiser step at full size, with random weights",
+    "bench-model": "speed of cells (model=... method=a,b), or of a step at full size",
 }
 _WORDS = {"methods": ("name", "a method, or all")}
 _OVERRIDES = ("key=value", "Hydra overrides")

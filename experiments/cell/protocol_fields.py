@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from experiments.config.plain import method_fields
+from experiments.errors import UserError
 from experiments.sampling.model_folder import (
     SAFETY_CHECKER,
     check_folder,
@@ -15,19 +20,24 @@ from experiments.sampling.model_folder import (
     variant_of,
 )
 from experiments.sampling.model_parts import given_parts
+from experiments.sampling.pipeline_classes import pipeline_class
 from experiments.sampling.schedulers import scheduler_fields
 from experiments.sampling.single_files import single_file
 from segquant.core.over_fit import over_fit_fields
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evaluation.records import Record
     from experiments.cell.cell import Cell
     from experiments.cell.denoiser import KernelUse
+    from experiments.config.run_config import ModelConfig
     from segquant.core.method_interface import QuantizationReport
     from segquant.core.other_weights import WeightCount
     from segquant.core.schemes import TensorScheme
 
+_FLOPS = "linear_flops_quantized_fraction"
 SEED_RULES = {
     "per_prompt": "sha256('noise|<seed>|<prompt id>'), one CPU generator per prompt",
     "shared": "sha256('noise|<seed>|shared'), the same noise for every prompt (latents=shared)",
@@ -58,7 +68,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "denoisers_left_out": denoisers_left_out(model, index),
         "scheduler": scheduler_fields(model, folder),
         "num_inference_steps": model.num_inference_steps,
-        "guidance_scale": model.guidance_scale,
+        "guidance_scale": _guidance(model, index),
         "call": dict(model.call),
         "resolution": [model.height, model.width],
         "batch_size": model.batch_size,
@@ -66,7 +76,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "offload": model.offload,
         "texts": "encoded beforehand" if model.embeddings else "encoded in every call",
         "model_keep": dict(model.keep),
-        "attention": "native (scaled_dot_product_attention), not quantized",
+        "attention": attention_backend(),
         "prompts_hash": around.prompts_hash.evaluation,
         "calibration_prompts_hash": around.prompts_hash.calibration,
         "n": len(dataset.evaluation),
@@ -76,8 +86,10 @@ def describe(cell: Cell) -> dict[str, Any]:
         "image_format": IMAGE_FORMATS[config.image],
         "weight_bits": bits.weight.num_bits,
         "weight_granularity": _granularity(bits.weight),
+        "weight_group_size": bits.weight.group_size,
         "activation_bits": bits.activation.num_bits,
         "activation_granularity": _granularity(bits.activation),
+        "activation_group_size": bits.activation.group_size,
         "activation_dynamic": bits.activation.dynamic,
         "symmetric": {"weight": bits.weight.symmetric, "activation": bits.activation.symmetric},
         "number_format": {
@@ -107,6 +119,37 @@ def _adapter(cell: Cell) -> dict[str, Any]:
     model = cell.config.model
     said = {"path": model.lora, "sha256": cell.around.adapter, "scale": model.lora_scale}
     return {**said, "fused": "into the weights, before calibration"}
+
+
+def _guidance(model: ModelConfig, index: Mapping[str, Any]) -> float | None:
+    """What was given, else the default of the pipeline's own call; None where it takes none."""
+    if model.guidance_scale is not None:
+        return model.guidance_scale
+    try:
+        kind: Any = pipeline_class(
+            index, path=model.path, name=model.pipeline, given=tuple(model.parts)
+        )
+    except UserError:  # the record of a failure says why
+        return None
+    parameter = inspect.signature(kind.__call__).parameters.get("guidance_scale")
+    default = None if parameter is None else parameter.default
+    return float(default) if isinstance(default, int | float) else None
+
+
+def attention_backend() -> dict[str, Any]:
+    """What computes attention: diffusers' choice, and which of torch's kernels it may take."""
+    cuda = torch.backends.cuda
+    allowed = {
+        "flash": cuda.flash_sdp_enabled(),
+        "memory_efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    return {
+        "backend": os.environ.get("DIFFUSERS_ATTN_BACKEND", "native"),
+        "scaled_dot_product_kernels": [name for name, on in allowed.items() if on],
+        "quantized": False,
+    }
 
 
 def _floor(cell: Cell) -> dict[str, int] | None:
@@ -151,9 +194,11 @@ def fill_costs(record: Record, cell: Cell) -> None:
     """What the stages took, by whoever made them."""
     reference, images = cell.reference.build(), cell.images.build()
     record.seconds = {"reference": reference.seconds}
+    record.protocol[_FLOPS] = 0.0  # where nothing is quantized
     if cell.quantized is not None:
         quantized = cell.quantized.build()
         record.calibration_forwards = quantized.notes["forwards"]
+        record.protocol[_FLOPS] = quantized.notes[_FLOPS]
         calibration = quantized.notes["calibration_seconds"]
         record.seconds |= {"calibration": calibration, "quantize": quantized.seconds}
     each = images.notes["seconds_per_image"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from experiments.config.plain import method_fields, plain
 from experiments.sampling.threads import threads
 from experiments.store.sources import package_versions
 from segquant.core.method_interface import QuantizationReport
+from segquant.core.plain_linears import linear_layers
 
 if TYPE_CHECKING:
     from segquant.core.calibration import Calibration
@@ -75,6 +77,7 @@ class QuantizedDenoiser(Stage):
         if model.offloads:  # the denoiser waits on the host, a layer at a time is on the device
             calibration.device = around.device
         denoiser = model.take()  # after the calibration, whose graph may need the pipeline's own
+        sizes = {name: layer.weight.numel() for name, layer in linear_layers(denoiser).items()}
         with threads(around.num_threads):
             report = self.method.quantize(denoiser, calibration=calibration, bits=self.bits)
         if not isinstance(report, QuantizationReport):
@@ -87,4 +90,26 @@ class QuantizedDenoiser(Stage):
                 f"a static graph: it is of one run of the denoiser, since {around.graph.fallback}"
             )
         write_quantized(denoiser, folder, report)
-        return {"forwards": forwards + report.replay_forwards, "calibration_seconds": seconds}
+        rows = {name: seen.rows for name, seen in calibration.statistics.items()}
+        return {
+            "forwards": forwards + report.replay_forwards,
+            "calibration_seconds": seconds,
+            "linear_flops_quantized_fraction": flops_fraction(report, sizes=sizes, rows=rows),
+        }
+
+
+def flops_fraction(
+    report: QuantizationReport, *, sizes: Mapping[str, int], rows: Mapping[str, int]
+) -> float | None:
+    """The quantized Linears' part of the products of all Linears that the calibration called.
+
+    None where the calibration says of no Linear how many rows it saw.
+
+    Args:
+        sizes: weights of each Linear.
+        rows: that the calibration sent through it.
+    """
+    products = {name: size * rows.get(name, 0) for name, size in sizes.items()}
+    quantized = sum(products.get(str(layer["name"]), 0) for layer in report.layers_quantized)
+    total = sum(products.values())
+    return quantized / total if total else None

@@ -155,17 +155,23 @@ class Sweep:
                 prompts |= {stage.folder: count for stage, count in cell.pending()}
         return Plan(states=tuple(states), prompts=sum(prompts.values()))
 
-    def run(self, *, finished: Callable[[Cell, Record, bool], None]) -> list[Record]:
+    def run(
+        self,
+        *,
+        finished: Callable[[Cell, Record, bool], None],
+        run: Callable[[Cell], Record] = run_cell,
+    ) -> list[Record]:
         """Runs every cell in this process; a failed one does not stop the rest.
 
         Args:
             finished: told of every cell, its record and whether it was made now.
+            run: what runs a cell that is not done.
         """
         records = []
         for number, cell in enumerate(self.cells):
             self.progress.cell(cell.label)
             known = cell.record()
-            record = known or run_cell(cell)
+            record = known or run(cell)
             records.append(record)
             finished(cell, record, known is None)
             following = self.cells[number + 1].around if number + 1 < len(self.cells) else None

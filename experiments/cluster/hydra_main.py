@@ -14,9 +14,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cell.mirror import log_cell
+from experiments.cell.mirror import run_mirrored
 from experiments.cell.progress import Progress
-from experiments.cell.run_cell import run_cell
 from experiments.cell.sweep import gather_cells
 from experiments.config.compose import build
 from experiments.store.folders import Store
@@ -32,10 +31,7 @@ def main(node: DictConfig) -> str:
     store.prepare()
     progress = Progress(cells=1, prompts=0)
     (cell,) = gather_cells([config], store=store, progress=progress, makes=True)
-    fresh = cell.record() is None
-    record = run_cell(cell)
-    if fresh:
-        log_cell(cell, record)
+    record = cell.record() or run_mirrored(cell)[0]
     if record.status == "failed":
         raise RuntimeError(f"{config.method_name} {config.bits.name}: {record.reason}")
     return str(cell.folder)

@@ -12,9 +12,9 @@ from pathlib import Path
 from experiments.cell.calibration_inputs import CalibrationInputs
 from experiments.cell.calibration_pass import calibration_of
 from experiments.cell.cell import Cell
-from experiments.cell.mirror import log_cell
+from experiments.cell.mirror import run_mirrored
 from experiments.cell.progress import Progress
-from experiments.cell.run_cell import make_images, record_failure, run_cell
+from experiments.cell.run_cell import make_images, record_failure
 from experiments.cell.sweep import gather_cells
 from experiments.cluster.sharded_stages import before_images, build_shard
 from experiments.config.run_config import RunConfig
@@ -96,11 +96,10 @@ class CellWork:
             if self.part not in ("all", "metrics"):
                 self._make(cell)
                 return ""
-            record = run_cell(cell)
+            record, _ = run_mirrored(cell)
         except Exception as error:  # a full disk, a folder that went away: the next may do better
             log.exception("%s", cell.label)
             return _note_failure(cell, error)
-        log_cell(cell, record)
         return record.reason if record.status == "failed" else ""
 
     def _make(self, cell: Cell) -> None:

@@ -13,6 +13,8 @@ from experiments.errors import UserError
 from experiments.sampling.machine import resolve_device
 from experiments.speed import time_denoiser as model
 from experiments.speed import time_products as kernels
+from experiments.speed.cell_speed_tables import cells_csv, cells_markdown
+from experiments.speed.cells_command import bench_cells
 from experiments.speed.full_sizes import find_models
 from experiments.speed.session import Session
 from experiments.speed.speed_tables import kernels_markdown, model_markdown
@@ -33,6 +35,13 @@ def bench_kernels(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def bench_model(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if options.overrides:
+        result = bench_cells(options)
+        text = cells_markdown(result)
+        _save(options.out, "bench_cells", result, text)
+        if options.out is not None:
+            write_text(options.out / "bench_cells.csv", cells_csv(result))
+        return result, text
     result = model.bench(_session(options, resolve_device(options.device)))
     text = model_markdown(result)
     _save(options.out, "bench_model", result, text)

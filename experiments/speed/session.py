@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from evaluation.resources import describe_environment, utc_now
 from experiments.speed.full_sizes import SpeedModel
-from experiments.speed.timing import clocks
+from experiments.speed.machine_state import machine_state
 from experiments.store.paths import ROOT
 
-_PACKAGES = ("torch", "triton", "diffusers", "torchao")
+ORDER_SEED = 0
+PACKAGES = ("torch", "triton", "diffusers", "torchao")
+
+
+T = TypeVar("T")
+
+
+def in_random_order(items: Sequence[T], *, seed: int = ORDER_SEED) -> list[T]:
+    """The same at every call: what is measured later finds a warmer machine, whoever it is."""
+    return random.Random(seed).sample(items, len(items))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +41,9 @@ class Session:
             "command": command,
             "small": self.small,
             "started_utc": utc_now(),
-            "environment": describe_environment(repository=ROOT, packages=_PACKAGES),
+            "environment": describe_environment(repository=ROOT, packages=PACKAGES),
             "device_kind": self.device.type,
-            "clocks_before": clocks(),
+            "machine_before": machine_state(self.device),
         }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluation.report.markdown import escape, pipe_table
 from experiments.speed.acceptance import ITEMS, MODEL_ITEMS, Item, acceptance
+from experiments.speed.machine_state import state_text
 from experiments.speed.time_products import SIXTEEN_BIT, mean_ratio, seconds_of
 
 # FLUX.1-dev's AdaLN, where the authors time their kernel: quantize and multiply.
@@ -37,11 +38,10 @@ def kernels_markdown(result: dict[str, Any]) -> str:
         for name, value in result["ceilings"].items()
     )
     cold = "cold calls (L2 overwritten)" if result["device_kind"] == "cuda" else "warm calls"
-    before, after = result["clocks_before"], result["clocks_after"]
+    before, after = (state_text(result[f"machine_{when}"]) for when in ("before", "after"))
     lines = [
         *heading(result, "Speed of quantized layers"),
-        f"Measured ceilings: {ceilings}. Clocks before: {before or 'unknown'}; after: "
-        f"{after or 'unknown'}.",
+        f"Measured ceilings: {ceilings}. Before: {before}; after: {after}.",
         f"Medians of {cold}; spread is between two series. Every row was",
         "checked against float64 first, on poisoned memory. A simulated row has no time.",
         "",

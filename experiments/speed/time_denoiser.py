@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.speed.compiling import compile_denoiser
 from experiments.speed.full_sizes import SpeedModel, build, inputs, post_activation
-from experiments.speed.session import Session, failed
-from experiments.speed.timing import Timer, clocks
+from experiments.speed.latency import STEP_WARMUPS
+from experiments.speed.machine_state import machine_state
+from experiments.speed.session import Session, failed, in_random_order
+from experiments.speed.timing import Timer
 from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import replace_module
 from segquant.kernels import (
@@ -95,7 +98,7 @@ def bench(session: Session) -> dict[str, Any]:
         share = left / (len(session.models) - number)
         timer = Timer(device=session.device, budget_seconds=share)
         result["rows"] += _bench_model(model, timer, small=session.small, compiled=session.compiled)
-    result["clocks_after"] = clocks()
+    result["machine_after"] = machine_state(session.device)
     result["seconds"] = time.perf_counter() - begun
     return result
 
@@ -111,7 +114,7 @@ def _bench_model(
     rows: list[dict[str, Any]] = []
     modes = ("compiled", "eager") if compiled else ("eager",)
     for mode in modes:
-        for variant in VARIANTS:
+        for variant in in_random_order(VARIANTS):
             row: dict[str, Any] = {
                 "model": model.name,
                 "variant": variant.name,
@@ -180,18 +183,30 @@ def _measure(
         fuse_activations(model)
     held = dense if variant.code is None else weight_bytes(model) + _dense_bytes(model)
     if mode == "compiled":
-        _compile(model)
+        compile_denoiser(model)
 
     def call() -> Tensor:
         with torch.no_grad():
             output: Tensor = model(**step)[0]
         return output
 
-    error = float((call().float() - reference).norm() / reference.norm())
+    if timer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(timer.device)
+    begun = time.perf_counter()
+    output = call()
+    timer.synchronize()
+    first_seconds = time.perf_counter() - begun
+    error = float((output.float() - reference).norm() / reference.norm())
     if error != error:
         return [{"status": "wrong", "reason": "the output holds NaN", "linear_bytes": held}]
     shared = {"relative_error": error, "linear_bytes": held}
-    taken = {"status": "ok", **asdict(timer.measure(call)), "peak_bytes": _peak(timer.device)}
+    if mode == "compiled":
+        shared["compile_seconds"] = first_seconds  # of the first call, which compiles
+    taken = {
+        "status": "ok",
+        **asdict(timer.measure(call, warmups=STEP_WARMUPS)),
+        **_peaks(timer.device),
+    }
     if timer.device.type != "cuda":
         return [taken | shared]
     return [taken | shared, {"mode": f"{mode}, CUDA graph", **_graphed(call, timer), **shared}]
@@ -209,14 +224,14 @@ def _graphed(call: Callable[[], Tensor], timer: Timer) -> dict[str, Any]:
         eager = call().float()
         with torch.cuda.graph(graph):
             output = call()
-        taken = timer.measure(graph.replay)
+        taken = timer.measure(graph.replay, warmups=STEP_WARMUPS)
     except Exception as raised:  # capture is refused: a row that says why
         return failed(raised)
     if not torch.equal(output.float(), eager):
         off = float((output.float() - eager).norm() / eager.norm())
         if off > _GRAPH_TOLERANCE:
             return {"status": "wrong", "reason": f"off by {off:.2g} from the call it replays"}
-    return {"status": "ok", **asdict(taken), "peak_bytes": _peak(timer.device)}
+    return {"status": "ok", **asdict(taken), **_peaks(timer.device)}
 
 
 def _shell(denoiser: nn.Module) -> nn.Module:
@@ -247,14 +262,9 @@ def quantize(model: nn.Module, variant: Variant, ends: Ends, device: torch.devic
     return reasons
 
 
-def _compile(model: Any) -> None:
-    """Block by block where diffusers knows the repeated ones: one compilation serves them all."""
-    repeated: Callable[..., None] | None = getattr(model, "compile_repeated_blocks", None)
-    if repeated is not None and getattr(model, "_repeated_blocks", None):
-        repeated(fullgraph=True, dynamic=False)
-    else:
-        model.compile(dynamic=False)
-
-
-def _peak(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def _peaks(device: torch.device) -> dict[str, int | None]:
+    on_gpu = device.type == "cuda"
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
+    }

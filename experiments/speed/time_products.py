@@ -17,9 +17,10 @@ import torch
 from experiments.speed import candidates as ways
 from experiments.speed.full_sizes import Shape, shapes
 from experiments.speed.libraries import peers
+from experiments.speed.machine_state import machine_state
 from experiments.speed.session import Session, failed
 from experiments.speed.setting import SMALL_ROWS, Candidate, Setting
-from experiments.speed.timing import Timer, ceilings, clocks, poison
+from experiments.speed.timing import Timer, ceilings, poison
 from segquant.kernels import ActivationCode
 from segquant.kernels.choice import has_triton
 
@@ -48,7 +49,7 @@ def bench(session: Session) -> dict[str, Any]:
         most = session.compiled and number < COMPILED
         entry = measure(shape, timer=timer, compiled=most, deep=number < HEAVIEST)
         result["shapes"].append(entry)
-    result["clocks_after"] = clocks()
+    result["machine_after"] = machine_state(session.device)
     result["seconds"] = session.budget_seconds - timer.left
     return result
 

@@ -7,7 +7,6 @@ call alone are read. On a CPU a monotonic clock is; that is for running the code
 from __future__ import annotations
 
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from experiments.speed.latency import deciles
 
 FLUSH_BYTES = 256 * 2**20
 TARGET_SECONDS = 0.03  # of measuring, each of the two times
@@ -28,6 +29,8 @@ class Timing:
 
     seconds: float
     spread: float  # |first - second| / median
+    p10_seconds: float
+    p90_seconds: float
     repeats: int
 
 
@@ -44,9 +47,9 @@ class Timer:
     def left(self) -> float:
         return self.budget_seconds - (time.perf_counter() - self.started)
 
-    def measure(self, call: Callable[[], Any]) -> Timing:
-        """Warms up (and compiles) with three calls, then two series."""
-        for _ in range(3):
+    def measure(self, call: Callable[[], Any], *, warmups: int = 3) -> Timing:
+        """Warms up (and compiles), then two series."""
+        for _ in range(warmups):
             call()
         self.synchronize()
         begun = time.perf_counter()
@@ -57,8 +60,12 @@ class Timer:
         series = [self._series(call, repeats) for _ in range(2)]
         median = statistics.median([*series[0], *series[1]])
         first, second = (statistics.median(seconds) for seconds in series)
+        low, high = deciles([*series[0], *series[1]])
         return Timing(
-            seconds=median, spread=abs(first - second) / max(median, 1e-12), repeats=2 * repeats
+            seconds=median,
+            spread=abs(first - second) / max(median, 1e-12),
+            **{"p10_seconds": low, "p90_seconds": high},
+            repeats=2 * repeats,
         )
 
     def _series(self, call: Callable[[], Any], repeats: int) -> list[float]:
@@ -93,19 +100,6 @@ def poison(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) 
     value = float("nan") if dtype.is_floating_point else 127
     for _ in range(2):
         torch.full(shape, value, dtype=dtype, device=device)
-
-
-def clocks() -> dict[str, str]:
-    """The GPU's clocks, power and temperature as its driver reports them now; empty without."""
-    keys = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "driver_version")
-    query = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    lines = done.stdout.strip().splitlines()
-    values = lines[0].split(", ") if lines else []
-    return dict(zip(keys, values, strict=False))
 
 
 def ceilings(timer: Timer, *, small: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`segbench bench-model`: one denoiser step at full size, with random weights."""
+"""`segbench bench-model`: the speed of a run's denoisers, or of full sizes with random weights."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ import argparse
 
 from evaluation.records import Record, encode_record
 from experiments.cell.cell import Cell
-from experiments.cell.mirror import log_cell
-from experiments.cell.run_cell import run_cell
+from experiments.cell.mirror import log_sweep, run_mirrored
 from experiments.verbs.answer import Answer
 from experiments.verbs.report_files import write_report
 from experiments.verbs.words import add_recorded, no_record, recorded_sweep
@@ -30,10 +29,9 @@ def run(options: argparse.Namespace) -> Answer:
             missing.append(cell)
         else:
             sweep.progress.cell(cell.label)
-            record = run_cell(cell)
+            record, _ = run_mirrored(cell)
             failed = failed or record.status == "failed"
             sweep.progress.note(f"{cell.label}: {record.status}, measured")
-            log_cell(cell, record)
             records.append(record)
     if not records:
         raise no_record(sweep)
@@ -42,6 +40,9 @@ def run(options: argparse.Namespace) -> Answer:
     report = write_report(sweep, records)
     for path in report.files:
         sweep.progress.note(f"wrote {path}")
+    reason = log_sweep(sweep, report.files)
+    if reason:
+        sweep.progress.note(f"{sweep.name}: {reason}")
     data = [encode_record(record) for record in records]
     return Answer(report.markdown, data, failed=failed)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from experiments.cell.mirror import log_cell
-from experiments.cell.run_cell import run_cell
+from experiments.cell.mirror import run_mirrored
 from experiments.cell.sweep import Sweep
 from experiments.cluster.states import FAILED, states_of
 from experiments.verbs.answer import Answer
@@ -34,8 +33,7 @@ def _retry_here(sweep: Sweep, wanted: set[str]) -> Answer:
         if cell.run_id not in wanted:
             continue
         sweep.progress.cell(cell.label)
-        record = run_cell(cell)
+        record, _ = run_mirrored(cell)
         reason = f": {record.reason}" if record.reason else ""
         sweep.progress.note(f"{cell.label}: {record.status}{reason}")
-        log_cell(cell, record)
     return report_states(sweep, states_of(sweep))

@@ -7,7 +7,7 @@ import time
 
 from evaluation.records import Record, encode_record
 from experiments.cell.cell import Cell
-from experiments.cell.mirror import log_cell
+from experiments.cell.mirror import log_sweep, run_mirrored
 from experiments.cell.progress import duration
 from experiments.cell.sweep import Sweep, open_sweep
 from experiments.config.request import read_request
@@ -34,12 +34,17 @@ def run(options: argparse.Namespace) -> Answer:
     if options.dry_run:
         return _describe_plan(sweep)
     sweep.progress.expect(sweep.plan().prompts)
-    records = sweep.run(finished=lambda *told: _tell(sweep, *told))
+    records = sweep.run(
+        finished=lambda *told: _tell(sweep, *told), run=lambda cell: _run_cell(sweep, cell)
+    )
     report = write_report(sweep, records, makes=True)
     count, noun = len(records), "cell" if len(records) == 1 else "cells"
     sweep.progress.note(f"{count} {noun} in {duration(time.perf_counter() - begun)}")
     for path in report.files:
         sweep.progress.note(f"wrote {path}")
+    reason = log_sweep(sweep, report.files)
+    if reason:
+        sweep.progress.note(f"{sweep.name}: {reason}")
     return Answer(
         text=report.markdown,
         data=[encode_record(record) for record in records],
@@ -47,13 +52,17 @@ def run(options: argparse.Namespace) -> Answer:
     )
 
 
+def _run_cell(sweep: Sweep, cell: Cell) -> Record:
+    record, reason = run_mirrored(cell)
+    if reason:
+        sweep.progress.note(f"{cell.label}: {reason}")
+    return record
+
+
 def _tell(sweep: Sweep, cell: Cell, record: Record, fresh: bool) -> None:
     label = f"{record.model} {record.method_label} {record.bits_label}"
     state = record.status if fresh else f"{record.status} (found)"
     sweep.progress.note(f"{label}: {state}{': ' + record.reason if record.reason else ''}")
-    reason = log_cell(cell, record) if fresh else ""
-    if reason:
-        sweep.progress.note(f"{label}: {reason}")
 
 
 def _describe_plan(sweep: Sweep) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from evaluation.report.tracking import sync_runs
+from evaluation.report.offline_runs import sync_runs
 from experiments.verbs.answer import Answer
 from experiments.verbs.words import store_root
 

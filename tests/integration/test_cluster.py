@@ -227,7 +227,7 @@ def test_short_cells_are_packed_by_what_an_image_took(
 def test_sync_pushes_each_offline_run_once(
     segbench: Segbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evaluation.report import tracking
+    from evaluation.report import offline_runs
 
     runs = [tmp_path / "cells" / c / "wandb" / f"offline-run-{i}-x" for i, c in enumerate("ab")]
     for run in runs:
@@ -242,7 +242,7 @@ def test_sync_pushes_each_offline_run_once(
         (folder / "run-x.wandb.synced").touch()
         return ""
 
-    monkeypatch.setattr(tracking, "_push", push)
+    monkeypatch.setattr(offline_runs, "_push", push)
     answer = segbench("sync", f"out={tmp_path}")
     assert answer.status == 1
     assert "1 runs pushed, 1 failed" in answer.out

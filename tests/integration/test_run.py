@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import nn
 
 from evaluation.records import Record, read_record, stable_view
 from tests.conftest import FAMILIES, Answer
+from tests.fake_wandb import served_wandb
 
 METHODS = "method=rtn,smoothquant,smooth_search,gptq,segquant_a,segquant_g"
 Segbench = Callable[..., Answer]
@@ -255,23 +258,45 @@ def test_replayed_protocols_change_the_images_and_say_so(
     assert all(a != b for a, b in zip(seen["image=png"], seen["latents=shared"], strict=True))
 
 
-def test_wandb_mirrors_a_run_offline(segbench: Segbench, small: Small, tmp_path: Path) -> None:
-    arguments = [
-        a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a
-    ]
-    assert segbench("run", *arguments, "group=mine").status == 0
-    (record,) = _records(tmp_path)
-    (run,) = (tmp_path / "cells" / record.run_id).rglob("offline-run-*")
-    expected = (b"rtn", b"mine", b"step_error", b"record", b"media/images/")
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandb_mirrors_a_run(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Runs by stage in one group, the sweep's too; the same command again changes nothing."""
+    import wandb
 
-    def whole() -> bool:
-        log = next(run.glob("run-*.wandb")).read_bytes()
-        return all(word in log for word in expected) and any(run.rglob("*.table.json"))
-
-    deadline = time.monotonic() + 60  # finish() returns before the files are whole
-    while not whole():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wandb.teardown()
+    given = [a for a in small("tiny_unet", "method=rtn", f"out={tmp_path}") if "logger" not in a]
+    given += [f"logger.mode={mode}", "logger.entity=me", "group=mine"]
+    with served_wandb() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        assert segbench("run", *given).status == 0
+        (record,) = _records(tmp_path)
+        made = sorted(path.name for path in tmp_path.rglob("*run-2*") if path.is_dir())
+        seen = {name: list(run.history) for name, run in server.runs.items()}
+        assert segbench("run", *given).status == 0
+        assert sorted(p.name for p in tmp_path.rglob("*run-2*") if p.is_dir()) == made
+        wandb.teardown()  # what is offline is whole after it
+        if mode == "offline":
+            assert not server.runs
+            assert segbench("sync", f"out={tmp_path}").out == f"{len(made)} runs pushed, 0 failed\n"
+            seen = {name: list(run.history) for name, run in server.runs.items()}
+    assert {name: list(run.history) for name, run in server.runs.items()} == seen
+    assert {run.fields["groupName"] for run in server.runs.values()} == {"mine"}
+    types = Counter(run.fields["jobType"] for run in server.runs.values())
+    assert types == {"images": 2, "calibration": 1, "quantization": 1, "metrics": 1, "report": 1}
+    own = server.runs[record.run_id]
+    assert own.summary["fidelity/psnr"] == record.metrics["psnr"].value
+    assert own.config["prompts_hash"]["value"] == record.protocol["prompts_hash"]
+    assert own.config["git_commit"]["value"] == record.environment["git"]["commit"]
+    steps = record.protocol["num_inference_steps"]
+    assert sum("curve/step_error_percent" in row for row in own.history) == steps
+    (kept,) = server.of_type("record")
+    assert set(kept.files) == {"record.json", "per_image.csv"}
+    (report,) = [run for run in server.runs.values() if run.fields["jobType"] == "report"]
+    assert "rtn" in json.dumps(server.media(report, "tables/table"))
+    assert {file for one in server.of_type("report") for file in one.files} >= {"table.md"}
 
 
 def test_a_wandb_that_fails_costs_nothing(
