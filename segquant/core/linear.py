@@ -367,7 +367,7 @@ class QuantLinear(TypeDeclared):
         return self._scaled_rows(values).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        before = {name: self._buffers[name] for name in EXACT_BUFFERS}
+        before = {name: self._buffers[name] for name in EXACT_BUFFERS if name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, exact in before.items():
             moved = self._buffers[name]
