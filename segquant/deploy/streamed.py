@@ -27,10 +27,10 @@ PARAMETERS = ("codes", "bias")
 class _Derived(Tensor):
     """A weight that was derived from codes: to be read, for what is written to it would be lost."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment, unused-ignore]
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.as_subclass(Tensor).detach()
 
     @data.setter
