@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ import segquant.diffusers  # noqa: F401 - diffusers knows the format from here o
 from experiments.cell.sweep import open_sweep
 from experiments.config.request import read_request
 from experiments.sampling.sample import generate_images
+from experiments.store.paths import ROOT
 from experiments.verbs.words import quiet
 from segquant.core.linear import QuantLinear
 from tests import micro_several
@@ -149,3 +153,22 @@ def test_what_no_other_program_could_load_is_refused(
     (folder / "mine").write_text("kept")
     assert_refused(asked("method=rtn"), "is there already")
     assert (folder / "mine").read_text() == "kept"
+
+
+def test_the_section_of_the_readme_runs_as_it_stands(
+    segbench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (ROOT / "README.md").read_text().split("## Out of the harness", 1)[1]
+    shell, code = (re.search(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("sh", "python"))
+    assert shell is not None
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(shell.group(1))
+    few = ["dataset.calibration_prompts=4", "model.num_inference_steps=2", "logger=none"]
+    made = segbench(*words[1:], *few, f"out={tmp_path / 'runs'}")
+    assert made.status == 0, made.err
+    given = code.group(1).replace("num_inference_steps=4", "num_inference_steps=1")
+    names: dict[str, Any] = {}
+    exec(compile(given, "README.md", "exec"), names)
+    assert names["image"].size == (64, 64)
+    assert (tmp_path / "tiny-w8a8-again" / "transformer").is_dir()
