@@ -37,6 +37,7 @@ VERBS = {
     "status": "where every cell stands, from records and queue",
     "retry": "run the failed cells again, and no others",
     "evaluate": "the metrics of a sweep again, from the images on disk",
+    "quantize": "a pipeline's folder that diffusers loads, with the quantized denoiser in it",
     "table": "the table of an experiment from its records",
     "compare": "every row of an experiment against one method's, prompt by prompt",
     "verify": "read a whole store, out=FOLDER, against its checksums",

@@ -69,7 +69,7 @@ class Cell:
     def unsupported(self) -> str | None:
         """Why the method does not do these bits, or not this model."""
         reason = self.config.method.unsupported(self.config.bits)
-        if reason is None and self._fresh_corrector() is not None:
+        if reason is None and self.corrected:
             return why_not_corrected(self.config.model)
         return reason
 
@@ -87,6 +87,11 @@ class Cell:
     @property
     def quantizes(self) -> bool:
         return not isinstance(self.config.method, NoiseFloor | FullPrecision)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether something beside the denoiser changes its output, step by step."""
+        return self._fresh_corrector() is not None
 
     @property
     def fits_layers(self) -> bool:
@@ -150,7 +155,7 @@ class Cell:
                 activation_code=config.activation_code,
                 fuse_activations=config.fuse_activations,
             )
-        if self._fresh_corrector() is None:
+        if not self.corrected:
             return plain_one
         corrector = LearnedCorrector(
             around=self.around, denoiser=plain_one, fresh=self._needed_corrector

@@ -105,7 +105,7 @@ def _own_path(pipeline: Any, batch: Sequence[Prompt], *, config: ModelConfig, se
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latents = kwargs[name] if name in kwargs else args[0]
         path.latents.append(as_batch(latents).detach().clone())
-        path.timesteps.append(timestep_of(module, args, kwargs))
+        path.timesteps.append(float(timestep_of(module, args, kwargs)))
 
     handle = denoiser.register_forward_pre_hook(see, with_kwargs=True)
     try:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, fields
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
 from segquant.core.files import read_manifest, read_tensors, write_folder
-from segquant.core.linear import LinearSpec, QuantLinear
+from segquant.core.linear import QuantLinear
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.plain_linears import linear_layers
 from segquant.core.quantize import replace_module
-from segquant.core.schemes import TensorScheme
+from segquant.core.spec_json import dtype_name, spec_from_dict, spec_to_dict
 from segquant.core.stepwise import follow_steps
 
 KIND = "quantized denoiser"
@@ -27,7 +25,7 @@ def save_quantized(
 ) -> None:
     """Writes all of the denoiser's tensors, the structure of its QuantLinears, and the report."""
     layers = {
-        name: {"spec": _spec_to_dict(module.spec), "dtype": _dtype_name(module.dtype)}
+        name: {"spec": spec_to_dict(module.spec), "dtype": dtype_name(module.dtype)}
         for name, module in denoiser.named_modules()
         if isinstance(module, QuantLinear)
     }
@@ -77,7 +75,7 @@ def _check_layers(
 ) -> None:
     linears = linear_layers(denoiser)
     for name, entry in manifest["layers"].items():
-        spec, linear = _spec_from_dict(entry["spec"]), linears.get(name)
+        spec, linear = spec_from_dict(entry["spec"]), linears.get(name)
         sizes = None if linear is None else (linear.in_features, linear.out_features)
         if sizes != (spec.in_features, spec.out_features):
             raise ValueError(
@@ -95,29 +93,7 @@ def _empty_layers(
     made = {}
     for name, entry in layers.items():
         linear, dtype = linears.pop(name), getattr(torch, entry["dtype"])
-        quant = QuantLinear(_spec_from_dict(entry["spec"]), device="meta", dtype=dtype)
+        quant = QuantLinear(spec_from_dict(entry["spec"]), device="meta", dtype=dtype)
         made[name] = quant, linear.weight.device
         replace_module(denoiser, old=linear, new=quant)
     return made
-
-
-def _spec_to_dict(spec: LinearSpec) -> dict[str, Any]:
-    values = asdict(spec)
-    for key in ("weight", "activation"):
-        values[key] = {k: v.name if isinstance(v, Enum) else v for k, v in values[key].items()}
-    values["rank_dtype"] = _dtype_name(spec.rank_dtype)
-    return values
-
-
-def _spec_from_dict(values: dict[str, Any]) -> LinearSpec:
-    known = {known_field.name for known_field in fields(LinearSpec)}
-    assert set(values) == known, sorted(set(values) ^ known)
-    ready: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    ready["weight"] = TensorScheme(**values["weight"])
-    ready["activation"] = TensorScheme(**values["activation"])
-    ready["rank_dtype"] = getattr(torch, values["rank_dtype"])
-    return LinearSpec(**ready)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -92,7 +92,7 @@ def attach_corrector(
     def before(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        now[0] = int((known - timestep_of(module, args, kwargs)).abs().argmin())
+        now[0] = int((known - float(timestep_of(module, args, kwargs))).abs().argmin())
         given = kwargs[name] if name in kwargs else args[0]
         corrected = corrector.correct_input(as_batch(given), step=now[0])
         changed = like_batch(given, corrected)

@@ -138,7 +138,8 @@ class QuantLinear(TypeDeclared):
         self.in_features, self.out_features = spec.in_features, spec.out_features
         self._runs = spec.runs()
         self._grid = spec.activation_grid
-        self.step = 0  # of the sampler; the denoiser's hook sets it (see segquant.core.stepwise)
+        # of the sampler, (): the denoiser's hook sets it (see segquant.core.stepwise)
+        self.step: Tensor | None = None
         packed = spec.weight.num_bits <= PACKED_BITS
         width = (self.in_features + 1) // 2 if packed else self.in_features
         wide = spec.weight.num_bits > WIDEST_BYTE
@@ -307,7 +308,13 @@ class QuantLinear(TypeDeclared):
             return None
         negative_GN = self.activation_negative_scale
         zero_GN = self.activation_zero_point
-        group = self.step if self.spec.steps else group
+        if self.spec.steps:
+            group = 0
+        if self.spec.steps and self.step is not None:  # a tensor: a compiled graph has no number
+            at = self.step.reshape(1)
+            scale_GN = scale_GN.index_select(0, at)
+            negative_GN = None if negative_GN is None else negative_GN.index_select(0, at)
+            zero_GN = None if zero_GN is None else zero_GN.index_select(0, at)
         return ActivationScales(
             scale=scale_GN[group],
             negative=None if negative_GN is None else negative_GN[group],
@@ -367,7 +374,7 @@ class QuantLinear(TypeDeclared):
         return self._scaled_rows(values).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        before = {name: self._buffers[name] for name in EXACT_BUFFERS}
+        before = {name: self._buffers[name] for name in EXACT_BUFFERS if name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, exact in before.items():
             moved = self._buffers[name]

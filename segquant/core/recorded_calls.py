@@ -127,7 +127,7 @@ class CallRecorder:
         for name, tensor in fresh.items():
             save_file({"tensor": tensor}, self._folder / f"{name}.safetensors")
             self._stored[name] = tensor.nbytes
-        now = timestep_of(module, args, kwargs) if timestep_name(arguments) else None
+        now = float(timestep_of(module, args, kwargs)) if timestep_name(arguments) else None
         self._calls.append(Call(timestep=now, arguments=tree, stored_bytes=size))
 
 

@@ -65,8 +65,8 @@ def load_steps(folder: str | os.PathLike[str]) -> StepStatistics:
     }
 
 
-def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """The timestep of one call.
+def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The timestep of one call, float32 ().
 
     Raises:
         ValueError: the call has none, or the samples of its batch are at different ones.
@@ -79,14 +79,14 @@ def timestep_of(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             f"{type(denoiser).__name__} was called with {', '.join(passed)}: none of them is a "
             "timestep, and a method that goes by sampling step was asked for; use one that does not"
         )
-    value = passed[name]
-    given = torch.as_tensor(value).float().flatten()
-    if bool((given != given[0]).any()):
+    given = torch.as_tensor(passed[name]).float().flatten()
+    # a graph that is compiled cannot look at values
+    if not torch.compiler.is_compiling() and bool((given != given[0]).any()):
         raise ValueError(
             f"one call holds timesteps {given.min():g} to {given.max():g}, and a method that goes "
             "by sampling step was asked for; give all samples of a batch the same timestep"
         )
-    return float(given[0])
+    return given[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class StepRecorder:
 
     def __enter__(self) -> Self:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._now = timestep_of(module, args, kwargs)
+            self._now = float(timestep_of(module, args, kwargs))
 
         for part in called_parts(self._denoiser).values():
             self._hooks.append(part.register_forward_pre_hook(note, with_kwargs=True))
@@ -211,4 +211,4 @@ def _tell_step(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     now = timestep_of(module, args, kwargs)
     for layer in module.modules():
         if isinstance(layer, QuantLinear) and layer.step_timesteps is not None:
-            layer.step = int((layer.step_timesteps - now).abs().argmin())
+            layer.step = (layer.step_timesteps - now.to(layer.step_timesteps.device)).abs().argmin()

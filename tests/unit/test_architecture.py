@@ -151,8 +151,9 @@ def test_the_library_alone_brings_nothing_heavy(tmp_path: Path) -> None:
 
 def test_the_library_needs_torch_alone() -> None:
     foreign = {"diffusers", "transformers", "hydra", "omegaconf", "wandb", "numpy", "PIL"}
+    doors = {ROOT / "segquant/diffusers.py", ROOT / "segquant/deploy/quantizer.py"}
     for path in FILES:
-        if path.relative_to(ROOT).parts[0] == "segquant":
+        if path.relative_to(ROOT).parts[0] == "segquant" and path not in doors:
             assert not {name.split(".")[0] for name in _imports(path)} & foreign, path
 
 

@@ -133,11 +133,11 @@ def test_a_layer_follows_the_steps_of_its_own_denoiser() -> None:
         layers = [m for m in modules[name].modules() if isinstance(m, QuantLinear)]
         others = [m for m in whole.modules() if isinstance(m, QuantLinear) and m not in layers]
         for layer in [*layers, *others]:
-            layer.step = 7
+            layer.step = torch.tensor(7)
         width = modules[name].get_submodule("first").in_features
         modules[name](torch.zeros(1, width), step)
-        assert {layer.step for layer in layers} == {number}
-        assert {layer.step for layer in others} == {7}
+        assert {int(layer.step) for layer in layers} == {number}
+        assert {int(layer.step) for layer in others} == {7}
         assert len(modules[name]._forward_pre_hooks) == 1
     assert not whole._forward_pre_hooks
 

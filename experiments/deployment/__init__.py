@@ -1,0 +1,1 @@
+"""What the harness made, as folders for others."""

@@ -1,0 +1,1 @@
+"""A quantized denoiser elsewhere: in diffusers and in other runtimes."""
