@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,18 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = "v3"  # 3: with a checksum of name and data before the data
 _CHECKSUM_BYTES = 32
-_PACKAGES = ("torch", "clean-fid", "open_clip_torch", "pillow")  # an upgrade may change features
+_PACKAGES = (  # an upgrade may change features
+    *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch", "transformers"),
+    *("timm", "tokenizers", "pillow"),
+)
 
 
-def folder_contents(folder: Path, *, ids: Sequence[str]) -> list[str]:
-    """`id=sha256` of each image: what the features of a folder depend on."""
-    return [f"{name}={file_hash(folder / f'{name}.png')}" for name in ids]
+def source_key(*modules: str) -> str:
+    """The sha256 of what is written in modules: what they computed is theirs alone."""
+    state = hashlib.sha256()
+    for name in sorted(modules):
+        state.update(Path(str(sys.modules[name].__file__)).read_bytes())
+    return state.hexdigest()
 
 
 def file_hash(path: Path) -> str:

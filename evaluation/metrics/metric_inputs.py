@@ -12,13 +12,21 @@ import torch
 
 from evaluation import distances
 from evaluation.clip_evaluator import Evaluator, load_evaluator
-from evaluation.feature_cache import cached_array, file_hash, folder_contents
-from evaluation.images import image_ids, image_size, read_batch, to_float
+from evaluation.extractors import (
+    FILES,
+    INCEPTION,
+    Extractor,
+    Picture,
+    evaluator_extractor,
+    picture_features,
+    weighted_extractor,
+)
+from evaluation.feature_cache import file_hash
+from evaluation.images import FolderPicture, check_ids, image_ids, image_size, read_batch, to_float
+from evaluation.judges.read_weights import checked_device
 from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
-
-INCEPTION = "inception"  # the prefix of its features
-_BATCH = 64
+from evaluation.weight_files import Weights
 
 Value = TypeVar("Value")
 
@@ -28,19 +36,23 @@ class MetricSettings:
     """What all metrics share.
 
     Args:
+        evaluator: folder of an open_clip model; None: what needs one is not measured.
         prefix: names the evaluator's features in `fid_{prefix}_reference` and so on.
-        inception: a folder; where given, the same distances again with Inception features.
+        weights: folder with the files of `evaluation/weights.yaml`, as far as they are at hand.
+        inception: another folder, for Inception's file alone.
+        device: where features and judges are computed.
+        batch: images that are in memory, and in a network, at once.
         resamples: of the bootstrap over prompts.
-        cache: features and scores of the reference and the dataset are kept here, under a name
-            made of the images' and the evaluator's contents.
+        cache: features and judges' scores are kept here, under names made of what they depend on.
         file_key: gives the sha256 of a file of weights.
     """
 
-    evaluator: Path
-    prefix: str
-    lpips: bool = True
+    evaluator: Path | None = None
+    prefix: str = "evaluator"
+    weights: Path | None = None
     inception: Path | None = None
-    inception_sha256: str | None = None
+    device: str = "cpu"
+    batch: int = 64
     seed: int = 0
     resamples: int = RESAMPLES
     cache: Path | None = None
@@ -48,6 +60,24 @@ class MetricSettings:
 
     def __post_init__(self) -> None:
         distances.check_prefix(self.prefix)
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}; measure at least 1 image at once")
+
+    @property
+    def files(self) -> Weights:
+        """Where the files of weights are looked for; torchvision's own also where it keeps them."""
+        more = {FILES[INCEPTION]: self.inception} if self.inception is not None else {}
+        return Weights(folder=self.weights, more=more, file_key=self.file_key)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Which extractors' features FID and KID are of: the evaluator's, Inception's.
+
+        Inception's where its weights were spoken of, or where there is nothing else.
+        """
+        own = [self.prefix] if self.evaluator is not None else []
+        asked = self.weights is not None or self.inception is not None
+        return list(dict.fromkeys([*own, *([INCEPTION] if asked or not own else [])]))
 
 
 @dataclass(kw_only=True)
@@ -90,7 +120,19 @@ class Inputs:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        return self.loaded or load_evaluator(self.settings.evaluator)
+        """
+        Raises:
+            MetricUnavailable: none was named.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        if self.settings.evaluator is None:
+            raise MetricUnavailable("no evaluator was named: metrics.evaluator=FOLDER of open_clip")
+        return load_evaluator(self.settings.evaluator, device=str(self.device))
+
+    @cached_property
+    def device(self) -> torch.device:
+        return checked_device(self.settings.device)
 
     @cached_property
     def image_size(self) -> tuple[int, int]:
@@ -116,8 +158,8 @@ class Inputs:
         The same parts whatever is measured: the evaluator's numbers depend on them in the last
         bits.
         """
-        for start in range(0, len(self.ids), _BATCH):
-            yield Batch(ids=self.ids[start : start + _BATCH], inputs=self)
+        for start in range(0, len(self.ids), self.settings.batch):
+            yield Batch(ids=self.ids[start : start + self.settings.batch], inputs=self)
 
     def features(self, which: str, prefix: str) -> distances.Array:
         """Features of "images", "reference" or "dataset", float64 (N, D), rows in their order.
@@ -129,41 +171,43 @@ class Inputs:
             "features", which, prefix, make=lambda: self._features(which, prefix=prefix)
         )
 
-    @property
-    def prefixes(self) -> list[str]:
-        """Which feature extractors distances are measured with."""
-        several = [self.settings.prefix, *([INCEPTION] if self.settings.inception else [])]
-        return list(dict.fromkeys(several))
-
     @cached_property
     def dataset_is_paired(self) -> bool:
         """Whether the dataset's images are of the same prompts."""
         assert self.dataset is not None
         return sorted(image_ids(self.dataset)) == self.ids
 
+    def contents(self, which: str, ids: Sequence[str]) -> list[str]:
+        """The sha256 of each image of "images" or "reference"; every file is read once."""
+        known = self.once("contents", which, make=dict[str, str])
+        folder = {"images": self.images, "reference": self.reference}[which]
+        for name in ids:
+            if name not in known:
+                known[name] = FolderPicture(path=folder / f"{name}.png").sha256()
+        return [known[name] for name in ids]
+
     def _features(self, which: str, *, prefix: str) -> distances.Array:
-        extractor, key = self.once("extractor", prefix, make=lambda: self._extractor(prefix))
+        settings = self.settings
+        extractor = self.once("extractor", prefix, make=lambda: self._extractor(prefix))
+        return picture_features(
+            self._pictures(which), extractor=extractor, cache=settings.cache, batch=settings.batch
+        )
+
+    def _pictures(self, which: str) -> list[Picture]:
         folder = {"images": self.images, "reference": self.reference, "dataset": self.dataset}[
             which
         ]
         assert folder is not None
         others = which == "dataset" and not self.dataset_is_paired
         ids = image_ids(folder) if others else self.ids
-        return cached_array(
-            None if which == "images" else self.settings.cache,
-            kind="features",
-            parts=[key, prefix, *folder_contents(folder, ids=ids)],
-            compute=lambda: distances.folder_features(folder, ids=ids, extractor=extractor),
-        )
+        check_ids(folder, ids)
+        return [FolderPicture(path=folder / f"{name}.png") for name in ids]
 
-    def _extractor(self, prefix: str) -> tuple[distances.Extractor, str]:
+    def _extractor(self, prefix: str) -> Extractor:
         settings = self.settings
-        if prefix != INCEPTION or settings.inception is None:
-            return distances.evaluator_extractor(self.evaluator), self.evaluator.key
-        extractor = distances.inception_extractor(
-            settings.inception, sha256=settings.inception_sha256, file_key=settings.file_key
-        )
-        return extractor, settings.file_key(settings.inception / distances.INCEPTION_NAME)
+        if prefix == settings.prefix and settings.evaluator is not None:
+            return evaluator_extractor(self.evaluator)
+        return weighted_extractor(prefix, weights=settings.files, device=self.device)
 
 
 @dataclass(kw_only=True)
