@@ -12,6 +12,7 @@ import torch
 
 from evaluation import distances
 from evaluation.clip_evaluator import Evaluator, load_evaluator
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.extractors import (
     FILES,
     INCEPTION,
@@ -22,7 +23,7 @@ from evaluation.extractors import (
     weighted_extractor,
 )
 from evaluation.feature_cache import file_hash
-from evaluation.images import FolderPicture, check_ids, image_ids, image_size, read_batch, to_float
+from evaluation.images import FolderPicture, check_ids, image_size, read_batch, to_float
 from evaluation.judges.read_weights import checked_device
 from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
@@ -86,7 +87,8 @@ class Inputs:
 
     Args:
         images, reference: exactly one `{prompt_id}.png` for each id of `prompts`.
-        dataset: any number of PNG images; None where there are none.
+        dataset: id -> true image, read where it lies, of these or other prompts; None where there
+            are none.
         prompts: id -> text; None of what is made without one.
         step_errors: prompt id -> relative error of each step, for the prompts that were traced, in
             the order in which they count (a bootstrap draws by it); None where none was.
@@ -97,7 +99,7 @@ class Inputs:
     reference: Path
     prompts: Mapping[str, str | None]
     settings: MetricSettings
-    dataset: Path | None = None
+    dataset: Mapping[str, PictureFile] | None = None
     step_errors: Mapping[str, Sequence[float]] | None = None
     loaded: Evaluator | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> id -> value
@@ -175,7 +177,7 @@ class Inputs:
     def dataset_is_paired(self) -> bool:
         """Whether the dataset's images are of the same prompts."""
         assert self.dataset is not None
-        return sorted(image_ids(self.dataset)) == self.ids
+        return sorted(self.dataset) == self.ids
 
     def contents(self, which: str, ids: Sequence[str]) -> list[str]:
         """The sha256 of each image of "images" or "reference"; every file is read once."""
@@ -194,14 +196,12 @@ class Inputs:
         )
 
     def _pictures(self, which: str) -> list[Picture]:
-        folder = {"images": self.images, "reference": self.reference, "dataset": self.dataset}[
-            which
-        ]
-        assert folder is not None
-        others = which == "dataset" and not self.dataset_is_paired
-        ids = image_ids(folder) if others else self.ids
-        check_ids(folder, ids)
-        return [FolderPicture(path=folder / f"{name}.png") for name in ids]
+        if which == "dataset":
+            assert self.dataset is not None
+            return [self.dataset[name] for name in sorted(self.dataset)]
+        folder = {"images": self.images, "reference": self.reference}[which]
+        check_ids(folder, self.ids)
+        return [FolderPicture(path=folder / f"{name}.png") for name in self.ids]
 
     def _extractor(self, prefix: str) -> Extractor:
         settings = self.settings
