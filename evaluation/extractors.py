@@ -1,14 +1,15 @@
 """Feature extractors: a picture goes through one preprocessing and one network, and is kept.
 
-A distance is an estimator (Frechet, kernel) times one of these, and carries its name. What a picture
-gave is kept a few pictures at a time under a name made of their contents, the weights, the
-preprocessing, the packages and the kind of device: a run that was killed goes on, and rows share it.
+A distance is an estimator (Frechet, kernel) times one of these, and carries its name. What a
+picture gave is kept, some pictures at a time, under a name made of their contents, the weights, the
+preprocessing, the packages and the kind of device: a run that was killed goes on; rows share it.
 
 Shapes: N pictures, S pixels a side, D features.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from evaluation.clip_evaluator import Evaluator, normalize_batch
-from evaluation.feature_cache import cached_array, source_key
+from evaluation.feature_cache import cached_array, judges_source
 from evaluation.judges.clip_files import CLIP_MEAN, CLIP_STD, load_clip_file
 from evaluation.judges.dinov2_tower import MEAN, SIDE, STD, class_tokens, load_dinov2
 from evaluation.judges.read_weights import asking
@@ -79,7 +80,7 @@ def picture_features(
             cached_array(
                 cache,
                 kind="features",
-                parts=[extractor.key, *(picture.sha256() for picture in some)],
+                parts=itertools.chain([extractor.key], (picture.sha256() for picture in some)),
                 compute=lambda some=some: _extract(some, extractor=extractor),  # type: ignore[misc]
             )
         )
@@ -97,7 +98,7 @@ def _extract(pictures: Sequence[Picture], *, extractor: Extractor) -> np.ndarray
 
 
 def evaluator_extractor(evaluator: Evaluator) -> Extractor:
-    """The evaluator's image tower, fed as Inception is: clean-fid's 299 pixels, then its own size."""
+    """The evaluator's image tower, fed as Inception is: clean-fid's 299 pixels, then its size."""
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
         images = normalize_batch(evaluator, batch.to(evaluator.device) / 255)
@@ -125,7 +126,7 @@ def weighted_extractor(name: str, *, weights: Weights, device: torch.device) -> 
 
 
 def _key(*parts: str, device: torch.device) -> str:
-    return "\0".join((*parts, device.type, source_key(__name__), source_key(load_clip_file.__module__)))
+    return "\0".join((*parts, device.type, judges_source()))
 
 
 def clean_resize(picture: Image.Image) -> torch.Tensor:
@@ -139,7 +140,7 @@ def clean_resize(picture: Image.Image) -> torch.Tensor:
 def straight_resize(
     side: int, *, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """To side x side at once (PIL, bicubic with antialias): a picture that is no square is squeezed."""
+    """To side x side at once (PIL, bicubic with antialias): what is no square is squeezed."""
 
     def prepare(picture: Image.Image) -> torch.Tensor:
         resized = picture.resize((side, side), resample=Image.Resampling.BICUBIC)

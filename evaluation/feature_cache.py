@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
 import logging
 import os
-import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = "v3"  # 3: with a checksum of name and data before the data
 _CHECKSUM_BYTES = 32
+_MADE_BY = ("clip_evaluator.py", "extractors.py", "similarity.py")  # and the judges
 _PACKAGES = (  # an upgrade may change features
     *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch", "transformers"),
     *("timm", "tokenizers", "pillow"),
 )
 
 
-def source_key(*modules: str) -> str:
-    """The sha256 of what is written in modules: what they computed is theirs alone."""
+@functools.cache
+def judges_source() -> str:
+    """The sha256 of the code that features and scores are made by: an edit makes them again."""
+    here = Path(__file__).parent
     state = hashlib.sha256()
-    for name in sorted(modules):
-        state.update(Path(str(sys.modules[name].__file__)).read_bytes())
+    for path in (*sorted((here / "judges").glob("*.py")), *(here / name for name in _MADE_BY)):
+        state.update(path.read_bytes())
     return state.hexdigest()
 
 
@@ -42,13 +45,14 @@ def cached_array(
     cache: Path | None,
     *,
     kind: str,
-    parts: Sequence[str],
+    parts: Iterable[str],
     compute: Callable[[], np.ndarray[Any, Any]],
 ) -> np.ndarray[Any, Any]:
     """`compute()`, or what an earlier call with the same `kind` and `parts` left in `cache`.
 
     The versions of the packages that make features are part of the name. The file is written under
-    another name and renamed, so that two processes may fill one cache. None: nothing is kept.
+    another name and renamed, so that two processes may fill one cache. None: nothing is kept, and
+    `parts` are not asked for.
     """
     if cache is None:
         return compute()

@@ -1,4 +1,4 @@
-"""The files of weights that metrics read: what each is, where it is looked for, whether it is it."""
+"""The files of weights that metrics read: what each is, and where it is looked for."""
 
 from __future__ import annotations
 

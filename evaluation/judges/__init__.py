@@ -1,1 +1,1 @@
-"""Networks that judge images, built from published files of weights; their sizes are the files' own shapes."""
+"""Networks that judge images, of published files of weights and of the sizes that these have."""

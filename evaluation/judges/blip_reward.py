@@ -19,7 +19,10 @@ from evaluation.judges.read_weights import Tensors, count_blocks, load_strictly,
 from evaluation.outside_files import read_text
 
 PROMPT_TOKENS = 35  # with [CLS] and [SEP]; the rest of a prompt is cut off
-REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072  # the rewards' on the training set
+REWARD_MEAN, REWARD_STD = (
+    0.16717362830052426,
+    1.0333394966054072,
+)  # the rewards' on the training set
 _HEAD_WIDTH = 64
 _BEGIN, _END, _PAD = "[CLS]", "[SEP]", "[PAD]"
 _VISION, _TEXT, _MLP = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
@@ -70,7 +73,9 @@ def rewards(judge: BlipReward, images: torch.Tensor, prompts: Sequence[str]) -> 
         images: (N, 3, S, S), as CLIP has them: bicubic, middle square, mean and deviation.
     """
     tokens = [_cut(found.ids) for found in judge.tokenizer.encode_batch(list(prompts))]
-    filled = [ids + [judge.tokenizer.token_to_id(_PAD)] * (PROMPT_TOKENS - len(ids)) for ids in tokens]
+    filled = [
+        ids + [judge.tokenizer.token_to_id(_PAD)] * (PROMPT_TOKENS - len(ids)) for ids in tokens
+    ]
     mask = [[1] * len(ids) + [0] * (PROMPT_TOKENS - len(ids)) for ids in tokens]
     seen = judge.vision(pixel_values=images.to(judge.device)).last_hidden_state
     read = judge.text(
@@ -79,7 +84,7 @@ def rewards(judge: BlipReward, images: torch.Tensor, prompts: Sequence[str]) -> 
         encoder_hidden_states=seen,
         encoder_attention_mask=torch.ones(seen.shape[:-1], device=judge.device),
     ).last_hidden_state
-    raw = judge.head(read[:, 0].float()).squeeze(1).double().cpu()
+    raw: torch.Tensor = judge.head(read[:, 0].float()).squeeze(1).double().cpu()
     return (raw - REWARD_MEAN) / REWARD_STD
 
 

@@ -54,7 +54,7 @@ def load_clip_file(
     context_length = int(sizes["text_cfg"]["context_length"])
     return Evaluator(
         model=model.to(device),
-        preprocess=_whole_picture(side) if whole_picture else _centre(side),
+        preprocess=_whole_picture(side) if whole_picture else centre_square(side),
         tokenize=open_clip.tokenizer.SimpleTokenizer(context_length=context_length),
         image_size=(side, side),
         mean=CLIP_MEAN,
@@ -98,7 +98,7 @@ def clip_sizes(tensors: Tensors, *, vision_head_width: int) -> dict[str, Any]:
     }
 
 
-def _centre(side: int) -> Callable[[Image.Image], torch.Tensor]:
+def centre_square(side: int) -> Callable[[Image.Image], torch.Tensor]:
     """The shorter side to `side` (PIL, bicubic), the middle square, CLIP's mean and deviation."""
     import open_clip
 

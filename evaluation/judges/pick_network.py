@@ -67,4 +67,5 @@ def picks(
     )
     read = network.text_projection(network.text_model(input_ids=tokens.to(device)).pooler_output)
     cosine = torch.nn.functional.cosine_similarity(seen.double(), read.double(), dim=1)
-    return (network.logit_scale.double().exp() * cosine).cpu()
+    scores: torch.Tensor = network.logit_scale.double().exp() * cosine
+    return scores.cpu()

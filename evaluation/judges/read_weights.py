@@ -29,7 +29,8 @@ def read_tensors(path: Path) -> Tensors:
 
             return load_file(path)
         if _is_torchscript(path):
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+            archive: Any = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+            return dict(archive.state_dict())
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
@@ -81,8 +82,8 @@ def checked_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """No gradients, and float32 products in float32: TF32 would change features in the third digit."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    """No gradients, and products of float32 in float32: TF32 would change the third digit."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:

@@ -29,6 +29,8 @@ from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
 from evaluation.weight_files import Weights
 
+TORCHVISION_FILES = ("alexnet-owt-7be5be79.pth", "vgg16-397923af.pth")
+
 Value = TypeVar("Value")
 
 
@@ -67,7 +69,10 @@ class MetricSettings:
     @property
     def files(self) -> Weights:
         """Where the files of weights are looked for; torchvision's own also where it keeps them."""
-        more = {FILES[INCEPTION]: self.inception} if self.inception is not None else {}
+        kept_by_torchvision = Path(torch.hub.get_dir()) / "checkpoints"
+        more = dict.fromkeys(TORCHVISION_FILES, kept_by_torchvision)
+        if self.inception is not None:
+            more[FILES[INCEPTION]] = self.inception
         return Weights(folder=self.weights, more=more, file_key=self.file_key)
 
     @property
