@@ -48,10 +48,11 @@ def load_clip_file(
             quick_gelu=quick_gelu,
         )
     model.to_empty(device="cpu")
-    model.attn_mask.copy_(model.build_causal_mask())  # no tensor of the file
     load_strictly(model, tensors, what=str(path))
     side = int(sizes["vision_cfg"]["image_size"])
     context_length = int(sizes["text_cfg"]["context_length"])
+    later = torch.full((context_length, context_length), -torch.inf).triu_(1)
+    model.attn_mask.copy_(later)  # the one buffer that no file has
     return Evaluator(
         model=model.to(device),
         preprocess=_whole_picture(side) if whole_picture else centre_square(side),

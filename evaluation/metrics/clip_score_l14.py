@@ -71,7 +71,7 @@ def _judge(inputs: Inputs) -> tuple[str, Judge]:
 
 
 def _tower(inputs: Inputs) -> Evaluator:
-    return inputs.once("network", FILE, make=lambda: _load(inputs))
+    return inputs.network(FILE, make=lambda: _load(inputs))
 
 
 def _load(inputs: Inputs) -> Evaluator:

@@ -25,8 +25,8 @@ SHOWN = (
             headline_from=2048,
         )
         for whose, words, said, place in (
-            ("same", "the same", "", 22),
-            ("other", "other", " (other prompts)", 24),
+            ("same", "the same", "", 36),
+            ("other", "other", " (other prompts)", 38),
         )
     ),
     *(
@@ -37,14 +37,14 @@ SHOWN = (
             "prompt]",
             place=place,
         )
-        for whose, place in (("same", 23), ("other", 25))
+        for whose, place in (("same", 37), ("other", 38))
     ),
     Shown(
         metric="fd_dinov2_reference",
         title="FD-DINOv2, reference",
         legend="Frechet distance of DINOv2 ViT-L/14's features to the unquantized model's images "
         "of the same prompts: fidelity, not quality; lower is better; ± as of FID",
-        place=26,
+        place=39,
         biased_below=5000,
         headline_from=2048,
     ),

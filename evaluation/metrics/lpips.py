@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from evaluation.judges.read_weights import asking, load_strictly, read_tensors
+from evaluation.judges.read_weights import asking, read_tensors
 from evaluation.metrics.kept_scores import judged_pairs
 from evaluation.metrics.metric_inputs import Batch, Inputs
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
@@ -72,8 +72,8 @@ def lpips_scores(batch: Batch, inputs: Inputs, *, net: Backbone, file: str) -> t
         MetricUnavailable: the file is not there, or the images are too small.
     """
     files = inputs.settings.files
-    network = inputs.once(
-        "network", file, make=lambda: load_lpips(files.need(file), net=net).to(inputs.device)
+    network = inputs.network(
+        file, make=lambda: load_lpips(files.need(file), net=net).to(inputs.device)
     )
     return judged_pairs(
         inputs,
@@ -92,21 +92,21 @@ def load_lpips(backbone: Path, *, net: Backbone) -> torch.nn.Module:
     Raises:
         ValueError: the file does not fit.
     """
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
+    from torchmetrics.functional.image import lpips as package
 
-    network = _NoTrainLpips(net=net, pnet_rand=True)  # the backbone is not fetched, but read here
+    with torch.device("meta"):  # neither fetched nor drawn at random: all is read
+        network = package._NoTrainLpips(net=net, pretrained=False, pnet_rand=True)
+    network.scaling_layer = package.ScalingLayer()
+    heads = read_tensors(Path(package.__file__).with_name("lpips_models") / f"{net}.pth")
     tensors = read_tensors(backbone)
-    names = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
-    lacking = [name for name in names.values() if name not in tensors]
-    if lacking:
-        raise ValueError(f"{backbone}: no backbone of LPIPS: it lacks {lacking[0]}")
-    load_strictly(
-        network.net,
-        {name: tensors[of_torchvision] for name, of_torchvision in names.items()},
-        what=str(backbone),
-    )
-    network.requires_grad_(False)
-    return network
+    for name in network.net.state_dict():  # slice2.3.weight is features.3.weight
+        of_torchvision = f"features.{name.split('.', 1)[1]}"
+        if of_torchvision not in tensors:
+            raise ValueError(f"{backbone}: no backbone of LPIPS: it lacks {of_torchvision}")
+        heads[f"net.{name}"] = tensors[of_torchvision]
+    network.load_state_dict(heads, strict=False, assign=True)
+    assert not any(value.is_meta for value in network.state_dict().values())
+    return network.float().eval().requires_grad_(False)
 
 
 def lpips_per_image(

@@ -98,6 +98,8 @@ class Inputs:
         step_errors: prompt id -> relative error of each step, for the prompts that were traced, in
             the order in which they count (a bootstrap draws by it); None where none was.
         loaded: the evaluator, where it is loaded already.
+        networks: what is loaded of weights, by name; one given to several inputs with the same
+            settings is shared by them.
     """
 
     images: Path
@@ -107,6 +109,7 @@ class Inputs:
     dataset: Mapping[str, PictureFile] | None = None
     step_errors: Mapping[str, Sequence[float]] | None = None
     loaded: Evaluator | None = None
+    networks: dict[str, Any] = field(default_factory=dict, repr=False)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> id -> value
     _kept: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
 
@@ -159,6 +162,13 @@ class Inputs:
         value: Value = self._kept[name]
         return value
 
+    def network(self, name: str, *, make: Callable[[], Value]) -> Value:
+        """`make()` at the first call with this name of all who share `networks`."""
+        if name not in self.networks:
+            self.networks[name] = make()
+        value: Value = self.networks[name]
+        return value
+
     def batches(self) -> Iterator[Batch]:
         """All images in the order of `ids`, a part at a time; nothing is decoded before it is used.
 
@@ -195,7 +205,7 @@ class Inputs:
 
     def _features(self, which: str, *, prefix: str) -> distances.Array:
         settings = self.settings
-        extractor = self.once("extractor", prefix, make=lambda: self._extractor(prefix))
+        extractor = self.network(f"extractor {prefix}", make=lambda: self._extractor(prefix))
         return picture_features(
             self._pictures(which), extractor=extractor, cache=settings.cache, batch=settings.batch
         )

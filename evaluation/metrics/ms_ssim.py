@@ -25,7 +25,7 @@ SHOWN = (
 )
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, from the finest
-MIN_SIDE = (SSIM_KERNEL_SIZE - 1) * 2 ** (len(WEIGHTS) - 1)  # 160: as others refuse smaller ones
+MIN_SIDE = SSIM_KERNEL_SIZE * 2 ** (len(WEIGHTS) - 1)  # 176: the coarsest scale holds a window
 
 
 @dataclass(kw_only=True)
@@ -57,14 +57,14 @@ def ms_ssim_per_image(images: torch.Tensor, reference: torch.Tensor) -> torch.Te
     """MS-SSIM for each image, float64 (N,); a scale whose structure is opposite counts as 0.
 
     Raises:
-        MetricUnavailable: a side of less than 161 pixels.
+        MetricUnavailable: a side of less than 176 pixels.
 
     Source: Wang, Simoncelli and Bovik 2003, eq. 7; scales by means of 2 x 2 pixels.
     """
     check_pair(images, reference)
-    if min(images.shape[-2:]) <= MIN_SIDE:
+    if min(images.shape[-2:]) < MIN_SIDE:
         raise MetricUnavailable(
-            f"MS-SSIM's five scales need images of more than {MIN_SIDE} pixels a side; these are "
+            f"MS-SSIM's five scales need images of at least {MIN_SIDE} pixels a side; these are "
             f"{images.shape[-1]}x{images.shape[-2]} and are not resized"
         )
     pairs = zip(images.to(torch.float64).numpy(), reference.to(torch.float64).numpy(), strict=True)

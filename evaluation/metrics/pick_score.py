@@ -106,7 +106,7 @@ def _judge(inputs: Inputs) -> tuple[str, Judge]:
 
 
 def _network(inputs: Inputs) -> Any:
-    return inputs.once("network", FILE, make=lambda: _load(inputs))
+    return inputs.network(FILE, make=lambda: _load(inputs))
 
 
 def _load(inputs: Inputs) -> Any:

@@ -68,7 +68,7 @@ def test_forwards_and_files_are_those_of_the_run(
     segbench: Segbench, small: Small, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    given = ["-m", *small("tiny_flux", f"out={out}", "method=rtn,gptq", "metrics.lpips=false")]
+    given = ["-m", *small("tiny_flux", f"out={out}", "method=rtn,gptq", "metrics.measured=[psnr]")]
     before = stages(segbench("check", *given, "--json"))
     assert segbench("run", *given).status == 0
     for kind, notes in (("calibration", "forwards"), ("trajectory", None)):
