@@ -81,11 +81,11 @@ class Weights:
         file = self.described(name)
         said = _properties(file)
         if not file.path.is_file():
-            where = f"at {file.path}" if self._has_place(name) else f"{name} in a folder"
-            named = "" if self._has_place(name) else " and name the folder: metrics.weights=FOLDER"
+            placed = self.folder is not None or name in self.more
+            where = "put it there" if placed else "name its folder: metrics.weights=FOLDER"
             raise MetricUnavailable(
-                f"{file.needed_by}: needs {where}{said}; get it from {file.origin}, put it there"
-                f"{named}"
+                f"{file.needed_by}: no weights at {file.path}{said}; get it from {file.origin} and "
+                f"{where}"
             )
         if file.size not in (None, file.path.stat().st_size):
             raise MetricUnavailable(
@@ -98,9 +98,6 @@ class Weights:
                 f"from {file.origin}"
             )
         return file.path
-
-    def _has_place(self, name: str) -> bool:
-        return self.folder is not None or name in self.more
 
 
 def _properties(file: OutsideFile) -> str:

@@ -174,7 +174,7 @@ def test_what_is_missing_or_another_file_is_said(
         return raised.value.reason
 
     name = extractors.FILES["inception"]
-    assert f"needs at {tmp_path / name}" in reason(tmp_path)
+    assert f"no weights at {tmp_path / name}" in reason(tmp_path)
     assert "metrics.weights=FOLDER" in reason(None)
     content = bytearray((weights / name).read_bytes())
     (tmp_path / name).write_bytes(content + b"x")
