@@ -124,7 +124,7 @@ def test_more_evaluation_prompts_leave_the_calibration_nearly_as_it_is() -> None
 
 
 def test_a_text_that_is_there_twice_is_in_one_split_alone(tmp_path: Path) -> None:
-    """PartiPrompts repeats a few prompts; with one in each split a run would be refused."""
+    """A list may repeat a prompt; with one in each split a run would be refused."""
     root = layouts.write_partiprompts(tmp_path)
     given = {"name": "p", "root": str(root), "evaluation_prompts": 5}
     config = PartiPrompts(**given, calibration_prompts=7)  # type: ignore[arg-type]
