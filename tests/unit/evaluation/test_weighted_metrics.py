@@ -183,7 +183,7 @@ def test_scores_are_kept_a_batch_at_a_time_and_shared_by_rows(
 def test_a_file_that_does_not_fit_costs_its_own_metrics_alone(
     image_folder, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table's bytes and sha256, and no network's tensors: a reason, and all else is measured."""
+    """The table's bytes and sha256, and no network's tensors: a reason; all else is measured."""
     table = dict(weight_files.weight_files())
     (tmp_path / "weights").mkdir()
     for name in ("HPS_v2.1_compressed.pt", "dinov2_vitl14_pretrain.pth"):
