@@ -15,6 +15,7 @@ from evaluation.outside_files import OutsideFile, read_text
 from evaluation.records import MetricUnavailable
 
 TABLE = Path(__file__).with_name("weights.yaml")
+_UNNAMED = Path("<metrics.weights>")
 MISSING = "missing"  # in place of a sha256: once the file is there, the metric is measured again
 
 
@@ -54,7 +55,7 @@ class Weights:
     def path(self, name: str) -> Path:
         """Where the file lies or, if it is nowhere, belongs."""
         folders = [folder for folder in (self.folder, self.more.get(name)) if folder is not None]
-        paths = [folder / name for folder in folders] or [Path(name)]
+        paths = [folder / name for folder in folders or [_UNNAMED]]
         return next((path for path in paths if path.is_file()), paths[0])
 
     def described(self, name: str) -> OutsideFile:
