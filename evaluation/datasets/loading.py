@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from evaluation.datasets.interface import FILES, SPLITS, Dataset, Prompt
-from evaluation.datasets.pictures import check_pictures
+from evaluation.datasets.picture_files import PictureFile, check_one_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +30,44 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
 
 
 def _contents(prompt: Prompt) -> list[list[str]]:
-    """Name and checksum of each picture; nothing where there is none."""
-    return [
-        [name, hashlib.sha256(Path(path).read_bytes()).hexdigest()] for name, path in prompt.files
-    ]
+    """Name and identity of each picture; nothing where there is none."""
+    return [[name, picture.identity()] for name, picture in prompt.files]
+
+
+def true_images_of(dataset: LoadedDataset) -> dict[str, PictureFile]:
+    """Where the true image of each evaluation prompt lies, in their order; empty: they are drawn.
+
+    Raises:
+        ValueError: what the data set itself raises; it names no picture of a prompt.
+    """
+    found = dataset.config.image_files(dataset.evaluation)
+    if not found:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"dataset {dataset.name}: image_files() gave {type(found).__name__}; it maps each "
+            "prompt's id to a PictureFile"
+        )
+    without = [prompt.id for prompt in dataset.evaluation if prompt.id not in found]
+    if without:
+        raise ValueError(f"dataset {dataset.name}: image_files() has none of {without[0]!r}")
+    return {prompt.id: found[prompt.id] for prompt in dataset.evaluation}
 
 
 def check_pictures_of(dataset: LoadedDataset) -> None:
     """Reads every picture that a run will need: a damaged one is found before anything is sampled.
 
     Raises:
-        ValueError: one is missing, damaged, too large, or of another size than its like.
+        ValueError: one is missing, damaged or too large, or, of those that calls take, of another
+            size than its like.
     """
     for name in FILES:
         prompts = (*dataset.evaluation, *dataset.calibration)
-        check_pictures([Path(files[name]) for p in prompts if name in (files := dict(p.files))])
+        given = [files[name] for p in prompts if name in (files := dict(p.files))]
+        check_one_size([picture for picture in given if picture.drawn is None])
+        for picture in given:
+            if picture.drawn is not None:  # of any size: a ControlNet's pipeline resizes each
+                picture.glance()
     if dataset.config.has_images() and (check := getattr(dataset.config, "check_images", None)):
         check(dataset.evaluation)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from evaluation.distances import frechet_distance
 from evaluation.metrics.feature_distances import (
+    by_prefix,
+    distances_files,
     distances_identity,
-    inception_files,
     measure_distances,
 )
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
@@ -65,7 +66,7 @@ class Fid(MetricBase):
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         return measure_distances(
             inputs,
-            name=self.name,
+            extractors=by_prefix(self.name, inputs),
             distance=lambda a_ND, b_MD, _: frechet_distance(a_ND, b_MD),
             note=lambda _: "biased upwards at small n",
         )
@@ -74,7 +75,7 @@ class Fid(MetricBase):
         return distances_identity(settings)
 
     def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
-        return inception_files(settings)
+        return distances_files(settings)
 
 
 METRIC = Fid
