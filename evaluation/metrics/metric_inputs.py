@@ -90,6 +90,8 @@ class Inputs:
 
     @cached_property
     def evaluator(self) -> Evaluator:
+        if self.loaded is None and self.settings.evaluator is None:
+            raise MetricUnavailable("no evaluator was named (metrics.evaluator=FOLDER)")
         return self.loaded or load_evaluator(self.settings.evaluator)
 
     @cached_property

@@ -16,6 +16,7 @@ from evaluation.report.rows import CALIBRATION_DRAWS, DRAW, UNQUANTIZED
 
 NOT_APPLICABLE = "n/a"
 NO_VALUE = "-"  # the record does not hold it
+HEADLINE_FROM = 2048  # images below which a distance that is biased then is no headline
 IDENTICAL = "_identical"  # ends the name of the entry that counts what a mean leaves out
 _BYTES_PER_MB = 1e6
 _LARGEST_DECIMALS = 6
