@@ -227,21 +227,26 @@ def _notes(pair: FolderPair, page: Page) -> list[str]:
     if line is not None and pair.identical != len(pair.names):
         worst = [f"{name} ({_score(pair, line, name)[2:]})" for name in names[:_LISTED]]
         notes.append(f"Farthest from A: {', '.join(worst)}.")
-    notes += [
-        f"{line.shown.title}: so many images would tell {_least(line)} from "
-        f"{'the noise' if line.to_a else 'A'} (80 % power)."
-        for line in pair.lines
-        if line.said in (Said.unclear, Said.within) and _least(line)
-    ]
+    told = [f"{line.shown.title} {least}" for line in pair.lines if (least := _least(line))]
+    if told:
+        notes.append(
+            f"What {len(pair.names)} images would tell with 80 % power: {', '.join(told)}."
+        )
     notes += [f"Flat images in {label}: {said}." for label, said in pair.flat.items()]
     notes += page.notes
-    notes += [f"Not measured, {name}: {reason}." for name, reason in pair.reasons.items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in pair.reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    notes += [f"Not measured: {', '.join(few)}: {why}." for why, few in by_reason.items()]
     return notes
 
 
 def _least(line: Line) -> str:
-    least = None if line.difference is None else smallest_told(line.difference)
-    return "" if not least else f"a difference of {least * line.shown.scale:.2g}"
+    """Of a line that was not told apart, the difference that would have been."""
+    if line.said not in (Said.unclear, Said.within) or line.difference is None:
+        return ""
+    least = smallest_told(line.difference)
+    return f"{least * line.shown.scale:.2g}" if least else ""
 
 
 def _threshold_note(one: Checked) -> str:

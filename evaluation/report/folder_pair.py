@@ -25,12 +25,14 @@ from evaluation.metrics.psnr import Psnr
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.report.columns import expand
 from evaluation.statistics import (
+    RESAMPLES,
     Array,
     Difference,
     Estimate,
     holm,
     mean_estimate,
     paired_difference,
+    sign_test,
 )
 
 MOST_PIXELS = 2**22  # of a batch: four pictures of 1024 x 1024
@@ -110,6 +112,8 @@ class Line:
     estimate: Estimate | None = None  # B's to A, with a 95 % interval whatever the metric prints
     difference: Difference | None = None
     noise: Estimate | None = None
+    p_value: float | None = None  # of the difference
+    farther: bool = False  # B than the noise, whether that is told or not
     identical: int = 0
     adjusted: float | None = None
     said: Said = Said.unmeasured
@@ -221,12 +225,29 @@ def _line(item: Shown, *, a: _Side, b: _Side, noise: _Side | None, seed: int) ->
     line.estimate = _centred_at(metric.value, _estimate(values, seed=seed))
     theirs = None if noise is None else noise.column(item.per_image)
     if theirs is not None and noise is not None:
-        floor = noise.metrics[item.metric]
-        line.noise = _centred_at(floor.value, _estimate(theirs, seed=seed))
-        kept = np.isfinite(values) & np.isfinite(theirs)
-        if kept.any():
-            line.difference = paired_difference(values[kept], theirs[kept], seed=seed)
+        line.noise = _floor(noise.metrics[item.metric].value, theirs)
+        _hold_against(line, values, theirs, seed=seed)
     return line
+
+
+def _hold_against(line: Line, values: Array, theirs: Array, *, seed: int) -> None:
+    """Pair by pair; by signs alone where an image that is A's own leaves nothing to subtract."""
+    sign = 1 if line.better else -1
+    nearer, farther = (int(x.sum()) for x in (values > theirs, values < theirs))
+    if line.better is False:
+        nearer, farther = farther, nearer
+    if np.isfinite(values).all() and np.isfinite(theirs).all():
+        line.difference = paired_difference(values, theirs, seed=seed)
+        line.p_value, line.farther = line.difference.p_value, sign * line.difference.value < 0
+    else:
+        line.p_value, line.farther = sign_test(nearer, farther), farther > nearer
+
+
+def _floor(value: float | None, values: Array) -> Estimate:
+    """By Student alone: of a floor that is nearly always 0 a bootstrap knows no bound."""
+    finite = values[np.isfinite(values)]
+    estimate = mean_estimate(finite if len(finite) else values, seed=0, resamples=0)
+    return _centred_at(value, estimate)
 
 
 def _estimate(values: Array, *, seed: int) -> Estimate:
@@ -245,34 +266,37 @@ def _centred_at(value: float | None, estimate: Estimate) -> Estimate:
 
 def _own_line(item: Shown, *, a: _Side, b: _Side, noise: _Side | None, seed: int) -> Line:
     line = Line(shown=item, to_a=False, of_b=b.metrics[item.metric])
-    line.difference = _less_a(item, of=b, a=a, seed=seed)
+    line.difference = _less_a(item, of=b, a=a, seed=seed, resamples=RESAMPLES)
     if line.difference is not None and line.of_b.value is not None:
+        line.p_value = line.difference.p_value
         line.of_a = line.of_b.value - line.difference.value
     if noise is not None:
-        line.noise = _less_a(item, of=noise, a=a, seed=seed)
+        line.noise = _less_a(item, of=noise, a=a, seed=seed, resamples=0)
     return line
 
 
-def _less_a(item: Shown, *, of: _Side, a: _Side, seed: int) -> Difference | None:
+def _less_a(item: Shown, *, of: _Side, a: _Side, seed: int, resamples: int) -> Difference | None:
     """A folder's metric less A's: as the metric itself subtracts it, or image by image."""
     subtracted = of.metrics.get(f"{item.metric}{DELTA}")
     values = of.column(f"{item.metric}{DELTA}")
     if subtracted is not None and values is not None:
-        found = paired_difference(values, np.zeros_like(values), seed=seed)
+        found = paired_difference(values, np.zeros_like(values), seed=seed, resamples=resamples)
         moved = _centred_at(subtracted.value, found)
         return replace(found, value=moved.value, low=moved.low, high=moved.high)
     mine, theirs = of.column(item.per_image), a.column(item.per_image)
     if mine is None or theirs is None:
         return None
     kept = np.isfinite(mine) & np.isfinite(theirs)
-    return paired_difference(mine[kept], theirs[kept], seed=seed) if kept.any() else None
+    if not kept.any():
+        return None
+    return paired_difference(mine[kept], theirs[kept], seed=seed, resamples=resamples)
 
 
 def _judge(lines: Sequence[Line], *, all_identical: bool) -> None:
     p_values = {
-        line.name: line.difference.p_value
+        line.name: line.p_value
         for line in lines
-        if line.difference is not None and line.better is not None
+        if line.p_value is not None and line.better is not None
     }
     judged = holm(p_values)
     for line in lines:
@@ -286,14 +310,11 @@ def _judge(lines: Sequence[Line], *, all_identical: bool) -> None:
 
 
 def _said_to_a(line: Line, *, told: bool) -> Said:
-    noise, difference = line.noise, line.difference
-    if noise is None or line.better is None:
+    if line.p_value is None or line.better is None:
         return Said.unjudged
-    if difference is None:  # no pair has a finite value in both: one of the two is A itself
-        return Said.beyond if math.isinf(noise.value) else Said.within
     if not told:
         return Said.within
-    return Said.beyond if (difference.value < 0) == line.better else Said.nearer
+    return Said.beyond if line.farther else Said.nearer
 
 
 def _said_own(line: Line, *, told: bool) -> Said:
