@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from evaluation.clip_evaluator import Evaluator, normalize_batch
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.feature_cache import file_hash
 from evaluation.images import check_ids
 from evaluation.records import Metric, MetricUnavailable
@@ -97,24 +98,32 @@ def inception_extractor(
 def folder_features(folder: Path | str, *, ids: Sequence[str], extractor: Extractor) -> Array:
     """Features of the images of `ids`, row i for ids[i], float64 (N, D).
 
-    clean-fid reads the list of files in the order given; the folder must hold these and no others.
+    The folder must hold these and no others.
     """
-    from cleanfid import fid
-
     check_ids(folder, ids)
-    files = [str(Path(folder) / f"{name}.png") for name in ids]
-    features = fid.get_files_features(
-        files,
-        extractor,
-        num_workers=0,
-        batch_size=_BATCH,
-        device=torch.device("cpu"),
-        mode=_MODE,
-        verbose=False,
-    )
-    array: Array = np.asarray(features, dtype=np.float64)
+    pictures = [PictureFile(path=Path(folder) / f"{name}.png") for name in ids]
+    return picture_features(pictures, extractor=extractor)
+
+
+def picture_features(pictures: Sequence[PictureFile], *, extractor: Extractor) -> Array:
+    """Features of pictures of any format and size, row i for pictures[i], float64 (N, D).
+
+    They are read where they lie and resized by clean-fid's own function; of PNG images these are
+    the features of clean-fid's own reading of their folder, bit for bit.
+    """
+    from cleanfid.resize import build_resizer
+
+    resize = build_resizer(_MODE)
+    rows = []
+    for start in range(0, len(pictures), _BATCH):
+        resized = [resize(np.array(p.read())) for p in pictures[start : start + _BATCH]]
+        batch_NCHW = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+        with torch.no_grad():
+            rows.append(extractor(batch_NCHW).detach().cpu().numpy())
+    array: Array = np.concatenate(rows).astype(np.float64)
     if not np.isfinite(array).all():
-        raise ValueError(f"{folder}: the extractor gave NaN or infinite features")
+        where = pictures[int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])].name
+        raise ValueError(f"{where}: the extractor gave NaN or infinite features")
     return array
 
 

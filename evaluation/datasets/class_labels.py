@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.datasets.interface import CLASS_LABELS, SPLITS, Prompt
+from evaluation.datasets.picture_files import PictureFile
 
 
 @dataclass(kw_only=True)
@@ -36,8 +37,8 @@ class ClassLabels:
     def has_images(self) -> bool:
         return False
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        return ()
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        return {}
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         raise ValueError(f"dataset {self.name} has no images")

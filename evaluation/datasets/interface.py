@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.outside_files import text_fault
 
 SPLITS = ("evaluation", "calibration")
@@ -30,7 +31,7 @@ class Prompt:
 
     id: str
     text: str | None  # None: the pipeline's call takes no prompt
-    files: tuple[tuple[str, str], ...] = ()  # names of `FILES`, each with the picture's path
+    files: tuple[tuple[str, PictureFile], ...] = ()  # names of `FILES`, each with its picture
     arguments: tuple[tuple[str, Argument], ...] = ()  # more of the call's, by their names there
 
     def __post_init__(self) -> None:
@@ -110,17 +111,13 @@ class Dataset(Protocol):
         """Whether there are true images of the evaluation prompts."""
         ...
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        """The files that the true images of these prompts are made from; none if they are drawn.
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        """Where the true image of each of these prompts lies, by id; empty if they are drawn.
 
-        Their contents decide the true images, along with prompts and code; one may be missing.
+        They are read there and never copied; one may be missing.
         """
         ...
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        """The true images of these evaluation prompts as `<id>.png`; only if it has images.
-
-        Raises:
-            ValueError: an image is missing.
-        """
+        """Draws those of these evaluation prompts as `<id>.png`; only if no file has them."""
         ...

@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from evaluation.datasets.interface import FILES, SPLITS, Dataset, Prompt
-from evaluation.datasets.pictures import check_pictures
+from evaluation.datasets.picture_files import check_one_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +31,19 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
 
 def _contents(prompt: Prompt) -> list[list[str]]:
     """Name and checksum of each picture; nothing where there is none."""
-    return [
-        [name, hashlib.sha256(Path(path).read_bytes()).hexdigest()] for name, path in prompt.files
-    ]
+    return [[name, picture.sha256()] for name, picture in prompt.files]
 
 
 def check_pictures_of(dataset: LoadedDataset) -> None:
     """Reads every picture that a run will need: a damaged one is found before anything is sampled.
 
     Raises:
-        ValueError: one is missing, damaged, too large, or of another size than its like.
+        ValueError: one is missing, damaged or too large, or, of those that calls take, of another
+            size than its like.
     """
     for name in FILES:
         prompts = (*dataset.evaluation, *dataset.calibration)
-        check_pictures([Path(files[name]) for p in prompts if name in (files := dict(p.files))])
+        check_one_size([files[name] for p in prompts if name in (files := dict(p.files))])
     if dataset.config.has_images() and (check := getattr(dataset.config, "check_images", None)):
         check(dataset.evaluation)
 

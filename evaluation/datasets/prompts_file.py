@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from evaluation.datasets.interface import FILES, SPLITS, Argument, Prompt
-from evaluation.datasets.pictures import check_pictures, read_pictures
-from evaluation.images import write_png
+from evaluation.datasets.picture_files import PictureFile, check_present, check_readable
 from evaluation.outside_files import json_lines
 
 _OWN = {"id", "prompt", "split"}
@@ -48,23 +47,18 @@ class PromptsFile:
     def has_images(self) -> bool:
         return self.images is not None
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        return [] if self.images is None else [Path(self.images, f"{p.id}.png") for p in prompts]
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        if self.images is None:
+            return {}
+        return {p.id: PictureFile(path=Path(self.images, f"{p.id}.png")) for p in prompts}
 
     def check_images(self, prompts: Sequence[Prompt]) -> None:
-        check_pictures(self._present(prompts))
+        pictures = self.image_files(prompts)
+        check_present(pictures, setting=f"dataset.images={self.images}")
+        check_readable(pictures.values())
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
-        paths = self._present(prompts)
-        for path, picture in zip(paths, read_pictures(paths), strict=True):
-            write_png(folder / path.name, picture)
-
-    def _present(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        paths = self.image_files(prompts)
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise ValueError(f"dataset.images={self.images}: {missing[0]} is missing")
-        return paths
+        raise ValueError(f"dataset {self.name} draws no images")
 
 
 def _read(path: Path) -> dict[str, list[Prompt]]:
@@ -98,7 +92,7 @@ def _read(path: Path) -> dict[str, list[Prompt]]:
     return listed
 
 
-def _files(row: dict[str, Any], beside: Path) -> tuple[tuple[str, str], ...]:
+def _files(row: dict[str, Any], beside: Path) -> tuple[tuple[str, PictureFile], ...]:
     """The pictures that a row gives to the pipeline's call; relative to the file of prompts."""
     for name in FILES:
         if name in row and not isinstance(row[name], str):
@@ -107,7 +101,7 @@ def _files(row: dict[str, Any], beside: Path) -> tuple[tuple[str, str], ...]:
     for name, path in given:
         if not path.is_file():
             raise ValueError(f"{name!r}: {path} is no file")
-    return tuple((name, str(path)) for name, path in given)
+    return tuple((name, PictureFile(path=path)) for name, path in given)
 
 
 def _arguments(row: dict[str, Any]) -> tuple[tuple[str, Argument], ...]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.datasets.interface import Prompt
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.images import write_png
 
 IMAGE_SIZE = 64
@@ -206,8 +207,8 @@ class Shapes:
     def has_images(self) -> bool:
         return True
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        return ()
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        return {}
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         wanted = {prompt.id for prompt in prompts}

@@ -12,8 +12,9 @@ import torch
 
 from evaluation import distances
 from evaluation.clip_evaluator import Evaluator, load_evaluator
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.feature_cache import cached_array, file_hash, folder_contents
-from evaluation.images import image_ids, image_size, read_batch, to_float
+from evaluation.images import image_size, read_batch, to_float
 from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
 
@@ -56,7 +57,8 @@ class Inputs:
 
     Args:
         images, reference: exactly one `{prompt_id}.png` for each id of `prompts`.
-        dataset: any number of PNG images; None where there are none.
+        dataset: id -> true image, read where it lies, of these or other prompts; None where there
+            are none.
         prompts: id -> text; None of what is made without one.
         step_errors: prompt id -> relative error of each step, for the prompts that were traced, in
             the order in which they count (a bootstrap draws by it); None where none was.
@@ -67,7 +69,7 @@ class Inputs:
     reference: Path
     prompts: Mapping[str, str | None]
     settings: MetricSettings
-    dataset: Path | None = None
+    dataset: Mapping[str, PictureFile] | None = None
     step_errors: Mapping[str, Sequence[float]] | None = None
     loaded: Evaluator | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> id -> value
@@ -141,21 +143,28 @@ class Inputs:
     def dataset_is_paired(self) -> bool:
         """Whether the dataset's images are of the same prompts."""
         assert self.dataset is not None
-        return sorted(image_ids(self.dataset)) == self.ids
+        return sorted(self.dataset) == self.ids
 
     def _features(self, which: str, *, prefix: str) -> distances.Array:
         extractor, key = self.once("extractor", prefix, make=lambda: self._extractor(prefix))
-        folder = {"images": self.images, "reference": self.reference, "dataset": self.dataset}[
-            which
-        ]
-        assert folder is not None
-        others = which == "dataset" and not self.dataset_is_paired
-        ids = image_ids(folder) if others else self.ids
+        if which == "dataset":
+            assert self.dataset is not None
+            pictures = {name: self.dataset[name] for name in sorted(self.dataset)}
+            contents = [f"{name}={picture.sha256()}" for name, picture in pictures.items()]
+        else:
+            folder = {"images": self.images, "reference": self.reference}[which]
+            contents = folder_contents(folder, ids=self.ids)
+
+        def compute() -> distances.Array:
+            if which == "dataset":
+                return distances.picture_features([*pictures.values()], extractor=extractor)
+            return distances.folder_features(folder, ids=self.ids, extractor=extractor)
+
         return cached_array(
             None if which == "images" else self.settings.cache,
             kind="features",
-            parts=[key, prefix, *folder_contents(folder, ids=ids)],
-            compute=lambda: distances.folder_features(folder, ids=ids, extractor=extractor),
+            parts=[key, prefix, *contents],
+            compute=compute,
         )
 
     def _extractor(self, prefix: str) -> tuple[distances.Extractor, str]:

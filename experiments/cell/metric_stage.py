@@ -57,7 +57,7 @@ class Measurement:
         return Inputs(
             images=self.images.build().path,
             reference=self.reference.build().path,
-            dataset=None if self.true_images is None else self.true_images.build().path,
+            dataset=None if self.true_images is None else self.true_images.pictures(),
             prompts={prompt.id: prompt.text for prompt in around.dataset.evaluation},
             step_errors=None if errors is None else errors.by_prompt(errors.build()),
             settings=settings,

@@ -122,8 +122,12 @@ class Surroundings:
     @cached_property
     def true_images_hash(self) -> str | None:
         """Of the files that the true images are made from; None where they are drawn."""
-        paths = self.config.dataset.image_files(self.dataset.evaluation)
-        contents = [self._files.of(path) if path.is_file() else None for path in paths]
+        with told_to_the_user():
+            pictures = self.config.dataset.image_files(self.dataset.evaluation)
+            contents = [
+                self._files.of_picture(picture) if picture.exists() else None
+                for picture in (dict(pictures)[p.id] for p in self.dataset.evaluation if pictures)
+            ]
         self._files.keep()
         return digest(contents) if contents else None
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.datasets.picture_files import PictureFile, check_present
 from experiments.cell.stage import Stage
 from experiments.errors import told_to_the_user
+
+LISTING = "pictures.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrueImages(Stage):
-    """One `<id>.png` a prompt."""
+    """Drawn ones as `<id>.png`; of others a list: they are read where they lie."""
 
     kind = "dataset"
     anywhere = True
@@ -25,5 +29,33 @@ class TrueImages(Stage):
         return (type(self.around.config.dataset).__module__,)
 
     def make(self, folder: Path) -> None:
+        dataset, prompts = self.around.config.dataset, self.around.dataset.evaluation
         with told_to_the_user():
-            self.around.config.dataset.write_true_images(folder, self.around.dataset.evaluation)
+            pictures = dataset.image_files(prompts)
+            if not pictures:
+                dataset.write_true_images(folder, prompts)
+                return
+            check_present(pictures, setting=f"dataset {dataset.name}")
+            rows = [_row(prompt.id, pictures[prompt.id]) for prompt in prompts]
+        (folder / LISTING).write_text(json.dumps(rows, indent=1) + "\n")
+
+    def pictures(self) -> dict[str, PictureFile]:
+        """Id -> where the image lies now: the stage is named by contents, and they may be moved."""
+        finished, prompts = self.build(), self.around.dataset.evaluation
+        with told_to_the_user():
+            pictures = dict(self.around.config.dataset.image_files(prompts))
+        return pictures or {
+            prompt.id: PictureFile(path=finished.path / f"{prompt.id}.png") for prompt in prompts
+        }
+
+
+def _row(name: str, picture: PictureFile) -> dict[str, Any]:
+    """Where it lay when the stage was made; its size, for which it is decoded."""
+    width, height = picture.read().size
+    return {
+        "id": name,
+        "path": str(picture.path),
+        "member": picture.member,
+        "sha256": picture.sha256(),
+        "size": [width, height],
+    }

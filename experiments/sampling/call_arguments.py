@@ -7,11 +7,10 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from evaluation.datasets.interface import CLASS_LABELS, FILES, Prompt
-from evaluation.datasets.pictures import read_picture
+from evaluation.datasets.picture_files import PictureFile
 
 PROMPT, COUNT = "prompt", "batch_size"
 # Pipelines for which a list of pictures is one set that every prompt of the call gets.
@@ -85,7 +84,7 @@ def _names(prompts: Sequence[Prompt]) -> tuple[str, ...]:
 
 
 def _raw(prompt: Prompt, name: str) -> Any:
-    """As the data set has it: of a picture, its path."""
+    """As the data set has it: of a picture, where it lies."""
     if name == PROMPT:
         return prompt.text
     return {**dict(prompt.files), **dict(prompt.arguments)}[name]
@@ -93,8 +92,8 @@ def _raw(prompt: Prompt, name: str) -> Any:
 
 def _value(pipeline: Any, prompt: Prompt, name: str) -> Any:
     value = _raw(prompt, name)
-    if name in FILES:
-        return read_picture(Path(value))
+    if isinstance(value, PictureFile):
+        return value.read()
     if name == CLASS_LABELS and isinstance(value, str):
         return pipeline.get_label_ids([value])[0]
     return value

@@ -21,13 +21,14 @@ from experiments.store.paths import ROOT
 README = (ROOT / "README.md").read_text()
 SECTION = "## Things of your own"
 DATASET = '''
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.datasets.interface import Prompt
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.images import write_png
 
 
@@ -54,8 +55,8 @@ class Words:
     def has_images(self) -> bool:
         return True
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        return ()
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        return {}
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         for number, prompt in enumerate(prompts):

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evaluation import distances
 from evaluation.clip_evaluator import Evaluator
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.distances import (
     check_prefix,
     distance_metric,
@@ -18,6 +20,7 @@ from evaluation.distances import (
     image_values,
     inception_extractor,
     kernel_distance,
+    picture_features,
 )
 from evaluation.records import MetricUnavailable
 
@@ -232,7 +235,30 @@ def test_features_are_those_of_clean_fid_on_the_folder(evaluator: Evaluator, ima
         str(folder), extract, num_workers=0, device=torch.device("cpu"), verbose=False
     )
     rows = folder_features(folder, ids=["a", "b", "c"], extractor=extract)
-    assert rows == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(rows, expected)
+
+
+def test_pictures_of_any_format_are_resized_by_clean_fid(tmp_path: Path) -> None:
+    """PNG images of one size and JPEG of several sizes: as clean-fid's loader gives them."""
+    from cleanfid import fid
+
+    rng = np.random.default_rng(0)
+    sizes = [(64, 64), (320, 200), (299, 299), (31, 700)]
+    for number, (width, height) in enumerate(sizes):
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        noise.save(tmp_path / f"a{number}.jpg", quality=90)
+        noise.save(tmp_path / f"b{number}.png")
+    files = [tmp_path / f"{name}" for name in sorted(path.name for path in tmp_path.iterdir())]
+
+    def extract(batch: torch.Tensor) -> torch.Tensor:
+        return batch[:, :, ::7, ::7].reshape(len(batch), -1)
+
+    expected = fid.get_files_features(
+        [str(path) for path in files], extract, num_workers=0, batch_size=3,
+        device=torch.device("cpu"), verbose=False,
+    )  # fmt: skip
+    found = picture_features([PictureFile(path=path) for path in files], extractor=extract)
+    assert np.array_equal(found, expected.astype(np.float64))
 
 
 def test_extractor_gets_what_clean_fid_gives(image_folder) -> None:

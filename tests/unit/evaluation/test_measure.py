@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation.clip_evaluator import Evaluator
+from evaluation.datasets.picture_files import folder_pictures
 from evaluation.images import write_png
 from evaluation.measure import Measured, measure
 from evaluation.metrics.lpips import LPIPS_BACKBONE
@@ -34,6 +35,8 @@ def make_inputs(images: Path, evaluator: Evaluator, *, reference: Path, **change
     }  # fmt: skip
     own = {"prompts": PROMPTS, "dataset": None, "step_errors": None}
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
+    if own["dataset"] is not None:
+        own["dataset"] = folder_pictures(own["dataset"])
     return Inputs(
         images=images, reference=reference, loaded=evaluator,
         settings=MetricSettings(**{**settings, **changes}), **own,
@@ -156,13 +159,13 @@ def test_cache_is_used_and_follows_the_contents(
     from evaluation import distances
 
     read: list[str] = []
-    original = distances.folder_features
+    original = distances.picture_features
 
-    def counting(folder: Path, **arguments):
-        read.append(Path(folder).name)
-        return original(folder, **arguments)
+    def counting(pictures, **arguments):
+        read.append(pictures[0].path.parent.name)
+        return original(pictures, **arguments)
 
-    monkeypatch.setattr(distances, "folder_features", counting)
+    monkeypatch.setattr(distances, "picture_features", counting)
     folders = {name: image_folder(name, ids=IDS, noise=n) for name, n in (("a", 3), ("b", 6))}
     reference = image_folder("reference", ids=IDS)
     dataset = image_folder("dataset", ids=["x", "y", "z", "w"], seed=4)

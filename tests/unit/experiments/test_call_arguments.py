@@ -14,6 +14,7 @@ from PIL import Image
 from evaluation.datasets.class_labels import ClassLabels
 from evaluation.datasets.interface import Dataset, Prompt
 from evaluation.datasets.loading import load_dataset
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.images import write_png
 from experiments.config.compose import build_cell
 from experiments.errors import UserError
@@ -79,7 +80,7 @@ def test_which_arguments_take_a_list(name: str, argument: str, several: bool) ->
 
 def test_a_picture_of_a_pipeline_that_takes_one(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    row = Prompt(id="e0", text="a", files=(("image", str(tmp_path / "a.png")),))
+    row = Prompt(id="e0", text="a", files=(("image", PictureFile(path=tmp_path / "a.png")),))
     assert isinstance(call_arguments(_of("Flux2Pipeline"), [row])["image"], Image.Image)
     several = call_arguments(_of("QwenImageEditPipeline"), [row])["image"]
     assert [picture.size for picture in several] == [(4, 4)]

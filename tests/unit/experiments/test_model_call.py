@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import diffusers
 import pytest
 
 from evaluation.datasets.interface import Prompt
+from evaluation.datasets.picture_files import PictureFile
 from experiments.config.run_config import ModelConfig
 from experiments.errors import UserError
 from experiments.sampling.model_call import check_call
@@ -23,7 +26,7 @@ MODEL = ModelConfig(
 
 
 def _rows(names: list[str]) -> list[Prompt]:
-    files = tuple((name, f"{name}.png") for name in names)
+    files = tuple((name, PictureFile(path=Path(f"{name}.png"))) for name in names)
     return [Prompt(id=f"e{number}", text="a red circle", files=files) for number in range(2)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from evaluation.images import write_png
 from experiments.cell.sweep import open_sweep
-from experiments.cell.true_images import TrueImages
+from experiments.cell.true_images import LISTING, TrueImages
 from experiments.config.request import read_request
 
 
@@ -43,7 +43,7 @@ def _stage(top: Path, folder: Path) -> TrueImages:
 
 
 def _level(stage: TrueImages, name: str) -> int:
-    return int(np.asarray(Image.open(stage.build().path / f"{name}.png")).mean())
+    return int(np.asarray(stage.pictures()[name].read()).mean())
 
 
 def _in_place(path: Path) -> None:
@@ -71,12 +71,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_pictures_replaced_at_one_path_are_others(
     tmp_path: Path, pictures: Path, change: str, name: str
 ) -> None:
-    assert (
-        int(
-            np.asarray(Image.open(_stage(tmp_path, pictures).build().path / f"{name}.png"))[0, 0, 0]
-        )
-        == 10
-    )
+    assert _level(_stage(tmp_path, pictures), name) == 10
     CHANGES[change](pictures / f"{name}.png")
     stage = _stage(tmp_path, pictures)
     assert stage.find() is None
@@ -84,10 +79,30 @@ def test_pictures_replaced_at_one_path_are_others(
 
 
 def test_the_same_pictures_elsewhere_are_the_same(tmp_path: Path, pictures: Path) -> None:
-    before = _stage(tmp_path, pictures).hash
+    """They are looked for where they are now, not where the list was made."""
+    before = _stage(tmp_path, pictures)
+    assert before.pictures()["x"].path == pictures / "x.png"
     shutil.move(pictures, tmp_path / "moved")
     _paint(tmp_path / "moved" / "of another prompt.png", 5)
-    assert _stage(tmp_path, tmp_path / "moved").hash == before
+    after = _stage(tmp_path, tmp_path / "moved")
+    assert after.hash == before.hash
+    assert _level(after, "x") == 10
+
+
+def test_nothing_is_copied(tmp_path: Path, pictures: Path) -> None:
+    finished = _stage(tmp_path, pictures).build()
+    assert [path.name for path in finished.path.iterdir() if path.name != "manifest.json"] == [
+        LISTING
+    ]
+    rows = json.loads((finished.path / LISTING).read_text())
+    content = (pictures / "e0.png").read_bytes()
+    assert rows[0] == {
+        "id": "e0",
+        "path": str(pictures / "e0.png"),
+        "member": None,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": [16, 16],
+    }
 
 
 def test_a_missing_picture_is_told_when_it_is_needed(tmp_path: Path, pictures: Path) -> None:
