@@ -12,10 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.datasets.pictures import read_picture
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.images import write_png
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LOSSY = ("JPEG", "WEBP")  # WebP has a lossless kind too; which one it is, its header tells nobody
 _ORIENTATION = 0x0112  # of EXIF
 _NAMED_AT_MOST = 5
@@ -40,34 +39,11 @@ class Paired:
     left_out: Mapping[str, int]
 
 
-def images_by_name(folder: Path) -> dict[str, Path]:
-    """Stem -> file of the images that lie directly in a folder.
-
-    Raises:
-        ValueError: no such folder, no image in it, or two images of one name.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("._") or path.is_dir():
-            continue
-        if path.stem in found:
-            raise ValueError(
-                f"{folder}: {found[path.stem].name} and {path.name} have one name; images are "
-                "paired by it: take one of them away"
-            )
-        found[path.stem] = path
-    if not found:
-        raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
-    return found
-
-
-def pair_names(folders: Mapping[str, Mapping[str, Path]], *, common: bool) -> Paired:
+def pair_names(folders: Mapping[str, Mapping[str, PictureFile]], *, common: bool) -> Paired:
     """The names that every folder has, sorted.
 
     Args:
-        folders: label -> what `images_by_name` found.
+        folders: label -> name -> picture, as `folder_pictures` finds them.
         common: images without a partner are left out; else they are refused.
 
     Raises:
@@ -91,7 +67,7 @@ def pair_names(folders: Mapping[str, Mapping[str, Path]], *, common: bool) -> Pa
     )
 
 
-def prepare(files: Mapping[str, Path], folder: Path, *, names: Sequence[str]) -> Prepared:
+def prepare(files: Mapping[str, PictureFile], folder: Path, *, names: Sequence[str]) -> Prepared:
     """Puts `{name}.png` of each name into a new folder.
 
     Raises:
@@ -101,11 +77,11 @@ def prepare(files: Mapping[str, Path], folder: Path, *, names: Sequence[str]) ->
     prepared = Prepared(folder=folder)
     for name in names:
         source, target = files[name], folder / f"{name}.png"
-        kind, size = _look(source)
+        kind, size = _look(source.path)
         if kind == "PNG" and size is not None:
-            os.symlink(source.resolve(), target)
+            os.symlink(source.path.resolve(), target)
         else:
-            picture = read_picture(source)
+            picture = source.read()
             size = picture.size
             write_png(target, picture)
         prepared.sizes[name] = size
@@ -136,7 +112,7 @@ def _look(path: Path) -> tuple[str, Size | None]:
             as_it_lies = picture.mode == "RGB" and picture.getexif().get(_ORIENTATION, 1) == 1
             as_it_lies &= "transparency" not in picture.info
             return str(picture.format), picture.size if as_it_lies else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:
         return "", None  # decoding says what is wrong with it
 
 

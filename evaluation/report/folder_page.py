@@ -236,7 +236,7 @@ def _notes(pair: FolderPair, page: Page) -> list[str]:
     notes += page.notes
     by_reason: dict[str, list[str]] = {}
     for name, reason in pair.reasons.items():
-        by_reason.setdefault(reason, []).append(name)
+        by_reason.setdefault(reason, []).append(pair.titles.get(name, name))
     notes += [f"Not measured: {', '.join(few)}: {why}." for why, few in by_reason.items()]
     return notes
 

@@ -135,6 +135,7 @@ class FolderPair:
     lines: list[Line]
     scores: dict[str, dict[str, float]]  # B's, image by image
     reasons: dict[str, str]  # metric -> why it could not be had
+    titles: dict[str, str]
     identical: int | None  # images that are A's in every pixel
     noise_identical: int | None
     flat: dict[str, str] = field(default_factory=dict)  # folder -> which images show nothing
@@ -162,16 +163,13 @@ def compare_folders(
     ]
     _judge(lines, all_identical=b.identical == len(pair.ids))
     titles = {item.metric: item.title for item in found}
-    reasons = {
-        titles.get(name, name): metric.note
-        for name, metric in b.metrics.items()
-        if metric.value is None
-    }
+    reasons = {name: metric.note for name, metric in b.metrics.items() if metric.value is None}
     return FolderPair(
         names=tuple(pair.ids),
         lines=lines,
         scores={name: dict(values) for name, values in b.scores.items()},
         reasons=reasons,
+        titles=titles,
         identical=b.identical,
         noise_identical=None if again is None else again.identical,
         flat={label: side.flat for label, side in (("A", a), ("B", b)) if side.flat},

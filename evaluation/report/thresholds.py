@@ -8,10 +8,10 @@ itself (`clip_score`, ...), it is the drop from A to B that is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from evaluation.report.folder_pair import Line, Said
+from evaluation.report.folder_pair import FolderPair, Line, Said
 
 RULE = (
     "broken where the whole 95 % interval is beyond it and B is told from the noise; of a metric "
@@ -31,17 +31,19 @@ class Checked:
     why: str
 
 
-def check_thresholds(lines: Sequence[Line], given: Mapping[str, float]) -> list[Checked]:
+def check_thresholds(pair: FolderPair, given: Mapping[str, float]) -> list[Checked]:
     """Each threshold against its metric.
 
     Raises:
         ValueError: a metric that was not measured, or that knows no better and worse.
     """
-    known = {line.name: line for line in lines if line.better is not None}
+    known = {line.name: line for line in pair.lines if line.better is not None}
     for name in given:
         if name not in known:
+            why = f" ({pair.reasons[name]})" if name in pair.reasons else ""
             raise ValueError(
-                f"{name}: not measured here; thresholds may be on {', '.join(known) or 'nothing'}"
+                f"{name}: not measured here{why}; thresholds may be on "
+                f"{', '.join(known) or 'nothing'}"
             )
     return [_check(known[name], allowed) for name, allowed in given.items()]
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from evaluation.datasets.pictures import read_picture
-from evaluation.image_pairs import Prepared, check_sizes, images_by_name, pair_names, prepare
+from evaluation.datasets.picture_files import PictureFile, check_readable, folder_pictures
+from evaluation.image_pairs import Prepared, check_sizes, pair_names, prepare
 from evaluation.per_image import write_per_image
 from evaluation.report.figures import contact_sheet
 from evaluation.report.folder_page import Page, folder_table, markdown, shown_names, verdict
@@ -130,7 +130,7 @@ class _Work:
             folders = {"A": sampled.a, "B": sampled.b}
             if sampled.noise is not None:
                 folders["--noise"] = sampled.noise
-            sides = {label: images_by_name(path) for label, path in folders.items()}
+            sides = {label: folder_pictures(path) for label, path in folders.items()}
             paired = pair_names(sides, common=self.options.common)
             ready = {
                 label: prepare(files, self.folder / label.strip("-"), names=paired.names)
@@ -139,7 +139,7 @@ class _Work:
             for label in list(ready)[1:]:
                 check_sizes(ready["A"], ready[label], labels=("A", label))
             pair = self._measure(ready, texts=sampled.texts)
-            checked = check_thresholds(pair.lines, thresholds)
+            checked = check_thresholds(pair, thresholds)
         page = self._page(names, ready=ready, checked=checked)
         page.notes += sampled.notes
         page.notes += [
@@ -170,7 +170,8 @@ class _Work:
             missing = [name for name, text in prompts.items() if text is None]
             raise UserError(f"--prompt-texts has no text for {len(missing)}: {missing[0]}, ...")
 
-        true_images = self._true_images()
+        dataset = self.options.dataset
+        true_images = None if dataset is None else folder_pictures(dataset)
 
         def inputs(label: str) -> PairInputs:
             return PairInputs(
@@ -191,8 +192,8 @@ class _Work:
             )
         except OSError as error:
             for side in ready.values():
-                for name in side.sizes:
-                    read_picture((side.folder / f"{name}.png").resolve())
+                linked = (side.folder / f"{name}.png" for name in side.sizes)
+                check_readable(PictureFile(path=path.resolve()) for path in linked)
             raise UserError(f"an image cannot be read: {error}") from error
 
     def _around(self) -> Surroundings:
@@ -201,12 +202,6 @@ class _Work:
         store.prepare()
         config = read_request([*self.words, f"out='{store.root}'"], multirun=False).cells[0]
         return gather_cells([config], store=store, progress=quiet())[0].around
-
-    def _true_images(self) -> Path | None:
-        if self.options.dataset is None:
-            return None
-        files = images_by_name(self.options.dataset)
-        return prepare(files, self.folder / "dataset", names=sorted(files)).folder
 
     # saying ---------------------------------------------------------------------------------
 
@@ -294,6 +289,8 @@ def _thresholds(given: Sequence[str]) -> dict[str, float]:
             raise UserError(f"--threshold {item}: write METRIC=VALUE, as psnr=30") from error
         if not name or not math.isfinite(thresholds[name]):
             raise UserError(f"--threshold {item}: write METRIC=VALUE, as psnr=30")
+    if len(thresholds) < len(given):
+        raise UserError("--threshold: a metric has one, the stricter of them")
     return thresholds
 
 

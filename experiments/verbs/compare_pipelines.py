@@ -7,7 +7,7 @@ noise, the same settings, in a store that is thrown away unless `--work` names o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from baselines.noise_floor import NoiseFloor
 from evaluation.datasets.interface import Prompt
 from evaluation.datasets.loading import load_dataset
+from evaluation.datasets.picture_files import PictureFile
 from evaluation.datasets.prompts_file import PromptsFile
 from evaluation.outside_files import json_lines
 from experiments.cell.cell import Cell
@@ -72,8 +73,8 @@ class GivenPrompts:
     def has_images(self) -> bool:
         return False
 
-    def image_files(self, prompts: Sequence[Prompt]) -> Sequence[Path]:
-        return ()
+    def image_files(self, prompts: Sequence[Prompt]) -> Mapping[str, PictureFile]:
+        return {}
 
     def write_true_images(self, folder: Path, prompts: Sequence[Prompt]) -> None:
         raise ValueError("given prompts have no true images")
