@@ -30,7 +30,7 @@ from experiments.config.request import read_request
 from experiments.errors import UserError, told_to_the_user
 from experiments.store.folders import Store, write_text
 from experiments.verbs.answer import Answer
-from experiments.verbs.compare_pipelines import AGAIN, Kind, Sampled, kind_of, sample_both
+from experiments.verbs.compare_pipelines import AGAIN, Kind, Sampled, kind_of, name_of, sample_both
 from experiments.verbs.prompt_texts import read_texts
 from experiments.verbs.words import check_writable, quiet
 
@@ -208,7 +208,7 @@ class _Work:
     def _page(
         self, names: tuple[str, str], *, ready: Mapping[str, Prepared], checked: Sequence[Checked]
     ) -> Page:
-        short = tuple(Path(name).resolve().name for name in names)
+        short = tuple(name_of(Path(name)) for name in names)
         a, b = names if short[0] == short[1] else short
         noise = "" if self.options.noise is None else Path(self.options.noise).resolve().name
         noise = "A sampled again" if noise == AGAIN else noise

@@ -7,6 +7,7 @@ noise, the same settings, in a store that is thrown away unless `--work` names o
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,6 +32,7 @@ from experiments.errors import UserError, told_to_the_user
 from experiments.sampling.model_check import check_model, check_prompts
 from experiments.store.digests import digest
 from experiments.store.folders import Store
+from experiments.store.manifest import MANIFEST
 from experiments.verbs.prompt_texts import read_texts
 from segquant.core.checkpoint import KIND
 from segquant.core.files import read_manifest
@@ -106,6 +108,15 @@ def _checkpoint(path: Path) -> Path | None:
             continue
         return folder
     return None
+
+
+def name_of(path: Path) -> str:
+    """What a page calls it: of a stage of this project, what was quantized how."""
+    try:
+        key = json.loads((path / MANIFEST).read_text())["key"]
+        return f"{key['method']['class'].rpartition('.')[2]} {key['bits']['name']}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return path.resolve().name
 
 
 def sample_both(
