@@ -234,10 +234,9 @@ def _notes(pair: FolderPair, page: Page) -> list[str]:
         )
     notes += [f"Flat images in {label}: {said}." for label, said in pair.flat.items()]
     notes += page.notes
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in pair.reasons.items():
-        by_reason.setdefault(reason, []).append(pair.titles.get(name, name))
-    notes += [f"Not measured: {', '.join(few)}: {why}." for why, few in by_reason.items()]
+    if pair.reasons:
+        titles = ", ".join(pair.titles.get(name, name) for name in pair.reasons)
+        notes.append(f"Not measured (why: on stderr and in --json): {titles}.")
     return notes
 
 

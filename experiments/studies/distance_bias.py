@@ -232,8 +232,8 @@ def report(found: Sequence[Bias]) -> str:
             f"{found[0].samples} samples of n images against n others. Gaussian: N(0, I) against "
             f"N({SHIFT:g}, {SPREAD:g}² I) of 64 and 512 features, `of all` in closed form. Shapes: "
             "scenes against other scenes that were reduced to half and enlarged again, features of "
-            "the tiny evaluator, subsets without replacement; `of all` is the same distance of all, "
-            "which for FID is biased itself. Gaussian kernel: CMMD's, sigma 10.",
+            "the tiny evaluator, subsets without replacement; `of all` is the distance of all of "
+            "them, which for FID is biased itself. Gaussian kernel: CMMD's, sigma 10.",
             "",
             pipe_table(head, body, numeric=[False, False, *[True] * 5]),
             "",
@@ -251,7 +251,7 @@ def main() -> None:
     found += of_shapes(*shapes_features(options.images), samples=options.samples)
     write_text(options.out / f"{NAME}.md", report(found))
     head = ["features", "distance", "n", "truth", "mean", "sd", "samples"]
-    body = [
+    body: list[list[str | float]] = [
         [one.features, one.estimator, one.n, one.truth, one.mean, one.deviation, one.samples]
         for one in found
     ]

@@ -202,7 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     found = rates(tables=options.tables)
     write_text(options.out / f"{NAME}.md", report(found))
-    body = [[one.what, one.n, one.tables, one.false] for one in found]
+    body: list[list[str | float]] = [[one.what, one.n, one.tables, one.false] for one in found]
     write_text(options.out / f"{NAME}.csv", csv_text(["what", "n", "tables", "false"], body))
 
 

@@ -104,7 +104,7 @@ def _place(values: np.ndarray, index: int) -> float:
 
 
 def over_settings(found: Sequence[Agreement]) -> Estimate:
-    """Mean tau, with Student's interval over bit-widths: models of one are no independent sample."""
+    """Mean tau, with Student's interval over bit-widths: of one, models are no independent rows."""
     by_bits: dict[str, list[float]] = {}
     for one in found:
         if np.isfinite(one.tau):
@@ -133,12 +133,12 @@ def report(rows: Sequence[Row]) -> str:
             "",
             "Kendall's tau over the methods of one model at one bit-width (but for those with more "
             "than a tenth more bits a weight than the median), mean over settings; the interval is "
-            "Student's over bit-widths. Step errors are of 8 prompts, image metrics of 16 images of "
-            "the same: what their own noise costs is in every tau, and two image metrics of the "
-            "same images (the last lines) show what is to be had. `its choice`: where the method "
-            "that the first metric ranks best stands by the second (0 the best, 1 the worst; by "
-            "chance 0.5). `best in three`: how often the second's best is among the first's best "
-            "three.",
+            "Student's over bit-widths. Step errors are of 8 prompts, image metrics of 16 images, "
+            "the same prompts among them: what their own noise costs is in every tau, and two "
+            "image metrics of the same images (`ssim` against `psnr`) show what is to be had. "
+            "`its choice`: where the method that the first metric ranks best stands by the second "
+            "(0 the best, 1 the worst; by chance 0.5). `best in three`: how often the second's best "
+            "is among the first's best three.",
             "",
             pipe_table(head, body, numeric=[False, False, *[True] * (len(head) - 2)]),
             "",

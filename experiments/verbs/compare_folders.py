@@ -146,6 +146,11 @@ class _Work:
             f"Left out of {label}, as not every folder has them: {count} images."
             for label, count in paired.left_out.items()
         ]
+        reasons = {}
+        for name, reason in pair.reasons.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, which in reasons.items():
+            sys.stderr.write(f"not measured: {', '.join(which)}: {reason}\n")
         self._write(pair, page, ready=ready)
         return Answer(
             markdown(pair, page)
