@@ -42,6 +42,17 @@ def images_needed(
     return count if count < MOST else None
 
 
+def ratio_needed(found: Estimate, *, ratio: float | None = None) -> int | None:
+    """The n at which a ratio would be told from 1, by a paired ratio's interval on logarithms.
+
+    Args:
+        ratio: None for the one that was seen.
+    """
+    error = found.standard_error / found.value
+    logs = Estimate(value=math.log(found.value), low=0, high=0, standard_error=error, n=found.n)
+    return images_needed(logs, size=None if ratio is None else math.log(ratio))
+
+
 def smallest_told(found: Estimate, *, power: float = POWER) -> float | None:
     """The difference that as many images as these would tell from 0."""
     if found.n < 2 or not math.isfinite(found.standard_error):

@@ -93,11 +93,11 @@ def report(*, trials: int) -> str:
         [
             f"How often a 95 % interval of a mean covers it: `{COMMAND}`.",
             "",
-            f"{trials} samples a line (a share of 95 % is known to ± {_known(trials):.1f}), {RESAMPLES} "
-            "resamples. What is used is on each side the "
-            "wider of Student's t and the studentized bootstrap. Where a few large values decide "
-            "the mean and a sample may hold none of them, no interval covers: differences come "
-            "with their median and a sign test for that reason.",
+            f"{trials} samples a line (a share of 95 % is known to ± {_known(trials):.1f}), "
+            f"{RESAMPLES} resamples. What is used is on each side the wider of Student's t and the "
+            "studentized bootstrap. Where a few large values decide the mean and a sample may hold "
+            "none of them, no interval covers: differences come with their median and a sign test "
+            "for that reason.",
             "",
             *(f"{_said(n, used)}" for n in HEADLINE_SIZES),
             "",

@@ -137,8 +137,8 @@ def report(rows: Sequence[Row]) -> str:
             "the same prompts among them: what their own noise costs is in every tau, and two "
             "image metrics of the same images (`ssim` against `psnr`) show what is to be had. "
             "`its choice`: where the method that the first metric ranks best stands by the second "
-            "(0 the best, 1 the worst; by chance 0.5). `best in three`: how often the second's best "
-            "is among the first's best three.",
+            "(0 the best, 1 the worst; by chance 0.5). `best in three`: how often the second's "
+            "best is among the first's best three.",
             "",
             pipe_table(head, body, numeric=[False, False, *[True] * (len(head) - 2)]),
             "",

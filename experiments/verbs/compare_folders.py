@@ -146,7 +146,7 @@ class _Work:
             f"Left out of {label}, as not every folder has them: {count} images."
             for label, count in paired.left_out.items()
         ]
-        reasons = {}
+        reasons: dict[str, list[str]] = {}
         for name, reason in pair.reasons.items():
             reasons.setdefault(reason, []).append(name)
         for reason, which in reasons.items():
