@@ -6,6 +6,7 @@ An RGB PNG is linked where it lies; whatever else is decoded once. Nothing is re
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def prepare(files: Mapping[str, PictureFile], folder: Path, *, names: Sequence[s
         source, target = files[name], folder / f"{name}.png"
         kind, size = _look(source.path)
         if kind == "PNG" and size is not None:
-            os.symlink(source.path.resolve(), target)
+            _link(source.path.resolve(), target)
         else:
             picture = source.read()
             size = picture.size
@@ -88,6 +89,14 @@ def prepare(files: Mapping[str, PictureFile], folder: Path, *, names: Sequence[s
         if kind in _LOSSY and kind not in prepared.lossy:
             prepared.lossy.append(kind)
     return prepared
+
+
+def _link(source: Path, target: Path) -> None:
+    """A copy where the file system knows no links."""
+    try:
+        os.symlink(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def check_sizes(a: Prepared, b: Prepared, *, labels: tuple[str, str]) -> None:
@@ -112,7 +121,7 @@ def _look(path: Path) -> tuple[str, Size | None]:
             as_it_lies = picture.mode == "RGB" and picture.getexif().get(_ORIENTATION, 1) == 1
             as_it_lies &= "transparency" not in picture.info
             return str(picture.format), picture.size if as_it_lies else None
-    except Exception:
+    except Exception:  # whatever a damaged header may raise
         return "", None  # decoding says what is wrong with it
 
 

@@ -30,9 +30,9 @@ from experiments.studies.csv_text import csv_text
 
 NAME = "distance_bias"  # of the file
 COMMAND = f"python -m experiments.studies.{NAME}"
-SIZES = (16, 64, 128, 512, 1024, 2048)
+SIZES = (16, 128, 512, 1024, 2048)
 WIDTHS = (64, 512)
-SAMPLES = 20
+SAMPLES = 20  # of the largest n; of smaller ones, which spread more, up to ten times as many
 IMAGES = 3000
 SHIFT, SPREAD = 0.15, 1.1  # of the second Gaussian: what its mean and deviations are
 SIGMA = 10.0  # of CMMD's kernel
@@ -136,13 +136,17 @@ class Gaussians:
         return float((SIGMA**2 / total) ** (self.width / 2) * np.exp(-away / (2 * total)))
 
 
+def _samples(n: int, *, least: int) -> int:
+    return min(10 * least, max(least, least * 1024 // n))
+
+
 def of_gaussians(*, samples: int, sizes: Sequence[int] = SIZES) -> list[Bias]:
     found = []
     for width in WIDTHS:
         source = Gaussians(width=width)
         for n in sizes:
             generator = np.random.default_rng([width, n])
-            pairs = [source.draw(generator, n) for _ in range(samples)]
+            pairs = [source.draw(generator, n) for _ in range(_samples(n, least=samples))]
             found += [
                 _bias(pairs, name, n=n, truth=source.truth(name), features=f"Gaussian, {width}")
                 for name in ESTIMATORS
@@ -191,22 +195,26 @@ def _reduced(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def of_shapes(a: Array, b: Array, *, samples: int, sizes: Sequence[int] = SIZES) -> list[Bias]:
     """Subsets without replacement against all of both."""
     found = []
+    truths = {name: estimate(a, b) for name, estimate in ESTIMATORS.items()}
+    truths["the same, biased form"] = truths["Gaussian kernel x1000"]
     for n in (size for size in sizes if size < len(a)):
         generator = np.random.default_rng(n)
         pairs = [
             (a[generator.permutation(len(a))[:n]], b[generator.permutation(len(b))[:n]])
-            for _ in range(samples)
+            for _ in range(_samples(n, least=samples))
         ]
         said = f"shapes, {a.shape[1]} ({len(a)} images for the truth)"
-        found += [
-            _bias(pairs, name, n=n, truth=estimate(a, b), features=said)
-            for name, estimate in ESTIMATORS.items()
-        ]
+        found += [_bias(pairs, name, n=n, truth=truths[name], features=said) for name in ESTIMATORS]
     return found
 
 
 def _place(one: Bias) -> tuple[str, int, int]:
     return (one.features, list(ESTIMATORS).index(one.estimator), one.n)
+
+
+def _error(one: Bias) -> float:
+    """Half of the bias's 95 % interval, in % of the truth."""
+    return 196 * one.deviation / one.samples**0.5 / abs(one.truth)
 
 
 def report(found: Sequence[Bias]) -> str:
@@ -218,18 +226,20 @@ def report(found: Sequence[Bias]) -> str:
             f"{one.truth:.4g}",
             f"{one.mean:.4g}",
             f"{one.deviation:.2g}",
-            f"{100 * (one.mean - one.truth) / one.truth:+.0f} %",
+            f"{100 * (one.mean - one.truth) / one.truth:+.0f} ± {_error(one):.0f} %",
         ]
         for one in sorted(
             found, key=lambda one: (one.features, list(ESTIMATORS).index(one.estimator))
         )
     ]
+    counts = [one.samples for one in found]
     head = ["features", "distance", "n", "of all", "mean at n", "sd at n", "bias"]
     return "\n".join(
         [
             f"How far are distances of few images from those of many? `{COMMAND}`.",
             "",
-            f"{found[0].samples} samples of n images against n others. Gaussian: N(0, I) against "
+            f"{min(counts)} to {max(counts)} samples of n images against n others; bias in % of "
+            "the truth, ± half of its 95 % interval. Gaussian: N(0, I) against "
             f"N({SHIFT:g}, {SPREAD:g}² I) of 64 and 512 features, `of all` in closed form. Shapes: "
             "scenes against other scenes that were reduced to half and enlarged again, features of "
             "the tiny evaluator, subsets without replacement; `of all` is the distance of all of "

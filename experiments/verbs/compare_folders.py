@@ -306,20 +306,34 @@ def _plain(pair: FolderPair, page: Page) -> dict[str, Any]:
         "identical": pair.identical,
         "metrics": [_plain_line(line) for line in pair.lines],
         "not_measured": pair.reasons,
-        "thresholds": [asdict(one) for one in page.checked],
+        "thresholds": [_readable(asdict(one)) for one in page.checked],
         "flat": pair.flat,
     }
 
 
 def _plain_line(line: Line) -> dict[str, Any]:
-    return {
+    interval = None if line.estimate is None else [line.estimate.low, line.estimate.high]
+    plain = {
         "metric": line.name,
         "to_a": line.to_a,
         "a": line.of_a,
         "b": line.of_b.value,
-        "interval": None if line.estimate is None else [line.estimate.low, line.estimate.high],
+        "interval": interval,
         "difference": None if line.difference is None else vars(line.difference),
         "noise": None if line.noise is None else vars(line.noise),
         "p_adjusted": line.adjusted,
         "verdict": line.said.value,
     }
+    readable: dict[str, Any] = _readable(plain)
+    return readable
+
+
+def _readable(value: Any) -> Any:
+    """JSON has no infinity: its name, as in records."""
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

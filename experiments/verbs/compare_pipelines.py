@@ -38,6 +38,7 @@ from segquant.core.checkpoint import KIND
 from segquant.core.files import read_manifest
 
 AGAIN = "again"  # --noise: the harness samples A a second time
+_OWN = ("model.path", "method", "bits", "out")
 _PROMPTS = "128"  # of the data set's, where none are given
 
 
@@ -139,6 +140,9 @@ def sample_both(
             f"A is {kinds[0].value}, B {kinds[1].value}; give two folders of images, two "
             "pipelines, or a pipeline and then a checkpoint"
         )
+    taken = [word for word in words if word.partition("=")[0] in _OWN]
+    if taken:
+        raise UserError(f"{', '.join(taken)}: A, B and --work say what these would")
     store = Store(work)
     store.prepare()
     given = _prompts(prompts, path=a, words=words, work=work)

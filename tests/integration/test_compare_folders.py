@@ -76,6 +76,8 @@ def test_what_has_no_partner_is_refused(segbench: Segbench, pictures: Path, tmp_
     answer = segbench(*two, "--common")
     assert answer.status == 0, answer.err
     assert "B is A: all 9 images are equal" in answer.out
+    plain = json.loads(segbench(*two, "--common", "--json").out, parse_constant=pytest.fail)
+    assert plain["metrics"][0]["b"] == "Infinity"
     assert "Left out of A, as not every folder has them: 3 images." in answer.out
 
 
@@ -153,3 +155,4 @@ def test_two_pipelines(segbench: Segbench, zoo: Path, tmp_path: Path) -> None:
     assert "Sampled here: 2 prompts, 3 steps, seed 0, float32" in answer.out
     assert_refused(segbench("compare", unet, str(tmp_path)), "A is a pipeline, B images")
     assert_refused(segbench("compare", unet, unet, "--common"), "of images")
+    assert_refused(segbench("compare", unet, unet, "method=rtn"), "method=rtn: A, B and --work")
