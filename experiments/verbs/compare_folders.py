@@ -17,6 +17,8 @@ from typing import Any, cast
 
 from evaluation.datasets.picture_files import PictureFile, check_readable, folder_pictures
 from evaluation.image_pairs import Prepared, check_sizes, pair_names, prepare
+from evaluation.metrics.metric_catalogue import all_metrics
+from evaluation.metrics.metric_interface import MetricBase
 from evaluation.per_image import write_per_image
 from evaluation.report.figures import contact_sheet
 from evaluation.report.folder_page import Page, folder_table, markdown, shown_names, verdict
@@ -38,6 +40,7 @@ NAME = "comparison"  # of the files below --out
 SHEET = "contact_sheet.png"
 _LONG_SECONDS = 10  # a pass that takes longer says its pace when it has begun
 _WITH_EVALUATOR = ("metrics=", "metrics.evaluator=")
+_WITH_METRICS = ("metrics=", "metrics.measured=")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +194,7 @@ class _Work:
 
         try:
             return compare_folders(
-                around.metrics,
+                self._metrics(around),
                 pair=inputs("B"),
                 noise=inputs("--noise") if "--noise" in ready else None,
             )
@@ -200,6 +203,13 @@ class _Work:
                 linked = (side.folder / f"{name}.png" for name in side.sizes)
                 check_readable(PictureFile(path=path.resolve()) for path in linked)
             raise UserError(f"an image cannot be read: {error}") from error
+
+    def _metrics(self, around: Surroundings) -> Sequence[MetricBase]:
+        """What the words name; else all that there are, of which some will say what they lack."""
+        if any(word.startswith(_WITH_METRICS) for word in self.words):
+            return around.metrics
+        given = around.config.metrics
+        return all_metrics(also=given.also, settings=given.settings)
 
     def _around(self) -> Surroundings:
         """Settings of the metrics, from the words."""
