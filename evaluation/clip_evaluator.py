@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from evaluation.feature_cache import file_hash
+from evaluation.judges.read_weights import asking
 
 CONFIG_NAME = "open_clip_config.json"
 MERGES_NAME = "bpe_merges.txt.gz"
@@ -160,7 +161,7 @@ def image_features(evaluator: Evaluator, images: torch.Tensor) -> torch.Tensor:
             f"images are {images.dtype} of shape {tuple(images.shape)}; give uint8 (N, H, W, 3)"
         )
     parts = []
-    with torch.no_grad():
+    with asking():
         for start in range(0, len(images), _BATCH):
             pictures = [Image.fromarray(image.numpy()) for image in images[start : start + _BATCH]]
             batch = torch.stack([evaluator.preprocess(picture) for picture in pictures])
@@ -172,7 +173,7 @@ def image_features(evaluator: Evaluator, images: torch.Tensor) -> torch.Tensor:
 def text_features(evaluator: Evaluator, prompts: Sequence[str]) -> torch.Tensor:
     """Unit-length float32 (N, D) features; longer prompts are cut at the context length."""
     parts = []
-    with torch.no_grad():
+    with asking():
         for start in range(0, len(prompts), _BATCH):
             tokens = evaluator.tokenize(list(prompts[start : start + _BATCH]))
             encoded = evaluator.model.encode_text(tokens.to(evaluator.device), normalize=True)

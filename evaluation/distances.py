@@ -1,8 +1,7 @@
-"""Frechet and kernel distances between two sets of images.
+"""Frechet and kernel distances between the features of two sets of images.
 
-Images are read and resized by clean-fid's own code (`mode="clean"`: PIL bicubic with antialias to
-299x299). The features come from an extractor that the caller names; metric names carry that name,
-since distances from different extractors or resizers cannot be compared.
+The features come from an extractor that the caller names; metric names carry that name, since
+distances from different extractors or resizers cannot be compared.
 
 A distance comes with what each image contributes to it: its influence, the first-order change of
 the distance when the image gets more weight. Contributions have mean 0 over the images of a set;
@@ -15,27 +14,18 @@ Shapes: N images of one set, M of the other, D features.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from evaluation.clip_evaluator import Evaluator, normalize_batch
-from evaluation.datasets.picture_files import PictureFile
-from evaluation.feature_cache import file_hash
-from evaluation.images import check_ids
-from evaluation.records import Metric, MetricUnavailable
+from evaluation.records import Metric
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Extractor = Callable[[torch.Tensor], torch.Tensor]
+Kernel = Callable[[Array, Array], Array]  # (N, D) and (M, D) -> (N, M)
 
-INCEPTION_NAME = "inception-2015-12-05.pt"
 SPREAD_KIND = "sd"
-_BATCH = 32
-_MODE = "clean"
 _ROWS = 1000  # of a kernel matrix that are in memory at once
 
 
@@ -46,85 +36,6 @@ class Distance:
     value: float
     of_a: Array
     of_b: Array
-
-
-def evaluator_extractor(evaluator: Evaluator) -> Extractor:
-    """The evaluator's image tower as clean-fid wants it: float [0, 255] (N, 3, 299, 299) in."""
-
-    def extract(batch: torch.Tensor) -> torch.Tensor:
-        images = normalize_batch(evaluator, batch.to(evaluator.device) / 255)
-        features: torch.Tensor = evaluator.model.encode_image(images)  # not unit length, as usual
-        return features.float()
-
-    return extract
-
-
-def inception_extractor(
-    folder: Path | str,
-    *,
-    sha256: str | None = None,
-    file_key: Callable[[Path], str] = file_hash,
-) -> Extractor:
-    """The Inception network of StyleGAN2-ADA, as clean-fid uses it, from a folder on disk.
-
-    Args:
-        sha256: what the file must have; None for any.
-        file_key: gives a file's sha256.
-
-    Raises:
-        MetricUnavailable: the file is not there; no download is tried.
-        ValueError: the file's sha256 is not the configured one.
-    """
-    path = Path(folder) / INCEPTION_NAME
-    if not path.is_file():
-        raise MetricUnavailable(f"the Inception features need {path}; put the file there")
-    if sha256 is not None:
-        present = file_key(path)
-        if present != sha256.lower():
-            raise ValueError(
-                f"{path}: sha256 is {present}, expected {sha256}; fetch the file again"
-            )
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    network = InceptionV3W(str(folder), download=False).eval()
-
-    def extract(batch: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = network(batch)
-        return features
-
-    return extract
-
-
-def folder_features(folder: Path | str, *, ids: Sequence[str], extractor: Extractor) -> Array:
-    """Features of the images of `ids`, row i for ids[i], float64 (N, D).
-
-    The folder must hold these and no others.
-    """
-    check_ids(folder, ids)
-    pictures = [PictureFile(path=Path(folder) / f"{name}.png") for name in ids]
-    return picture_features(pictures, extractor=extractor)
-
-
-def picture_features(pictures: Sequence[PictureFile], *, extractor: Extractor) -> Array:
-    """Features of pictures of any format and size, row i for pictures[i], float64 (N, D).
-
-    They are read where they lie and resized by clean-fid's own function; of PNG images these are
-    the features of clean-fid's own reading of their folder, bit for bit.
-    """
-    from cleanfid.resize import build_resizer
-
-    resize = build_resizer(_MODE)
-    rows = []
-    for start in range(0, len(pictures), _BATCH):
-        resized = [resize(np.array(p.read())) for p in pictures[start : start + _BATCH]]
-        batch_NCHW = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
-        with torch.no_grad():
-            rows.append(extractor(batch_NCHW).detach().cpu().numpy())
-    array: Array = np.concatenate(rows).astype(np.float64)
-    if not np.isfinite(array).all():
-        where = pictures[int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])].name
-        raise ValueError(f"{where}: the extractor gave NaN or infinite features")
-    return array
 
 
 def frechet_distance(a_ND: Array, b_MD: Array) -> Distance:
@@ -152,13 +63,34 @@ def frechet_distance(a_ND: Array, b_MD: Array) -> Distance:
     )
 
 
-def kernel_distance(a_ND: Array, b_MD: Array, *, paired: bool = False) -> Distance:
-    """Kernel distance with k(x, y) = (x.y / D + 1)^3 over all pairs of images.
+def cubic_kernel(a_ND: Array, b_MD: Array) -> Array:
+    """KID's: (x.y / D + 1)^3.
+
+    Source: Binkowski et al. 2018 (arXiv:1801.01401), section 4.
+    """
+    return np.asarray((a_ND @ b_MD.T / a_ND.shape[1] + 1) ** 3, dtype=np.float64)
+
+
+def gaussian_kernel(sigma: float) -> Kernel:
+    """exp(-|x - y|^2 / (2 sigma^2))."""
+
+    def kernel(a_ND: Array, b_MD: Array) -> Array:
+        squares_NM = (a_ND**2).sum(axis=1)[:, None] + (b_MD**2).sum(axis=1) - 2 * a_ND @ b_MD.T
+        return np.asarray(np.exp(-squares_NM.clip(min=0) / (2 * sigma**2)), dtype=np.float64)
+
+    return kernel
+
+
+def kernel_distance(
+    a_ND: Array, b_MD: Array, *, paired: bool = False, kernel: Kernel = cubic_kernel
+) -> Distance:
+    """Squared maximum mean discrepancy over all pairs of images.
 
     The estimator is unbiased, so near 0 it may be negative. Other packages average it over random
-    subsets, which has the same expectation and more noise. Images of the same prompts are alike
-    whatever the model: a term of the two would pull the distance below 0, the further the fewer
-    images there are, so that `paired` leaves these terms out.
+    subsets, which has the same expectation and more noise, or count an image as its own partner,
+    which is biased upwards. Images of the same prompts are alike whatever the model: a term of the
+    two would pull the distance below 0, the further the fewer images there are, so that `paired`
+    leaves these terms out.
 
     Args:
         paired: row i of both sets is of one prompt.
@@ -168,15 +100,26 @@ def kernel_distance(a_ND: Array, b_MD: Array, *, paired: bool = False) -> Distan
     """
     _check_features(a_ND, b_MD)
     assert not paired or len(a_ND) == len(b_MD)
-    within_a = _kernel_sums(a_ND, a_ND, other_pairs=True) / (len(a_ND) - 1)
-    within_b = _kernel_sums(b_MD, b_MD, other_pairs=True) / (len(b_MD) - 1)
-    across_a = _kernel_sums(a_ND, b_MD, other_pairs=paired) / (len(b_MD) - paired)
-    across_b = _kernel_sums(b_MD, a_ND, other_pairs=paired) / (len(a_ND) - paired)
+
+    def sums(x: Array, y: Array, other_pairs: bool) -> Array:
+        return _kernel_sums(x, y, kernel=kernel, other_pairs=other_pairs)
+
+    within_a = sums(a_ND, a_ND, True) / (len(a_ND) - 1)
+    within_b = sums(b_MD, b_MD, True) / (len(b_MD) - 1)
+    across_a = sums(a_ND, b_MD, paired) / (len(b_MD) - paired)
+    across_b = sums(b_MD, a_ND, paired) / (len(a_ND) - paired)
     of_a, of_b = within_a - across_a, within_b - across_b
     return Distance(
         value=float(of_a.mean() + of_b.mean()),
         of_a=2 * (of_a - of_a.mean()),
         of_b=2 * (of_b - of_b.mean()),
+    )
+
+
+def scaled(distance: Distance, factor: float) -> Distance:
+    """The same in other units."""
+    return Distance(
+        value=factor * distance.value, of_a=factor * distance.of_a, of_b=factor * distance.of_b
     )
 
 
@@ -244,17 +187,15 @@ def _centred(features: Array) -> _Centred:
     return _Centred(mean=mean, centred=centred, root=small, basis=basis)
 
 
-def _kernel_sums(a_ND: Array, b_MD: Array, *, other_pairs: bool) -> Array:
+def _kernel_sums(a_ND: Array, b_MD: Array, *, kernel: Kernel, other_pairs: bool) -> Array:
     """Sum of k(a_i, b_j) over j for each i; `other_pairs` leaves j = i out."""
-    width = a_ND.shape[1]
-    sums = np.concatenate(
-        [
-            ((a_ND[start : start + _ROWS] @ b_MD.T / width + 1) ** 3).sum(axis=1)
-            for start in range(0, len(a_ND), _ROWS)
-        ]
-    )
-    if other_pairs:
-        sums -= (np.einsum("nd,nd->n", a_ND, b_MD) / width + 1) ** 3
+    sums = np.empty(len(a_ND))
+    for start in range(0, len(a_ND), _ROWS):
+        rows = slice(start, start + _ROWS)
+        values_RM = kernel(a_ND[rows], b_MD)
+        sums[rows] = values_RM.sum(axis=1)
+        if other_pairs:
+            sums[rows] -= values_RM.diagonal(offset=start)
     return np.asarray(sums, dtype=np.float64)
 
 

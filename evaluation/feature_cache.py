@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
 import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = "v3"  # 3: with a checksum of name and data before the data
 _CHECKSUM_BYTES = 32
-_PACKAGES = ("torch", "clean-fid", "open_clip_torch", "pillow")  # an upgrade may change features
+_MADE_BY = ("clip_evaluator.py", "extractors.py", "similarity.py")  # and the judges
+_PACKAGES = (  # an upgrade may change features
+    *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch", "transformers"),
+    *("timm", "tokenizers", "pillow"),
+)
 
 
-def folder_contents(folder: Path, *, ids: Sequence[str]) -> list[str]:
-    """`id=sha256` of each image: what the features of a folder depend on."""
-    return [f"{name}={file_hash(folder / f'{name}.png')}" for name in ids]
+@functools.cache
+def judges_source() -> str:
+    """The sha256 of the code that features and scores are made by: an edit makes them again."""
+    here = Path(__file__).parent
+    state = hashlib.sha256()
+    for path in (*sorted((here / "judges").glob("*.py")), *(here / name for name in _MADE_BY)):
+        state.update(path.read_bytes())
+    return state.hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -35,13 +45,14 @@ def cached_array(
     cache: Path | None,
     *,
     kind: str,
-    parts: Sequence[str],
+    parts: Iterable[str],
     compute: Callable[[], np.ndarray[Any, Any]],
 ) -> np.ndarray[Any, Any]:
     """`compute()`, or what an earlier call with the same `kind` and `parts` left in `cache`.
 
     The versions of the packages that make features are part of the name. The file is written under
-    another name and renamed, so that two processes may fill one cache. None: nothing is kept.
+    another name and renamed, so that two processes may fill one cache. None: nothing is kept, and
+    `parts` are not asked for.
     """
     if cache is None:
         return compute()

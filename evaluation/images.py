@@ -5,10 +5,12 @@ Shapes: N images, H height, W width, C = 3 colour channels.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,28 @@ def _read_png(path: Path) -> np.ndarray[Any, Any]:
         if picture.mode != "RGB":
             raise ValueError(f"{path}: mode is {picture.mode!r}; only RGB images are scored")
         return np.array(picture)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPicture:
+    """One image of a folder, as it is scored: lossless."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def read(self) -> Image.Image:
+        """
+        Raises:
+            ValueError: it is no RGB PNG.
+        """
+        return Image.fromarray(_read_png(self.path))
+
+    def sha256(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_float(images_NHWC: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
 
 
 def _contents(prompt: Prompt) -> list[list[str]]:
-    """Name and checksum of each picture; nothing where there is none."""
-    return [[name, picture.sha256()] for name, picture in prompt.files]
+    """Name and identity of each picture; nothing where there is none."""
+    return [[name, picture.identity()] for name, picture in prompt.files]
 
 
 def check_pictures_of(dataset: LoadedDataset) -> None:
@@ -43,7 +43,11 @@ def check_pictures_of(dataset: LoadedDataset) -> None:
     """
     for name in FILES:
         prompts = (*dataset.evaluation, *dataset.calibration)
-        check_one_size([files[name] for p in prompts if name in (files := dict(p.files))])
+        given = [files[name] for p in prompts if name in (files := dict(p.files))]
+        check_one_size([picture for picture in given if picture.drawn is None])
+        for picture in given:
+            if picture.drawn is not None:  # of any size: a ControlNet's pipeline resizes each
+                picture.glance()
     if dataset.config.has_images() and (check := getattr(dataset.config, "check_images", None)):
         check(dataset.evaluation)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from evaluation.datasets.archives import MOST_MEMBER_BYTES, archive_bytes, archive_names
+from evaluation.datasets.control_images import draw, drawing_identity
 from evaluation.datasets.pictures import decode_picture, glance_at_picture
 
 SUFFIXES = frozenset(
@@ -24,10 +25,12 @@ class PictureFile:
 
     Args:
         member: its name in the archive that `path` is; None: `path` is the picture.
+        drawn: of `DRAWINGS`; what is drawn from it whenever it is read.
     """
 
     path: Path
     member: str | None = None
+    drawn: str | None = None
 
     @property
     def name(self) -> str:
@@ -40,12 +43,22 @@ class PictureFile:
         return self.path.is_file() and self.member in archive_names(self.path)
 
     def read(self) -> Image.Image:
-        """In RGB, decoded by the rules of `pictures`.
+        """In RGB, decoded by the rules of `pictures`; or what is drawn from that.
 
         Raises:
             ValueError: it is missing, no picture, damaged or too large.
         """
-        return decode_picture(self.content(), name=self.name)
+        picture = decode_picture(self.content(), name=self.name)
+        return picture if self.drawn is None else draw(self.drawn, picture)
+
+    def identity(self) -> str:
+        """What decides its pixels, but for the rules of decoding.
+
+        Raises:
+            ValueError: as `content`.
+        """
+        drawn = "" if self.drawn is None else f" {drawing_identity(self.drawn)}"
+        return self.sha256() + drawn
 
     def glance(self) -> None:
         """Raises what can be told of a damaged one without decoding it."""

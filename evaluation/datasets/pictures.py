@@ -13,6 +13,7 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -91,23 +92,22 @@ def _in_rgb(image: Image.Image, *, name: str) -> Image.Image:
         raise ValueError(
             f"{name} has numbers of 32 bit, whose white nobody states; save it with 8 or 16 bit"
         )
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return image.convert("RGB")
+    try:
+        if image.has_transparency_data:
+            opaque = image.convert("RGBA")
+            white = Image.new("RGBA", opaque.size, "white")
+            return Image.alpha_composite(white, opaque).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name} has mode {image.mode!r}, which has no rule") from error
 
 
-class _named(contextlib.AbstractContextManager["_named"]):  # noqa: N801  (reads as a statement)
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
     """What Pillow raises of a file, as one line with the file's name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Image.DecompressionBombError):
-            raise ValueError(f"{self._name} has too many pixels to be opened") from error
-        if isinstance(error, _DAMAGE):
-            raise ValueError(
-                f"{self._name} cannot be read as a picture; it is damaged or none"
-            ) from error
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels to be opened") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{name} cannot be read as a picture; it is damaged or none") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import torch
 
 from evaluation.clip_evaluator import Evaluator, evaluator_key, image_features, text_features
-from evaluation.feature_cache import cached_array, folder_contents
+from evaluation.metrics.kept_scores import (
+    Judge,
+    cut_note,
+    judged_images,
+    reference_scores,
+    score_and_delta,
+)
 from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
-from evaluation.metrics.metric_interface import DELTA, MetricBase, Need, Shown
+from evaluation.metrics.metric_interface import MetricBase, Need, Shown, networks_identity
 from evaluation.records import Metric
-from evaluation.statistics import metric_from_estimate, metric_from_values, paired_difference
 
 SHOWN = (
     Shown(
@@ -33,7 +39,6 @@ SHOWN = (
 )
 
 SCORE_SCALE = 100.0
-_DELTA = f"clip_score{DELTA}"
 
 
 @dataclass(kw_only=True)
@@ -46,63 +51,39 @@ class ClipScore(MetricBase):
     place = 40
 
     def score(self, batch: Batch, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        return {"clip": clip_scores(inputs.evaluator, batch.images, batch.prompts)}
+        key, judge = _judge(inputs.evaluator)
+        return {"clip": judged_images(inputs, batch, which="images", key=key, judge=judge)}
 
     def prompt_scores(self, inputs: Inputs) -> Mapping[str, Mapping[str, float]]:
-        """The reference's: kept on disk, since they serve all methods."""
-        prompts = [inputs.text(name) for name in inputs.ids]
-        contents = folder_contents(inputs.reference, ids=inputs.ids)
-        scores_N = cached_array(
-            inputs.settings.cache,
-            kind="clip",
-            parts=[inputs.evaluator.key, *prompts, *contents],
-            compute=lambda: torch.cat(
-                [
-                    clip_scores(inputs.evaluator, batch.reference, batch.prompts)
-                    for batch in inputs.batches()
-                ]
-            ).numpy(),
-        )
-        return {"clip_reference": dict(zip(inputs.ids, scores_N.tolist(), strict=True))}
+        key, judge = _judge(inputs.evaluator)
+        return {"clip_reference": reference_scores(inputs, key=key, judge=judge)}
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
-        seed, resamples = inputs.settings.seed, inputs.settings.resamples
-        prompts = [inputs.text(name) for name in inputs.ids]
-        note = "100 max(cos, 0), mean over images"
-        truncated = count_truncated(inputs.evaluator, prompts)
-        if truncated:
-            length = inputs.evaluator.context_length
-            note += f"; {truncated} of {len(prompts)} prompts cut at {length} tokens"
-        score = metric_from_values(
-            inputs.values("clip"),
-            higher_is_better=True,
-            against=self.against,
-            seed=seed,
-            resamples=resamples,
-            note=note,
+        note = clip_note(inputs.evaluator, [inputs.text(name) for name in inputs.ids])
+        return score_and_delta(
+            inputs, name=self.name, column="clip", against=self.against, note=note
         )
-        difference = paired_difference(
-            inputs.values("clip"), inputs.values("clip_reference"), seed=seed, resamples=resamples
-        )
-        pairs = zip(inputs.values("clip"), inputs.values("clip_reference"), strict=True)
-        deltas = (mine - reference for mine, reference in pairs)
-        inputs.scores[_DELTA] = dict(zip(inputs.ids, deltas, strict=True))
-        delta = metric_from_estimate(
-            difference,
-            higher_is_better=True,
-            against="clip_score of the reference",
-            note=f"paired by prompt; two-sided p={difference.p_value:.3g}; median "
-            f"{difference.median:.3g}, sign test p={difference.sign_p_value:.3g}",
-            unit="",
-        )
-        return {"clip_score": score, _DELTA: delta}
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
-        key = evaluator_key(settings.evaluator, file_key=settings.file_key)
-        return super().identity(settings) | {"evaluator": key}
+        key = "none"
+        if settings.evaluator is not None:
+            key = evaluator_key(settings.evaluator, file_key=settings.file_key)
+        own = super().identity(settings) | networks_identity(settings, weights=())
+        return own | {"evaluator": key}
 
 
 METRIC = ClipScore
+
+
+def _judge(evaluator: Evaluator) -> tuple[str, Judge]:
+    return f"clip\0{evaluator.key}", functools.partial(clip_scores, evaluator)
+
+
+def clip_note(evaluator: Evaluator, prompts: Sequence[str]) -> str:
+    """What a CLIP score is, and how many prompts it read in part."""
+    cut = count_truncated(evaluator, prompts)
+    said = cut_note(cut, of=len(prompts), tokens=evaluator.context_length)
+    return f"100 max(cos, 0), mean over images{said}"
 
 
 def clip_scores(evaluator: Evaluator, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

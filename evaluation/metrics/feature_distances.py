@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.clip_evaluator import evaluator_key
-from evaluation.distances import (
-    INCEPTION_NAME,
-    Array,
-    Distance,
-    distance_metric,
-    image_values,
-)
-from evaluation.metrics.metric_inputs import INCEPTION, Inputs, MetricSettings
-from evaluation.metrics.metric_interface import DELTA, unavailable
+from evaluation.distances import Array, Distance, distance_metric, image_values
+from evaluation.extractors import FILES, INCEPTION
+from evaluation.metrics.metric_inputs import Inputs, MetricSettings
+from evaluation.metrics.metric_interface import DELTA, networks_identity, unavailable
 from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.statistics import metric_from_estimate, paired_difference
@@ -24,28 +19,39 @@ Measure = Callable[[Array, Array, bool], Distance]  # of two sets; row i of both
 
 
 def measure_distances(
-    inputs: Inputs, *, name: str, distance: Measure, note: Callable[[bool], str]
+    inputs: Inputs,
+    *,
+    extractors: Mapping[str, str],
+    distance: Measure,
+    note: Callable[[bool], str],
 ) -> dict[str, Metric]:
     """Distances for every extractor: to the reference, and to the data set's images.
 
-    `{name}_{extractor}_dataset_{same,other}_prompts` says whose images these are: of the prompts
-    that were evaluated, or of others, which are further away whatever the model. Beside it
-    `..._delta` is the difference from the unquantized model's distance, paired image by image.
+    `{name}_dataset_{same,other}_prompts` says whose images these are: of the prompts that were
+    evaluated, or of others, which are further away whatever the model. Beside it `..._delta` is the
+    difference from the unquantized model's distance, paired image by image.
 
     Args:
+        extractors: what the entries' names begin with -> the extractor, such as
+            {"fid_inception": "inception"}.
         note: what is said of a distance, given whether it is of the same prompts.
     """
     metrics: dict[str, Metric] = {}
-    for prefix in inputs.prefixes:
-        one = _Extracted(inputs=inputs, name=f"{name}_{prefix}", prefix=prefix, distance=distance)
+    for name, prefix in extractors.items():
+        one = _Extracted(inputs=inputs, name=name, prefix=prefix, distance=distance)
         for against in ("reference", "dataset"):
             try:
                 metrics |= one.measure(against, note=note)
             except MetricUnavailable as error:
-                metrics[f"{name}_{prefix}_{against}"] = unavailable(
+                metrics[f"{name}_{against}"] = unavailable(
                     error.reason, against=against, higher_is_better=False
                 )
     return metrics
+
+
+def by_prefix(name: str, inputs: Inputs) -> dict[str, str]:
+    """`{name}_{extractor}` for each extractor that FID and KID are measured with."""
+    return {f"{name}_{prefix}": prefix for prefix in inputs.settings.prefixes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,32 +111,21 @@ class _Extracted:
 
 
 def distances_identity(settings: MetricSettings) -> dict[str, Any]:
-    """What the numbers depend on: the extractors, and that one is missing where it is."""
+    """What FID and KID depend on: the extractors, and that one is missing where it is."""
     identity: dict[str, Any] = {
-        "evaluator": evaluator_key(settings.evaluator, file_key=settings.file_key),
         "prefix": settings.prefix,
         "seed": settings.seed,
         "resamples": settings.resamples,
     }
-    if settings.inception is not None:
-        path = settings.inception / INCEPTION_NAME
-        identity[INCEPTION] = settings.file_key(path) if path.is_file() else "missing"
-        identity["inception_sha256"] = settings.inception_sha256
-    return identity
+    if settings.evaluator is not None:
+        identity["evaluator"] = evaluator_key(settings.evaluator, file_key=settings.file_key)
+    return identity | networks_identity(settings, weights=_files(settings))
 
 
-def inception_files(settings: MetricSettings) -> list[OutsideFile]:
+def distances_files(settings: MetricSettings) -> list[OutsideFile]:
     """Inception's weights, where its features are asked for."""
-    if settings.inception is None:
-        return []
-    from cleanfid.downloads_helper import inception_url
+    return [settings.files.described(name) for name in _files(settings)]
 
-    return [
-        OutsideFile(
-            path=settings.inception / INCEPTION_NAME,
-            needed_by="FID and KID of Inception's features",
-            origin=inception_url,
-            size=None,
-            sha256=settings.inception_sha256,
-        )
-    ]
+
+def _files(settings: MetricSettings) -> list[str]:
+    return [FILES[INCEPTION]] if INCEPTION in settings.prefixes else []

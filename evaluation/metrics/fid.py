@@ -8,8 +8,9 @@ from typing import Any
 
 from evaluation.distances import frechet_distance
 from evaluation.metrics.feature_distances import (
+    by_prefix,
+    distances_files,
     distances_identity,
-    inception_files,
     measure_distances,
 )
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
@@ -28,6 +29,7 @@ SHOWN = (
             place=place,
             shift_below_unquantized=True,
             biased_below=5000,
+            headline_from=2048,
         )
         for whose, words, said, place in (
             ("same", "the same", "", 10),
@@ -51,6 +53,7 @@ SHOWN = (
         "not quality; lower is better; ± as of FID to the dataset",
         place=20,
         biased_below=5000,
+        headline_from=2048,
     ),
 )
 
@@ -65,7 +68,7 @@ class Fid(MetricBase):
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         return measure_distances(
             inputs,
-            name=self.name,
+            extractors=by_prefix(self.name, inputs),
             distance=lambda a_ND, b_MD, _: frechet_distance(a_ND, b_MD),
             note=lambda _: "biased upwards at small n",
         )
@@ -74,7 +77,7 @@ class Fid(MetricBase):
         return distances_identity(settings)
 
     def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
-        return inception_files(settings)
+        return distances_files(settings)
 
 
 METRIC = Fid

@@ -8,8 +8,9 @@ from typing import Any
 
 from evaluation.distances import kernel_distance
 from evaluation.metrics.feature_distances import (
+    by_prefix,
+    distances_files,
     distances_identity,
-    inception_files,
     measure_distances,
 )
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
@@ -45,7 +46,7 @@ class Kid(MetricBase):
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         return measure_distances(
             inputs,
-            name=self.name,
+            extractors=by_prefix(self.name, inputs),
             distance=lambda a_ND, b_MD, paired: kernel_distance(a_ND, b_MD, paired=paired),
             note=_note,
         )
@@ -54,7 +55,7 @@ class Kid(MetricBase):
         return distances_identity(settings)
 
     def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
-        return inception_files(settings)
+        return distances_files(settings)
 
 
 METRIC = Kid

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
-from evaluation.metrics.metric_inputs import Batch, Inputs, MetricSettings
+from evaluation.judges.read_weights import asking, read_tensors
+from evaluation.metrics.kept_scores import judged_pairs
+from evaluation.metrics.metric_inputs import Batch, Inputs
 from evaluation.metrics.metric_interface import MetricBase, Need, Shown
-from evaluation.outside_files import OutsideFile
 from evaluation.records import Metric, MetricUnavailable
 from evaluation.similarity import check_pair, similarity_metrics
 from evaluation.statistics import share_metric
@@ -26,10 +27,12 @@ SHOWN = (
     ),
 )
 
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # the name under which torchvision stores it
-LPIPS_MIN_SIDE = 32  # AlexNet's pooling leaves nothing of smaller images
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+LPIPS_MIN_SIDE = {"alex": 32, "vgg": 16}  # the pooling leaves nothing of smaller images
+_NAMES = {"alex": "AlexNet", "vgg": "VGG-16"}
 BAD_CASE_LPIPS = 0.5
-_BATCH = 64
+
+Backbone = Literal["alex", "vgg"]
 
 
 @dataclass(kw_only=True)
@@ -38,13 +41,11 @@ class Lpips(MetricBase):
     needs = frozenset({Need.reference})
     higher_is_better = False
     columns = ("lpips",)
+    weights = (LPIPS_BACKBONE,)
     place = 30
 
     def score(self, batch: Batch, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        if not inputs.settings.lpips:
-            raise MetricUnavailable("LPIPS is switched off")
-        network = inputs.once("lpips", make=load_lpips)
-        return {"lpips": lpips_per_image(network, batch.float_images, batch.float_reference)}
+        return {"lpips": lpips_scores(batch, inputs, net="alex", file=LPIPS_BACKBONE)}
 
     def measure(self, inputs: Inputs) -> dict[str, Metric]:
         seed, resamples = inputs.settings.seed, inputs.settings.resamples
@@ -60,54 +61,52 @@ class Lpips(MetricBase):
         metrics["bad_case_rate"] = bad_case_rate(lpips_N)
         return metrics
 
-    def identity(self, settings: MetricSettings) -> dict[str, Any]:
-        """With the weights, or that they are missing: once they are there, it is measured again."""
-        path = backbone_path()
-        weights = settings.file_key(path) if path.is_file() else "missing"
-        return super().identity(settings) | {"weights": weights if settings.lpips else "off"}
-
-    def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
-        if not settings.lpips:
-            return ()
-        from torchvision.models import AlexNet_Weights
-
-        path = backbone_path()
-        return [
-            OutsideFile(
-                path=path,
-                needed_by="LPIPS",
-                origin=AlexNet_Weights.IMAGENET1K_V1.url,
-                size=None,
-                sha256=f"{path.stem.rpartition('-')[2]}...",  # torchvision's names hold it
-            )
-        ]
-
 
 METRIC = Lpips
 
 
-def backbone_path() -> Path:
-    """Where torchvision looks for AlexNet."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
-
-
-def load_lpips() -> torch.nn.Module:
-    """LPIPS with AlexNet, from weights that already lie on this machine.
+def lpips_scores(batch: Batch, inputs: Inputs, *, net: Backbone, file: str) -> torch.Tensor:
+    """LPIPS of the batch's images with the backbone of `file`, kept, float64 (N,).
 
     Raises:
-        MetricUnavailable: torchvision's AlexNet is not in torch's hub folder. No download is tried.
+        MetricUnavailable: the file is not there, or the images are too small.
     """
-    checkpoint = backbone_path()
-    if not checkpoint.is_file():
-        raise MetricUnavailable(
-            f"LPIPS needs torchvision's AlexNet weights at {checkpoint}; put {LPIPS_BACKBONE} "
-            "there, or set TORCH_HOME to a folder that holds hub/checkpoints"
-        )
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
+    files = inputs.settings.files
+    network = inputs.network(
+        file, make=lambda: load_lpips(files.need(file), net=net).to(inputs.device)
+    )
+    return judged_pairs(
+        inputs,
+        batch,
+        key=f"lpips\0{net}\0{files.identity(file)}",
+        judge=lambda pairs: lpips_per_image(network, pairs.float_images, pairs.float_reference),
+    )
 
-    network = _NoTrainLpips(net="alex")
-    network.requires_grad_(False)
-    return network
+
+def load_lpips(backbone: Path, *, net: Backbone) -> torch.nn.Module:
+    """LPIPS with a torchvision backbone from a file; the linear heads are torchmetrics' own.
+
+    Args:
+        net: "alex" or "vgg".
+
+    Raises:
+        ValueError: the file does not fit.
+    """
+    from torchmetrics.functional.image import lpips as package
+
+    with torch.device("meta"):  # neither fetched nor drawn at random: all is read
+        network = package._NoTrainLpips(net=net, pretrained=False, pnet_rand=True)
+    network.scaling_layer = package.ScalingLayer()
+    heads = read_tensors(Path(package.__file__).with_name("lpips_models") / f"{net}.pth")
+    tensors = read_tensors(backbone)
+    for name in network.net.state_dict():  # slice2.3.weight is features.3.weight
+        of_torchvision = f"features.{name.split('.', 1)[1]}"
+        if of_torchvision not in tensors:
+            raise ValueError(f"{backbone}: no backbone of LPIPS: it lacks {of_torchvision}")
+        heads[f"net.{name}"] = tensors[of_torchvision]
+    network.load_state_dict(heads, strict=False, assign=True)
+    assert not any(value.is_meta for value in network.state_dict().values())
+    return network.float().eval().requires_grad_(False)
 
 
 def lpips_per_image(
@@ -118,18 +117,18 @@ def lpips_per_image(
     Source: Zhang et al. 2018 (arXiv:1801.03924), eq. 1, version 0.1 of the linear heads.
     """
     check_pair(images, reference)
-    if min(images.shape[-2:]) < LPIPS_MIN_SIDE:
+    kind = str(network.pnet_type)
+    least = LPIPS_MIN_SIDE[kind]
+    if min(images.shape[-2:]) < least:
         raise MetricUnavailable(
-            f"LPIPS with AlexNet needs images of at least {LPIPS_MIN_SIDE} pixels a side; "
+            f"LPIPS with {_NAMES[kind]} needs images of at least {least} pixels a side; "
             f"these are {images.shape[-1]}x{images.shape[-2]} and are not resized"
         )
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(images), _BATCH):
-            a = images[start : start + _BATCH].to(torch.float32)
-            b = reference[start : start + _BATCH].to(torch.float32)
-            parts.append(network(a, b, normalize=True).reshape(-1).to(torch.float64))
-    return torch.cat(parts)
+    device = next(network.parameters()).device
+    a, b = (pictures.to(device, torch.float32) for pictures in (images, reference))
+    with asking():
+        distances: torch.Tensor = network(a, b, normalize=True)
+    return distances.reshape(-1).to(torch.float64).cpu()
 
 
 def bad_case_rate(lpips_N: torch.Tensor) -> Metric:

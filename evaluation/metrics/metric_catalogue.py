@@ -42,6 +42,28 @@ def all_metrics(
     return tuple(_build(metric, settings.get(metric.name, {})) for metric in classes)
 
 
+def chosen_metrics(
+    names: Sequence[str] | None,
+    *,
+    also: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] = _NO_SETTINGS,
+) -> tuple[MetricBase, ...]:
+    """`all_metrics`, of the project's only those of `names` (None: all), and all of `also`.
+
+    Raises:
+        ValueError: as `all_metrics`; a name that no metric has.
+    """
+    metrics = all_metrics(also, settings=settings)
+    if names is None:
+        return metrics
+    known = [metric.name for metric in metrics]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"measured: no metric {', '.join(unknown)}; there are {', '.join(known)}")
+    asked = {*names, *(m.name for m in metrics if type(m).__module__ in also)}
+    return tuple(metric for metric in metrics if metric.name in asked)
+
+
 def shown(metrics: Iterable[MetricBase]) -> tuple[Shown, ...]:
     """What their files say of how they are shown, by place; a metric's own entry has its column."""
     words = [

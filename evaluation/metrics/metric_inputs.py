@@ -13,13 +13,23 @@ import torch
 from evaluation import distances
 from evaluation.clip_evaluator import Evaluator, load_evaluator
 from evaluation.datasets.picture_files import PictureFile
-from evaluation.feature_cache import cached_array, file_hash, folder_contents
-from evaluation.images import image_size, read_batch, to_float
+from evaluation.extractors import (
+    FILES,
+    INCEPTION,
+    Extractor,
+    Picture,
+    evaluator_extractor,
+    picture_features,
+    weighted_extractor,
+)
+from evaluation.feature_cache import file_hash
+from evaluation.images import FolderPicture, check_ids, image_size, read_batch, to_float
+from evaluation.judges.read_weights import checked_device
 from evaluation.records import MetricUnavailable
 from evaluation.statistics import RESAMPLES
+from evaluation.weight_files import Weights
 
-INCEPTION = "inception"  # the prefix of its features
-_BATCH = 64
+TORCHVISION_FILES = ("alexnet-owt-7be5be79.pth", "vgg16-397923af.pth")
 
 Value = TypeVar("Value")
 
@@ -29,19 +39,23 @@ class MetricSettings:
     """What all metrics share.
 
     Args:
+        evaluator: folder of an open_clip model; None: what needs one is not measured.
         prefix: names the evaluator's features in `fid_{prefix}_reference` and so on.
-        inception: a folder; where given, the same distances again with Inception features.
+        weights: folder with the files of `evaluation/weights.yaml`, as far as they are at hand.
+        inception: another folder, for Inception's file alone.
+        device: where features and judges are computed.
+        batch: images that are in memory, and in a network, at once.
         resamples: of the bootstrap over prompts.
-        cache: features and scores of the reference and the dataset are kept here, under a name
-            made of the images' and the evaluator's contents.
+        cache: features and judges' scores are kept here, under names made of what they depend on.
         file_key: gives the sha256 of a file of weights.
     """
 
-    evaluator: Path
-    prefix: str
-    lpips: bool = True
+    evaluator: Path | None = None
+    prefix: str = "evaluator"
+    weights: Path | None = None
     inception: Path | None = None
-    inception_sha256: str | None = None
+    device: str = "cpu"
+    batch: int = 64
     seed: int = 0
     resamples: int = RESAMPLES
     cache: Path | None = None
@@ -49,6 +63,27 @@ class MetricSettings:
 
     def __post_init__(self) -> None:
         distances.check_prefix(self.prefix)
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}; measure at least 1 image at once")
+
+    @property
+    def files(self) -> Weights:
+        """Where the files of weights are looked for; torchvision's own also where it keeps them."""
+        kept_by_torchvision = Path(torch.hub.get_dir()) / "checkpoints"
+        more = dict.fromkeys(TORCHVISION_FILES, kept_by_torchvision)
+        if self.inception is not None:
+            more[FILES[INCEPTION]] = self.inception
+        return Weights(folder=self.weights, more=more, file_key=self.file_key)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Which extractors' features FID and KID are of: the evaluator's, Inception's.
+
+        Inception's where its weights were spoken of, or where there is nothing else.
+        """
+        own = [self.prefix] if self.evaluator is not None else []
+        asked = self.weights is not None or self.inception is not None
+        return list(dict.fromkeys([*own, *([INCEPTION] if asked or not own else [])]))
 
 
 @dataclass(kw_only=True)
@@ -63,6 +98,8 @@ class Inputs:
         step_errors: prompt id -> relative error of each step, for the prompts that were traced, in
             the order in which they count (a bootstrap draws by it); None where none was.
         loaded: the evaluator, where it is loaded already.
+        networks: what is loaded of weights, by name; one given to several inputs with the same
+            settings is shared by them.
     """
 
     images: Path
@@ -72,6 +109,7 @@ class Inputs:
     dataset: Mapping[str, PictureFile] | None = None
     step_errors: Mapping[str, Sequence[float]] | None = None
     loaded: Evaluator | None = None
+    networks: dict[str, Any] = field(default_factory=dict, repr=False)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> id -> value
     _kept: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
 
@@ -92,9 +130,19 @@ class Inputs:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        if self.loaded is None and self.settings.evaluator is None:
-            raise MetricUnavailable("no evaluator was named (metrics.evaluator=FOLDER)")
-        return self.loaded or load_evaluator(self.settings.evaluator)
+        """
+        Raises:
+            MetricUnavailable: none was named.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        if self.settings.evaluator is None:
+            raise MetricUnavailable("no evaluator was named: metrics.evaluator=FOLDER of open_clip")
+        return load_evaluator(self.settings.evaluator, device=str(self.device))
+
+    @cached_property
+    def device(self) -> torch.device:
+        return checked_device(self.settings.device)
 
     @cached_property
     def image_size(self) -> tuple[int, int]:
@@ -114,14 +162,21 @@ class Inputs:
         value: Value = self._kept[name]
         return value
 
+    def network(self, name: str, *, make: Callable[[], Value]) -> Value:
+        """`make()` at the first call with this name of all who share `networks`."""
+        if name not in self.networks:
+            self.networks[name] = make()
+        value: Value = self.networks[name]
+        return value
+
     def batches(self) -> Iterator[Batch]:
         """All images in the order of `ids`, a part at a time; nothing is decoded before it is used.
 
         The same parts whatever is measured: the evaluator's numbers depend on them in the last
         bits.
         """
-        for start in range(0, len(self.ids), _BATCH):
-            yield Batch(ids=self.ids[start : start + _BATCH], inputs=self)
+        for start in range(0, len(self.ids), self.settings.batch):
+            yield Batch(ids=self.ids[start : start + self.settings.batch], inputs=self)
 
     def features(self, which: str, prefix: str) -> distances.Array:
         """Features of "images", "reference" or "dataset", float64 (N, D), rows in their order.
@@ -133,48 +188,41 @@ class Inputs:
             "features", which, prefix, make=lambda: self._features(which, prefix=prefix)
         )
 
-    @property
-    def prefixes(self) -> list[str]:
-        """Which feature extractors distances are measured with."""
-        several = [self.settings.prefix, *([INCEPTION] if self.settings.inception else [])]
-        return list(dict.fromkeys(several))
-
     @cached_property
     def dataset_is_paired(self) -> bool:
         """Whether the dataset's images are of the same prompts."""
         assert self.dataset is not None
         return sorted(self.dataset) == self.ids
 
+    def contents(self, which: str, ids: Sequence[str]) -> list[str]:
+        """The sha256 of each image of "images" or "reference"; every file is read once."""
+        known = self.once("contents", which, make=dict[str, str])
+        folder = {"images": self.images, "reference": self.reference}[which]
+        for name in ids:
+            if name not in known:
+                known[name] = FolderPicture(path=folder / f"{name}.png").sha256()
+        return [known[name] for name in ids]
+
     def _features(self, which: str, *, prefix: str) -> distances.Array:
-        extractor, key = self.once("extractor", prefix, make=lambda: self._extractor(prefix))
+        settings = self.settings
+        extractor = self.network(f"extractor {prefix}", make=lambda: self._extractor(prefix))
+        return picture_features(
+            self._pictures(which), extractor=extractor, cache=settings.cache, batch=settings.batch
+        )
+
+    def _pictures(self, which: str) -> list[Picture]:
         if which == "dataset":
             assert self.dataset is not None
-            pictures = {name: self.dataset[name] for name in sorted(self.dataset)}
-            contents = [f"{name}={picture.sha256()}" for name, picture in pictures.items()]
-        else:
-            folder = {"images": self.images, "reference": self.reference}[which]
-            contents = folder_contents(folder, ids=self.ids)
+            return [self.dataset[name] for name in sorted(self.dataset)]
+        folder = {"images": self.images, "reference": self.reference}[which]
+        check_ids(folder, self.ids)
+        return [FolderPicture(path=folder / f"{name}.png") for name in self.ids]
 
-        def compute() -> distances.Array:
-            if which == "dataset":
-                return distances.picture_features([*pictures.values()], extractor=extractor)
-            return distances.folder_features(folder, ids=self.ids, extractor=extractor)
-
-        return cached_array(
-            None if which == "images" else self.settings.cache,
-            kind="features",
-            parts=[key, prefix, *contents],
-            compute=compute,
-        )
-
-    def _extractor(self, prefix: str) -> tuple[distances.Extractor, str]:
+    def _extractor(self, prefix: str) -> Extractor:
         settings = self.settings
-        if prefix != INCEPTION or settings.inception is None:
-            return distances.evaluator_extractor(self.evaluator), self.evaluator.key
-        extractor = distances.inception_extractor(
-            settings.inception, sha256=settings.inception_sha256, file_key=settings.file_key
-        )
-        return extractor, settings.file_key(settings.inception / distances.INCEPTION_NAME)
+        if prefix == settings.prefix and settings.evaluator is not None:
+            return evaluator_extractor(self.evaluator)
+        return weighted_extractor(prefix, weights=settings.files, device=self.device)
 
 
 @dataclass(kw_only=True)

@@ -46,6 +46,7 @@ class Shown:
     place: int = LAST  # of the column
     shift_below_unquantized: bool = False  # better than the unquantized model's: never bold
     biased_below: int | None = None  # fewer images than this: the title says so
+    headline_from: int | None = None  # fewer images than this: stands after all that has none
 
 
 @dataclass(kw_only=True)
@@ -64,6 +65,7 @@ class MetricBase:
     higher_is_better: ClassVar[bool | None]
     against: ClassVar[str] = "reference"
     columns: ClassVar[tuple[str, ...]] = ()  # per image
+    weights: ClassVar[tuple[str, ...]] = ()  # files of `evaluation/weights.yaml` that it reads
     place: ClassVar[int] = LAST  # among the metrics, and of its columns in the per-image file
 
     def score(self, batch: Batch, inputs: Inputs) -> Mapping[str, torch.Tensor]:
@@ -87,11 +89,22 @@ class MetricBase:
 
     def identity(self, settings: MetricSettings) -> dict[str, Any]:
         """What the numbers depend on beside the images, the prompts and the metric's own fields."""
-        return {"seed": settings.seed, "resamples": settings.resamples}
+        own = {"seed": settings.seed, "resamples": settings.resamples}
+        return own | networks_identity(settings, weights=self.weights) if self.weights else own
 
     def outside_files(self, settings: MetricSettings) -> Sequence[OutsideFile]:
         """Files that nobody may pass on and without which it is not measured."""
-        return ()
+        return [settings.files.described(name) for name in self.weights]
+
+
+def networks_identity(settings: MetricSettings, *, weights: Sequence[str]) -> dict[str, Any]:
+    """What a network's numbers depend on: its weights, or that they are missing, and in their last
+    digits the kind of device and what is computed at once."""
+    return {
+        "weights": {name: settings.files.identity(name) for name in weights},
+        "device": torch.device(settings.device).type,
+        "batch": settings.batch,
+    }
 
 
 def unavailable(reason: str, *, against: str, higher_is_better: bool | None = None) -> Metric:

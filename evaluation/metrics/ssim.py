@@ -75,18 +75,23 @@ def ssim_per_image(images: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
             f"{images.shape[-1]}x{images.shape[-2]} and are not resized"
         )
     pairs = zip(images.to(torch.float64).numpy(), reference.to(torch.float64).numpy(), strict=True)
-    return torch.tensor([_ssim(a_CHW, b_CHW) for a_CHW, b_CHW in pairs], dtype=torch.float64)
+    return torch.tensor([structural_similarity(a, b)[0] for a, b in pairs], dtype=torch.float64)
 
 
-def _ssim(a_CHW: Array, b_CHW: Array) -> float:
+def structural_similarity(a_CHW: Array, b_CHW: Array) -> tuple[float, float]:
+    """SSIM of two images, and its factor of contrast and structure alone.
+
+    Means over all pixels, of the factor over those whose window lies inside: torchmetrics' rules.
+    """
     mean_a, mean_b = _window(a_CHW), _window(b_CHW)
     square_a = (_window(a_CHW * a_CHW) - mean_a * mean_a).clip(min=0)
     square_b = (_window(b_CHW * b_CHW) - mean_b * mean_b).clip(min=0)
     product = _window(a_CHW * b_CHW) - mean_a * mean_b
     c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
-    above = (2 * mean_a * mean_b + c1) * (2 * product + c2)
-    below = (mean_a * mean_a + mean_b * mean_b + c1) * (square_a + square_b + c2)
-    return float((above / below).mean())
+    light = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
+    structure = (2 * product + c2) / (square_a + square_b + c2)
+    inside = slice(SSIM_KERNEL_SIZE // 2, -(SSIM_KERNEL_SIZE // 2))
+    return float((light * structure).mean()), float(structure[:, inside, inside].mean())
 
 
 def _window(values_CHW: Array) -> Array:

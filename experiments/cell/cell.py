@@ -46,6 +46,8 @@ RECORD = "record.json"
 SCORES = "per_image.csv"
 FAILURE = "failed_metrics.json"  # beside the record of a cell that had finished before
 _SCHEMA = 2
+# which metrics are measured, and with whose weights, may change: the run stays the same
+_METRICS_OF_A_RUN = ("evaluator", "prefix", "teacher_forced_prompts", "bootstrap_resamples")
 _DESCRIBED_BY = "experiments.cell.protocol_fields"  # what a record says is part of it
 
 
@@ -220,7 +222,7 @@ class Cell:
         """The hash of what was run: what a metric's code or a legend says is not in it."""
         config, dataset = self.config, self.config.dataset
         metrics = plain(asdict(config.metrics))
-        metrics = {k: v for k, v in metrics.items() if k not in ("also", "settings")}
+        metrics = {k: v for k, v in metrics.items() if k in _METRICS_OF_A_RUN}
         return digest(
             {
                 "schema": _SCHEMA,

@@ -62,6 +62,7 @@ class Measurement:
             step_errors=None if errors is None else errors.by_prompt(errors.build()),
             settings=settings,
             loaded=around.evaluator if judged else None,
+            networks=around.networks,
         )
 
 

@@ -94,6 +94,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "mixed_budget": bits.mixed_budget,
         "method": method_fields(config.method),
         "evaluator": around.evaluator_key,
+        "judges": around.metric_weights,
         "device": around.device_name,
         "num_threads": around.num_threads,
         "noise_floor": _floor(cell),

@@ -14,9 +14,10 @@ import torch
 from evaluation.clip_evaluator import Evaluator, evaluator_key, load_evaluator
 from evaluation.datasets.interface import Prompt
 from evaluation.datasets.loading import LoadedDataset, load_dataset, prompts_hash
-from evaluation.metrics.metric_catalogue import all_metrics, metric_identity
+from evaluation.metrics.metric_catalogue import chosen_metrics, metric_identity
 from evaluation.metrics.metric_inputs import MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
+from evaluation.weight_files import MISSING, weight_files
 from experiments.cell.progress import Progress
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError, told_to_the_user
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from experiments.sampling.model_parts import Part
 
 _METRICS_VERSIONED = (
-    *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch"),
-    *("pillow", "numpy", "scipy"),
+    *("torch", "torchvision", "torchmetrics", "clean-fid", "open_clip_torch", "timm"),
+    *("transformers", "tokenizers", "pillow", "numpy", "scipy"),
 )
 _VERSIONED = ("torch", "diffusers", "transformers")  # what else decides an image's bits
 
@@ -191,11 +192,13 @@ class Surroundings:
     def release(self) -> None:
         """Lets go of the model: a sweep of several holds one at a time."""
         self._loaded.clear()
-        for name in ("model", "graph", "evaluator"):
+        for name in ("model", "graph", "evaluator", "networks"):
             self.__dict__.pop(name, None)
 
     @cached_property
-    def evaluator_folder(self) -> Path:
+    def evaluator_folder(self) -> Path | None:
+        if self.config.metrics.evaluator is None:
+            return None
         folder = resolve_path(self.config.metrics.evaluator)
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(
@@ -205,36 +208,64 @@ class Surroundings:
         return folder
 
     @cached_property
-    def evaluator_key(self) -> str:
+    def evaluator_key(self) -> str | None:
         """Known without loading it: a look at a sweep takes no model."""
+        if self.evaluator_folder is None:
+            return None
         try:
             return evaluator_key(self.evaluator_folder, file_key=self.file_key)
         except ValueError as error:
             raise UserError(f"metrics.evaluator={self.evaluator_folder}: {error}") from error
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        return load_evaluator(self.evaluator_folder)
+    def evaluator(self) -> Evaluator | None:
+        if self.evaluator_folder is None:
+            return None
+        return load_evaluator(self.evaluator_folder, device=self.metric_device)
+
+    @cached_property
+    def networks(self) -> dict[str, Any]:
+        """Judges and extractors that the metrics of one cell have loaded, for the next cell."""
+        return {}
+
+    @cached_property
+    def metric_device(self) -> str:
+        """Where features and judges are computed: where the cells are, or what the metrics' own
+        jobs ask for. The same for whoever asks, since keys hold it."""
+        jobs = self.config.cluster.settings("metrics")
+        if jobs is not None and "metrics" in self.config.cluster.stages:
+            return "cuda" if jobs.gpus and self.config.device != "cpu" else "cpu"
+        if self.makes:
+            return str(self.device)
+        return "cpu" if self.device_name == "cpu" else "cuda"
 
     @cached_property
     def metrics(self) -> tuple[MetricBase, ...]:
-        """Those of the project and the user's own."""
+        """Those of the project that are asked for, and the user's own."""
         given = self.config.metrics
         try:
-            return all_metrics(also=given.also, settings=given.settings)
+            return chosen_metrics(given.measured, also=given.also, settings=given.settings)
         except ValueError as error:
             raise UserError(f"metrics: {error}") from error
+
+    @property
+    def metric_weights(self) -> dict[str, str]:
+        """File -> sha256 of the judges' weights that are there."""
+        settings = self.metric_settings
+        named = {f.path.name for m in self.metrics for f in m.outside_files(settings)}
+        known = {name: settings.files.identity(name) for name in named & set(weight_files())}
+        return {name: sha256 for name, sha256 in sorted(known.items()) if sha256 != MISSING}
 
     @cached_property
     def metric_settings(self) -> MetricSettings:
         given, cache = self.config.metrics, self.store.root / "stages" / "features"
-        inception = None if given.inception is None else resolve_path(given.inception)
         return MetricSettings(
             evaluator=self.evaluator_folder,
             prefix=given.prefix,
-            lpips=given.lpips,
-            inception=inception,
-            inception_sha256=given.inception_sha256,
+            weights=_folder(given.weights, what="weights"),
+            inception=_folder(given.inception, what="inception"),
+            device=self.metric_device,
+            batch=given.batch,
             seed=self.config.seed,
             resamples=given.bootstrap_resamples,
             cache=cache,
@@ -250,3 +281,17 @@ class Surroundings:
     @cached_property
     def metric_versions(self) -> dict[str, str]:
         return {name: version(name) for name in _METRICS_VERSIONED}
+
+
+def _folder(given: str | None, *, what: str) -> Path | None:
+    """A folder of weights that was named must be there; its files need not.
+
+    Raises:
+        UserError: it is none.
+    """
+    if given is None:
+        return None
+    folder = resolve_path(given)
+    if not folder.is_dir():
+        raise UserError(f"metrics.{what}={given}: no such folder; its files are in docs/metrics.md")
+    return folder

@@ -40,6 +40,7 @@ _LIMITS: dict[str, _Range] = {
     "dataset.calibration_seed": _SEED,
     "metrics.teacher_forced_prompts": (0, 100_000, "each is kept on disk, step by step"),
     "metrics.bootstrap_resamples": (100, 1_000_000, "each draws all prompts again, per metric"),
+    "metrics.batch": (1, 4096, "so many images are in memory at once"),
     "logger.images": (0, 10_000, "rows of W&B's table"),
     "cluster.cells_per_job": (1, 100_000, "cells of a job run one after the other"),
     "cluster.pack_minutes": (1, 1_000_000, "minutes of a job"),

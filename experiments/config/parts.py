@@ -37,7 +37,7 @@ _OWN_CLASS = ("method", "dataset")  # their yaml names the class
 _METHOD_CALLS = tuple(name for name in vars(Method) if not name.startswith("_"))
 _DATASET_CALLS = tuple(name for name in vars(Dataset) if not name.startswith("_"))
 _DATASET_SETTINGS = tuple(name for name in Dataset.__annotations__ if not name.startswith("_"))
-_DATASET_PATHS = ("path", "images")
+_DATASET_PATHS = ("path", "images", "root", "ids", "calibration_path")
 
 
 def build_part(group: str, content: Mapping[str, Any]) -> Any:

@@ -58,14 +58,15 @@ class ModelConfig:
 class MetricsConfig:
     """What is measured on the images."""
 
-    evaluator: str  # folder of an open_clip model: CLIP score, and the features of FID and KID
-    prefix: str  # names the features in fid_<prefix>_...; never a bare FID
-    lpips: bool
+    measured: list[str] | None  # the project's metrics, by name; null: all
+    evaluator: str | None  # folder of an open_clip model: `clip_score`, and features of FID and KID
+    prefix: str  # names these features in fid_<prefix>_...; never a bare FID
+    weights: str | None  # folder with files of evaluation/weights.yaml: what reads them is measured
+    inception: str | None  # another folder for inception-2015-12-05.pt alone
+    batch: int  # images in memory, and in a network, at once
     teacher_forced_prompts: int
     bootstrap_resamples: int
-    inception: str | None  # folder with inception-2015-12-05.pt: FID and KID of its features too
-    inception_sha256: str | None  # of that file, where it must be a certain one
-    also: list[str]  # modules with metrics of one's own
+    also: list[str]  # modules with metrics of one's own, which are measured as well
     settings: dict[str, dict[str, Any]]  # of metrics, by their name
 
 

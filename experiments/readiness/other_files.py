@@ -58,7 +58,9 @@ def _data(around: Surroundings) -> list[Finding]:
 
 def _metrics(around: Surroundings) -> list[Finding]:
     findings: list[Finding] = []
-    found("metrics", lambda: evaluator_key(around.evaluator_folder, file_key=file_digest), findings)
+    folder = found("metrics", lambda: around.evaluator_folder, findings)
+    if folder is not None:
+        found("metrics", lambda: evaluator_key(folder, file_key=file_digest), findings)
     metrics = found("metrics", lambda: around.metrics, findings)
     if metrics is None or findings:
         return findings

@@ -40,7 +40,8 @@ def check_model(model: ModelConfig, *, prompts: Sequence[Prompt]) -> nn.Module |
     """Refuses a model that cannot be run as it is asked for.
 
     Args:
-        prompts: all of the run, with what each brings to the pipeline's call.
+        prompts: all of the run, with what each brings to the pipeline's call; none where the data
+            set could not be read, which is said of it.
 
     Returns:
         What is quantized, without weights, where its classes are known.
@@ -58,7 +59,8 @@ def check_model(model: ModelConfig, *, prompts: Sequence[Prompt]) -> nn.Module |
         check_weights(folder, besides=parts)
     else:
         _check_file(one_file, folder, index, besides=parts)
-    check_call(model, kind, prompts=prompts)
+    if prompts:
+        check_call(model, kind, prompts=prompts)
     check_sides(model, folder)
     chosen_scheduler(model, folder)
     check_adapter(model, kind)

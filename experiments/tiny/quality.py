@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from evaluation.clip_evaluator import Evaluator, load_evaluator
 from evaluation.datasets import shapes
 from evaluation.datasets.interface import Prompt
-from evaluation.distances import evaluator_extractor, folder_features, frechet_distance
-from evaluation.images import load_images, write_png
+from evaluation.distances import frechet_distance
+from evaluation.extractors import evaluator_extractor, picture_features
+from evaluation.images import FolderPicture, load_images, write_png
 from evaluation.metrics.clip_score import clip_scores
 from evaluation.report.markdown import pipe_table
 from experiments.config.compose import build, compose_config
@@ -51,7 +52,8 @@ def _score(
         clip_scores(evaluator, images[rows], [prompts[int(i)].shown for i in rows])
         for rows in torch.arange(len(ids)).split(_BATCH)
     ]
-    features = folder_features(folder, ids=ids, extractor=evaluator_extractor(evaluator))
+    pictures = [FolderPicture(path=folder / f"{name}.png") for name in ids]
+    features = picture_features(pictures, extractor=evaluator_extractor(evaluator))
     return float(torch.cat(scores).mean()), features
 
 

@@ -68,7 +68,7 @@ def test_forwards_and_files_are_those_of_the_run(
     segbench: Segbench, small: Small, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    given = ["-m", *small("tiny_flux", f"out={out}", "method=rtn,gptq", "metrics.lpips=false")]
+    given = ["-m", *small("tiny_flux", f"out={out}", "method=rtn,gptq", "metrics.measured=[psnr]")]
     before = stages(segbench("check", *given, "--json"))
     assert segbench("run", *given).status == 0
     for kind, notes in (("calibration", "forwards"), ("trajectory", None)):
@@ -325,11 +325,31 @@ def test_a_metric_without_its_weights(
     answer = segbench("check", *given, "--json")
     assert answer.status == 0
     said = [f["what"] for f in findings(answer, state="without") if f["group"] == "metrics"]
-    assert any("alexnet-owt-7be5be79.pth: missing (sha256 7be5be79" in what for what in said)
-    assert any("inception-2015-12-05.pt: missing" in what for what in said)
+    alexnet = "alexnet-owt-7be5be79.pth: missing (244408911 bytes, sha256 7be5be79"
+    assert any(alexnet in what for what in said)
+    assert any("inception-2015-12-05.pt: missing (95607719 bytes" in what for what in said)
     listed = segbench("fetch", *given, "--json")
     assert listed.status == 0
     assert {Path(f["path"]).name for f in json.loads(listed.out)["files"]} == {
         "alexnet-owt-7be5be79.pth",
         "inception-2015-12-05.pt",
     }
+
+
+def test_a_folder_of_weights_and_what_is_not_in_it(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGBENCH_WEIGHTS", str(tmp_path))
+    given = small("tiny_flux", "metrics=paper", f"out={tmp_path / 'out'}")
+    given = [word for word in given if not word.startswith("metrics.evaluator=")]
+    (tmp_path / "ViT-L-14.pt").write_bytes(b"a file of this name and other bytes")
+    answer = segbench("check", *given, "--json")
+    assert answer.status == 0, answer.err
+    said = [f["what"] for f in findings(answer, state="without") if f["group"] == "metrics"]
+    assert sum(f": {tmp_path}/" in what for what in said) == 10
+    assert any("ImageReward.pt: missing (1786880927 bytes, sha256 d71dc8d4" in w for w in said)
+    listed = json.loads(segbench("fetch", *given, "--json").out)["files"]
+    assert {Path(file["path"]).parent for file in listed} == {tmp_path}
+    nowhere = segbench("check", *given, f"metrics.weights={tmp_path / 'none'}")
+    assert nowhere.status == 2
+    assert "no such folder; its files are in docs/metrics.md" in nowhere.out + nowhere.err

@@ -100,6 +100,8 @@ def test_a_metric_added_later_is_one_file_and_makes_no_image_again(
         words = [*words, "metrics.also=[sharpness]", "metrics.settings.sharpness.step=2"]
     else:
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        names = "psnr,ssim,mdsi,lpips,clip_score,step_error,fid,kid,damaged_images,sharpness"
+        words = [*words, f"metrics.measured=[{names}]"]
     told = segbench("status", "-m", *words)
     assert told.out.count("outdated") >= 2
     answer = segbench("evaluate", "-m", *words)

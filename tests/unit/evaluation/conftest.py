@@ -12,6 +12,8 @@ import torch
 
 from evaluation.clip_evaluator import Evaluator, load_evaluator
 from evaluation.images import write_png
+from evaluation.weight_files import WeightFile
+from tests.stand_ins import write_stand_ins
 
 MERGES = ["r e", "re d</w>", "b l", "bl u", "blu e</w>"]
 CONTEXT_LENGTH = 8
@@ -60,6 +62,24 @@ def evaluator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def evaluator(evaluator_folder: Path) -> Evaluator:
     return load_evaluator(evaluator_folder)
+
+
+@pytest.fixture(scope="session")
+def all_stand_ins(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, WeightFile]]:
+    folder = tmp_path_factory.mktemp("weights")
+    return folder, write_stand_ins(folder)
+
+
+@pytest.fixture
+def weights(
+    all_stand_ins: tuple[Path, dict[str, WeightFile]], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with stand-ins for all files of weights, which count as the publishers'."""
+    folder, table = all_stand_ins
+    monkeypatch.setattr("evaluation.weight_files.weight_files", lambda: table)
+    return folder
 
 
 ImageFolder = Callable[..., Path]

@@ -1,28 +1,19 @@
 import math
-import socket
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from evaluation import distances
-from evaluation.clip_evaluator import Evaluator
-from evaluation.datasets.picture_files import PictureFile
 from evaluation.distances import (
     check_prefix,
+    cubic_kernel,
     distance_metric,
-    evaluator_extractor,
-    folder_features,
     frechet_distance,
+    gaussian_kernel,
     image_values,
-    inception_extractor,
     kernel_distance,
-    picture_features,
 )
-from evaluation.records import MetricUnavailable
 
 
 def features(count: int, width: int, *, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -214,114 +205,34 @@ def test_fid_falls_with_n() -> None:
     assert few > 5 * many
 
 
-def test_rows_follow_the_ids_given(evaluator: Evaluator, image_folder) -> None:
-    ids = ["p10", "p9", "p1"]  # neither sorted as text nor as numbers
-    folder = image_folder("set", ids=ids)
-    extract = evaluator_extractor(evaluator)
-    rows = folder_features(folder, ids=ids, extractor=extract)
-    assert rows.shape == (3, 16)
-    assert rows.dtype == np.float64
-    back = folder_features(folder, ids=ids[::-1], extractor=extract)
-    assert rows == pytest.approx(back[::-1], abs=1e-5)
-    assert abs(rows[0] - rows[1]).max() > 1e-3
+def v_statistic(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:
+    """As the usual port of CMMD has it: an image is its own partner too."""
+
+    def mean(x: np.ndarray, y: np.ndarray) -> float:
+        squares = ((x[:, None] - y[None]) ** 2).sum(axis=2)
+        return float(np.exp(-squares / (2 * sigma**2)).mean())
+
+    return mean(a, a) + mean(b, b) - 2 * mean(a, b)
 
 
-def test_features_are_those_of_clean_fid_on_the_folder(evaluator: Evaluator, image_folder) -> None:
-    from cleanfid import fid
+def test_gaussian_kernel_in_closed_form() -> None:
+    """Two points a distance d apart: k = exp(-d^2 / (2 sigma^2))."""
+    a, b = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]])
+    assert gaussian_kernel(5.0)(a, b)[0, 0] == pytest.approx(math.exp(-0.5))
+    assert gaussian_kernel(5.0)(a, a)[0, 0] == 1.0
+    assert cubic_kernel(a, b)[0, 0] == 1.0
 
-    folder = image_folder("set", ids=["b", "a", "c"])
-    extract = evaluator_extractor(evaluator)
-    expected = fid.get_folder_features(
-        str(folder), extract, num_workers=0, device=torch.device("cpu"), verbose=False
+
+def test_gaussian_kernel_distance_is_unbiased_and_the_v_statistic_is_not() -> None:
+    """Of one distribution the truth is 0; self-pairs of a V-statistic add about 2 (1 - k) / n."""
+    kernel = gaussian_kernel(2.0)
+    pairs = [(features(30, 4, seed=s), features(30, 4, seed=1000 + s)) for s in range(150)]
+    ours = [kernel_distance(a, b, kernel=kernel).value for a, b in pairs]
+    usual = [v_statistic(a, b, sigma=2.0) for a, b in pairs]
+    error = np.std(ours) / math.sqrt(len(ours))
+    assert abs(np.mean(ours)) < 3 * error
+    assert np.mean(usual) > 20 * error
+    within = np.mean(
+        [1 - gaussian_kernel(2.0)(a, a)[~np.eye(30, dtype=bool)].mean() for a, _ in pairs]
     )
-    rows = folder_features(folder, ids=["a", "b", "c"], extractor=extract)
-    assert np.array_equal(rows, expected)
-
-
-def test_pictures_of_any_format_are_resized_by_clean_fid(tmp_path: Path) -> None:
-    """PNG images of one size and JPEG of several sizes: as clean-fid's loader gives them."""
-    from cleanfid import fid
-
-    rng = np.random.default_rng(0)
-    sizes = [(64, 64), (320, 200), (299, 299), (31, 700)]
-    for number, (width, height) in enumerate(sizes):
-        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        noise.save(tmp_path / f"a{number}.jpg", quality=90)
-        noise.save(tmp_path / f"b{number}.png")
-    files = [tmp_path / f"{name}" for name in sorted(path.name for path in tmp_path.iterdir())]
-
-    def extract(batch: torch.Tensor) -> torch.Tensor:
-        return batch[:, :, ::7, ::7].reshape(len(batch), -1)
-
-    expected = fid.get_files_features(
-        [str(path) for path in files], extract, num_workers=0, batch_size=3,
-        device=torch.device("cpu"), verbose=False,
-    )  # fmt: skip
-    found = picture_features([PictureFile(path=path) for path in files], extractor=extract)
-    assert np.array_equal(found, expected.astype(np.float64))
-
-
-def test_extractor_gets_what_clean_fid_gives(image_folder) -> None:
-    seen = []
-
-    def extract(batch: torch.Tensor) -> torch.Tensor:
-        seen.append(batch)
-        return batch.mean(dim=(2, 3))
-
-    folder = image_folder("set", ids=["a", "b"], size=64)
-    rows = folder_features(folder, ids=["a", "b"], extractor=extract)
-    assert seen[0].shape == (2, 3, 299, 299)
-    assert seen[0].dtype == torch.float32
-    assert 1.0 < seen[0].max() <= 255.0
-    assert rows.shape == (2, 3)
-
-
-def test_a_folder_with_extra_images_is_refused(evaluator: Evaluator, image_folder) -> None:
-    folder = image_folder("set", ids=["a", "b"])
-    with pytest.raises(ValueError, match="not asked for: b"):
-        folder_features(folder, ids=["a"], extractor=evaluator_extractor(evaluator))
-
-
-def test_nan_features_are_refused(image_folder) -> None:
-    folder = image_folder("set", ids=["a", "b"])
-    with pytest.raises(ValueError, match="NaN"):
-        folder_features(
-            folder, ids=["a", "b"], extractor=lambda batch: batch.mean(dim=(2, 3)) * float("nan")
-        )
-
-
-class StandInLayers(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(x, (32, 64)).mean(dim=1)
-
-
-class StandInInception(torch.nn.Module):
-    """The interface of the TorchScript file: `.layers` gives 2048 numbers an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = StandInLayers()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
-
-
-def test_inception_from_a_folder(
-    tmp_path: Path, image_folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    with pytest.raises(MetricUnavailable, match="inception-2015-12-05"):
-        inception_extractor(weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.script(StandInInception()).save(str(weights / "inception-2015-12-05.pt"))
-        with pytest.raises(ValueError, match="fetch the file again"):
-            inception_extractor(weights, sha256="0" * 64)
-        extract = inception_extractor(weights)
-    folder = image_folder("set", ids=["a", "b"])
-    assert folder_features(folder, ids=["a", "b"], extractor=extract).shape == (2, 2048)
+    assert np.mean(usual) == pytest.approx(2 * within / 30, rel=0.1)

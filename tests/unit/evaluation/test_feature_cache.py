@@ -58,3 +58,31 @@ def test_an_array_under_anothers_name_is_made_again(tmp_path: Path) -> None:
     assert is_whole(one)
     assert not is_whole(two)
     assert np.array_equal(array("two", 3.0), np.full(3, 3.0))
+
+
+def test_an_upgrade_makes_features_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another version of a package made is no stale reference for this one's."""
+    from importlib import metadata
+
+    made: list[str] = []
+
+    def of(version: str) -> None:
+        monkeypatch.setattr(metadata, "version", lambda name: f"{name} {version}")
+        cached_array(
+            tmp_path,
+            kind="features",
+            parts=["a"],
+            compute=lambda: (made.append(version), np.ones(1))[1],
+        )
+
+    for version in ("1", "1", "2", "1"):
+        of(version)
+    assert made == ["1", "2"]
+
+
+def test_without_a_cache_no_part_is_asked_for() -> None:
+    def parts():
+        raise AssertionError("an image was hashed for nothing")
+        yield ""
+
+    assert cached_array(None, kind="x", parts=parts(), compute=lambda: np.ones(2)).sum() == 2

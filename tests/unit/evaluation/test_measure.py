@@ -11,7 +11,7 @@ from evaluation.datasets.picture_files import folder_pictures
 from evaluation.images import write_png
 from evaluation.measure import Measured, measure
 from evaluation.metrics.lpips import LPIPS_BACKBONE
-from evaluation.metrics.metric_catalogue import all_metrics, metric_identity
+from evaluation.metrics.metric_catalogue import all_metrics, chosen_metrics, metric_identity
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
 from evaluation.per_image import read_per_image, write_per_image
 from evaluation.records import Metric
@@ -30,8 +30,7 @@ def without_lpips_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def make_inputs(images: Path, evaluator: Evaluator, *, reference: Path, **changes) -> Inputs:
     settings = {
-        "evaluator": Path("no such folder"), "prefix": "shapes", "lpips": True, "seed": 0,
-        "resamples": 200,
+        "evaluator": Path("no such folder"), "prefix": "shapes", "seed": 0, "resamples": 200,
     }  # fmt: skip
     own = {"prompts": PROMPTS, "dataset": None, "step_errors": None}
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
@@ -78,8 +77,9 @@ def test_the_reference_against_itself(evaluator: Evaluator, image_folder) -> Non
     assert "fid_dataset" not in metrics
     assert {metric.n for name, metric in metrics.items() if metric.value is not None} == {8}
     assert [name for name, metric in metrics.items() if metric.value is None] == [
-        "lpips",
-        "step_error",
+        *("ms_ssim", "lpips", "lpips_vgg", "clip_score_l14", "image_reward", "hps", "pick_score"),
+        *("step_error", "fd_dinov2_reference", "fd_dinov2_dataset"),
+        *("cmmd_reference", "cmmd_dataset"),
     ]
 
 
@@ -104,8 +104,6 @@ def test_what_cannot_be_had_is_there_with_its_reason(
     assert metrics["fid_shapes_dataset"].note == "no images of the dataset were given"
     assert metrics["fid_inception_reference"].value is None
     assert "inception-2015-12-05" in metrics["kid_inception_dataset"].note
-    off = run(reference, evaluator, reference=reference, lpips=False)
-    assert off["lpips"].note == "LPIPS is switched off"
 
 
 def test_image_counts_are_never_silently_the_intersection(
@@ -156,16 +154,16 @@ def test_settings_reach_the_code(evaluator: Evaluator, image_folder) -> None:
 def test_cache_is_used_and_follows_the_contents(
     evaluator: Evaluator, image_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evaluation import distances
+    from evaluation import extractors
 
     read: list[str] = []
-    original = distances.picture_features
+    original = extractors._extract
 
     def counting(pictures, **arguments):
         read.append(pictures[0].path.parent.name)
         return original(pictures, **arguments)
 
-    monkeypatch.setattr(distances, "picture_features", counting)
+    monkeypatch.setattr(extractors, "_extract", counting)
     folders = {name: image_folder(name, ids=IDS, noise=n) for name, n in (("a", 3), ("b", 6))}
     reference = image_folder("reference", ids=IDS)
     dataset = image_folder("dataset", ids=["x", "y", "z", "w"], seed=4)
@@ -182,7 +180,7 @@ def test_cache_is_used_and_follows_the_contents(
     read.clear()
     write_png(reference / "p00.png", np.full((32, 32, 3), 9, dtype=np.uint8))  # a stale reference
     run(folders["a"], evaluator, reference=reference, dataset=dataset, cache=cache)
-    assert read == ["a", "reference"]
+    assert read == ["reference"]
     for path in cache.iterdir():
         path.write_bytes(b"torn")
     assert run(
@@ -201,9 +199,9 @@ def test_per_image_file_allows_paired_comparison(
         )  # fmt: skip
     head = (tmp_path / "near.csv").read_text().splitlines()[0]
     distances = "fid_shapes_reference,kid_shapes_reference"
-    assert head == f"id,psnr,ssim,clip,clip_reference,clip_score_delta,{distances}"
+    assert head == f"id,psnr,ssim,mdsi,clip,clip_reference,clip_score_delta,{distances}"
     columns = read_per_image(tmp_path / "near.csv")
-    assert list(columns)[:4] == ["psnr", "ssim", "clip", "clip_reference"]
+    assert list(columns)[:4] == ["psnr", "ssim", "mdsi", "clip"]
     assert all(list(values) == IDS for values in columns.values())
     far = read_per_image(tmp_path / "far.csv")["psnr"]
     assert all(columns["psnr"][name] > far[name] for name in IDS)
@@ -292,28 +290,29 @@ def test_identity_follows_the_weights(
         return made["depends_on"]
 
     checkpoint = tmp_path / "no_weights" / "hub" / "checkpoints" / LPIPS_BACKBONE
-    assert identity("lpips")["weights"] == "missing"
+    assert identity("lpips")["weights"] == {LPIPS_BACKBONE: "missing"}
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
-    assert len(identity("lpips")["weights"]) == 64
-    assert identity("lpips", lpips=False)["weights"] == "off"
-    assert identity("fid", inception=tmp_path)["inception"] == "missing"
-    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"weights")
+    assert len(identity("lpips")["weights"][LPIPS_BACKBONE]) == 64
+    inception = "inception-2015-12-05.pt"
+    assert identity("fid")["weights"] == {}
+    assert identity("fid", inception=tmp_path)["weights"] == {inception: "missing"}
+    assert identity("kid", weights=tmp_path)["weights"] == {inception: "missing"}
+    (tmp_path / inception).write_bytes(b"weights")
     asked = identity("kid", inception=tmp_path, file_key=lambda path: f"{len(path.name):064x}")
-    assert asked["inception"] == f"{len('inception-2015-12-05.pt'):064x}"
+    assert asked["weights"] == {inception: f"{len(inception):064x}"}
+    assert identity("cmmd", weights=tmp_path)["weights"] == {"ViT-L-14-336px.pt": "missing"}
+    assert identity("cmmd", batch=8) != identity("cmmd")
+    assert identity("hps", device="cuda") != identity("hps", device="cpu")
+    assert identity("psnr", device="cuda") == identity("psnr", device="cpu")
     assert identity("fid") != identity("fid", prefix="other")
     assert identity("psnr") != identity("psnr", seed=1)
     assert identity("clip_score")["evaluator"] == identity("fid")["evaluator"]
 
 
-def test_small_images_have_no_lpips(
-    evaluator: Evaluator, image_folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from evaluation.metrics import lpips
-
-    monkeypatch.setattr(lpips, "load_lpips", lambda: None)
+def test_small_images_have_no_lpips(evaluator: Evaluator, image_folder, weights: Path) -> None:
     reference = image_folder("reference", ids=IDS, size=16)
-    metrics = run(reference, evaluator, reference=reference)
+    metrics = run(reference, evaluator, reference=reference, weights=weights)
     assert metrics["lpips"].value is None
     assert "at least 32 pixels" in metrics["lpips"].note
     assert "bad_case_rate" not in metrics
@@ -325,34 +324,30 @@ def test_small_images_have_no_lpips(
 
 
 def test_inception_distances_stand_beside_the_evaluators(
-    evaluator: Evaluator, image_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluator: Evaluator, image_folder, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder of the settings reaches the extractor; each extractor reads each folder once."""
-    from evaluation import distances
+    from evaluation import extractors
 
     calls: list[int] = []
+    original = extractors._extract
 
-    def extractor(folder: Path, *, sha256: str | None, file_key):
-        assert (folder, sha256) == (tmp_path / "weights", "ab")
+    def counting(pictures, *, extractor):
+        calls.append(len(pictures))
+        return original(pictures, extractor=extractor)
 
-        def extract(batch):
-            calls.append(len(batch))
-            return batch.mean(dim=(2, 3))
-
-        return extract
-
-    monkeypatch.setattr(distances, "inception_extractor", extractor)
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / distances.INCEPTION_NAME).write_bytes(b"weights")
+    monkeypatch.setattr(extractors, "_extract", counting)
     reference, images = image_folder("reference", ids=IDS), image_folder("i", ids=IDS, noise=9)
-    both = run(
+    inputs = make_inputs(
         images, evaluator, reference=reference, dataset=image_folder("true", ids=IDS, seed=3),
-        inception=tmp_path / "weights", inception_sha256="ab",
+        inception=weights,
     )  # fmt: skip
+    chosen = chosen_metrics(["fid", "kid"])
+    both = {k: v for item in measure(chosen, inputs).values() for k, v in item.metrics.items()}
     names = {f"{m}_{p}_{a}" for m in ("fid", "kid") for p in ("shapes", "inception")
              for a in ("reference", "dataset_same_prompts")}  # fmt: skip
     assert names <= set(both)
-    assert calls == [8, 8, 8]
+    assert calls == [8] * 6
     fid, kid = (both[f"{name}_inception_dataset_same_prompts"] for name in ("fid", "kid"))
     assert fid.note.startswith("features: inception; biased upwards")
     assert fid.value != both["fid_shapes_dataset_same_prompts"].value

@@ -27,11 +27,16 @@ from experiments.tiny.assemble import CALLS
 FILES = [(group, name) for group in GROUPS for name in options(group)]
 
 
+def _required(group: str, name: str) -> list[str]:
+    """What a file leaves to the command line."""
+    content = OmegaConf.load(CONF / group / f"{name}.yaml")
+    missing = [key for key in content if OmegaConf.is_missing(content, key)]
+    return [f"{group}.{key}=/x" for key in missing]
+
+
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_yaml_composes_builds_and_lists_every_field(group: str, name: str) -> None:
-    extra = ["model.path=/x"] if name == "folder" else []
-    extra += ["dataset.path=/x"] if name == "prompts" else []
-    config = build(compose_config([f"{group}={name}", *extra]), method_name="")
+    config = build(compose_config([f"{group}={name}", *_required(group, name)]), method_name="")
     part = getattr(config, group)
     listed = set(OmegaConf.load(CONF / group / f"{name}.yaml")) - {"_target_"}
     assert listed == {field.name for field in fields(part)}
@@ -87,8 +92,7 @@ def test_a_sweep_is_composed_once(
 
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_a_choice_read_from_its_file_is_the_one_composed(group: str, name: str) -> None:
-    given = {"folder": ["model.path=/x"], "prompts": ["dataset.path=/x"]}.get(name, [])
-    line = ["+experiment=demo", f"{group}={name}", *given]
+    line = ["+experiment=demo", f"{group}={name}", *_required(group, name)]
     assert build_cell(line, method_name="x") == build(compose_config(line), method_name="x")
 
 

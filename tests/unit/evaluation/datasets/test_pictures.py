@@ -233,3 +233,13 @@ def test_missing_pictures_are_counted(tmp_path: Path) -> None:
     pictures = {name: PictureFile(path=tmp_path / f"{name}.png") for name in "ab"}
     with pytest.raises(ValueError, match=r"dataset\.root=x: .*a\.png is missing \(2 of 2 are\)"):
         check_present(pictures, setting="dataset.root=x")
+
+
+def test_a_mode_that_has_no_rule_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("conversion from LAB to RGB not supported")
+
+    data = encoded(Image.new("RGB", (2, 2)), "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.convert", refuse)
+    with pytest.raises(ValueError, match="a picture has mode 'RGB', which has no rule"):
+        decode_picture(data, name="a picture")

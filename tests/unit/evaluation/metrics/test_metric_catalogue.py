@@ -15,7 +15,7 @@ import pytest
 from evaluation import metrics as package
 from evaluation.measure import measure
 from evaluation.metrics import psnr
-from evaluation.metrics.metric_catalogue import all_metrics, shown
+from evaluation.metrics.metric_catalogue import all_metrics, chosen_metrics, shown
 from evaluation.metrics.metric_inputs import Inputs, MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
 from evaluation.per_image import read_per_image, write_per_image
@@ -88,7 +88,7 @@ def scores_of(
         images=images,
         reference=reference,
         prompts=dict.fromkeys(IDS, ""),
-        settings=MetricSettings(evaluator=Path(), prefix="x", lpips=False, resamples=50),
+        settings=MetricSettings(resamples=50),
     )
     cheap = [m for m in metrics if m.name in ("psnr", "brightness_gap", "lpips")]
     measured = measure(cheap, inputs).values()
@@ -220,17 +220,35 @@ def test_a_changed_legend_changes_the_table_alone(
     ]
 
 
+def test_a_run_measures_what_its_yaml_names(also: tuple[str, ...]) -> None:
+    chosen = chosen_metrics(["psnr", "fid"], also=also)
+    own = ["brightness_gap"] if also else []  # what lies in the package is named as all others are
+    assert sorted(metric.name for metric in chosen) == sorted(["psnr", "fid", *own])
+    assert chosen_metrics(None, also=also) == all_metrics(also)
+    with pytest.raises(ValueError, match=r"no metric psnrr; there are psnr, ssim"):
+        chosen_metrics(["psnrr"])
+
+
 def test_order_is_fixed() -> None:
     names = [metric.name for metric in all_metrics()]
     assert names == [
-        "psnr", "ssim", "lpips", "clip_score", "step_error", "fid", "kid", "damaged_images",
+        "psnr", "ssim", "ms_ssim", "mdsi", "lpips", "lpips_vgg", "clip_score", "clip_score_l14",
+        "image_reward", "hps", "pick_score", "step_error", "fid", "fd_dinov2", "kid", "cmmd",
+        "damaged_images",
     ]  # fmt: skip
     assert [item.metric for item in shown(all_metrics())] == [
         "fid_{features}_dataset_same_prompts", "fid_{features}_dataset_same_prompts_delta",
         "fid_{features}_dataset_other_prompts", "fid_{features}_dataset_other_prompts_delta",
         "fid_{features}_reference",
         "kid_{features}_dataset_same_prompts", "kid_{features}_dataset_other_prompts",
-        "clip_score", "clip_score_delta", "psnr", "ssim", "lpips", "step_error",
+        "cmmd_dataset_same_prompts", "cmmd_dataset_same_prompts_delta",
+        "cmmd_dataset_other_prompts", "cmmd_dataset_other_prompts_delta", "cmmd_reference",
+        "fd_dinov2_dataset_same_prompts", "fd_dinov2_dataset_same_prompts_delta",
+        "fd_dinov2_dataset_other_prompts", "fd_dinov2_dataset_other_prompts_delta",
+        "fd_dinov2_reference",
+        "clip_score", "clip_score_delta", "clip_score_l14", "clip_score_l14_delta",
+        "image_reward", "image_reward_delta", "hps", "hps_delta", "pick_score",
+        "pick_score_delta", "psnr", "ssim", "ms_ssim", "mdsi", "lpips", "lpips_vgg", "step_error",
     ]  # fmt: skip
 
 
