@@ -1,5 +1,8 @@
 """Agreement of two rankings, and what a choice by the one loses by the other."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from experiments.store.paths import RESULTS
@@ -57,3 +60,13 @@ def test_the_committed_agreement_is_of_the_committed_baselines() -> None:
     rows = read(RESULTS / "baselines" / "table.csv")
     assert (RESULTS / f"{NAME}.md").read_text() == report(rows)
     assert (RESULTS / f"{NAME}.csv").read_text() == table(rows)
+
+
+def test_the_pages_figures_are_the_results() -> None:
+    page = " ".join(Path("docs/findings.md").read_text().split())
+    said = page.split("**The step error can choose", 1)[1].split("**", 2)[1]
+    found = re.findall(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", said)
+    assert len(found) == 2
+    result = (RESULTS / f"{NAME}.md").read_text()
+    assert all(text in result for text in found)
+    assert all(f"{share} %" in result for share in re.findall(r"in (\d+) % of settings", said))
