@@ -1,8 +1,12 @@
 """The closed forms of the study are those of the distances that the project measures."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from experiments.store.paths import RESULTS
 from experiments.studies.distance_bias import (
     ESTIMATORS,
     Gaussians,
@@ -45,3 +49,16 @@ def test_subsets_are_held_against_all() -> None:
     assert {one.n for one in found} == {16, 64}
     assert {one.samples for one in found} == {30}
     assert {one.truth for one in found if one.estimator == "FID"} == {ESTIMATORS["FID"](a, b)}
+
+
+def test_the_pages_figures_are_the_results() -> None:
+    page = " ".join(Path("docs/findings.md").read_text().split())
+    with (RESULTS / "distance_bias.csv").open(newline="") as file:
+        rows = {(row["features"], row["distance"], row["n"]): row for row in csv.DictReader(file)}
+    few, many = (rows["Gaussian, 512", "FID", n] for n in ("128", "2048"))
+    truth, mean, last = (float(x) for x in (few["truth"], few["mean"], many["mean"]))
+    said = f"distance is {truth:.1f}, FID of 128 images is {mean:.0f}, of 2,048 still {last:.0f}"
+    assert said in page
+    assert all(abs(float(row["mean"]) / float(row["truth"]) - 1) < 0.05
+               for (source, name, n), row in rows.items()
+               if source.startswith("Gaussian") and name == "KID x1000" and n != "16")  # fmt: skip
