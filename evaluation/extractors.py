@@ -9,6 +9,7 @@ Shapes: N pictures, S pixels a side, D features.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from evaluation.feature_cache import cached_array, judges_source
 from evaluation.judges.clip_files import CLIP_MEAN, CLIP_STD, load_clip_file
 from evaluation.judges.dinov2_tower import MEAN, SIDE, STD, class_tokens, load_dinov2
 from evaluation.judges.read_weights import asking
+from evaluation.records import MetricUnavailable
 from evaluation.weight_files import Weights
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,6 +37,9 @@ FILES = {
     DINOV2: "dinov2_vitl14_pretrain.pth",
 }
 _CLEAN = "clean"  # clean-fid's: PIL, bicubic with antialias, to 299, channel by channel in float
+
+
+Made = tuple[Callable[[Image.Image], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 
 
 class Picture(Protocol):
@@ -116,13 +121,24 @@ def weighted_extractor(name: str, *, weights: Weights, device: torch.device) -> 
     """Inception as clean-fid uses it, CLIP ViT-L/14-336 or DINOv2 ViT-L/14, from the user's file.
 
     Raises:
-        MetricUnavailable: the file is not there, or another one is.
+        MetricUnavailable: the file is not there, or another one is; from what it returns, too,
+            where the file does not fit.
     """
     path = weights.need(FILES[name])
-    key = weights.identity(FILES[name])
-    made = {INCEPTION: _inception, CLIP_336: _clip_336, DINOV2: _dinov2}[name]
-    prepare, encode = made(path, device)
-    return Extractor(key=_key(name, key, device=device), prepare=prepare, encode=encode)
+    build = {INCEPTION: _inception, CLIP_336: _clip_336, DINOV2: _dinov2}[name]
+
+    @functools.cache
+    def network() -> Made:  # loaded for the first picture whose features are not kept
+        try:
+            return build(path, device)
+        except (ValueError, KeyError) as error:
+            raise MetricUnavailable(f"{path}: does not fit: {error}") from error
+
+    return Extractor(
+        key=_key(name, weights.identity(FILES[name]), device=device),
+        prepare=lambda picture: network()[0](picture),
+        encode=lambda batch: network()[1](batch),
+    )
 
 
 def _key(*parts: str, device: torch.device) -> str:
@@ -148,9 +164,6 @@ def straight_resize(
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
     return prepare
-
-
-Made = tuple[Callable[[Image.Image], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 
 
 def _inception(path: Path, device: torch.device) -> Made:

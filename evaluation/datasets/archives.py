@@ -29,7 +29,7 @@ def archive_names(path: Path) -> frozenset[str]:
     Raises:
         ValueError: it is missing, or no whole archive.
     """
-    return frozenset(_opened(path).sizes)
+    return _opened(path).names
 
 
 def archive_bytes(path: Path, *, member: str) -> bytes:
@@ -55,6 +55,7 @@ class _Archive:
 
     held: zipfile.ZipFile | tarfile.TarFile
     sizes: dict[str, int]
+    names: frozenset[str]
     own_names: dict[str, str]  # as the archive has them
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,5 +97,8 @@ def _listed(held: zipfile.ZipFile | tarfile.TarFile, sizes: dict[str, int]) -> _
     """`./a.jpg` is `a.jpg`; folders are left out."""
     own = {name.removeprefix("./"): name for name in sizes if not name.endswith("/")}
     return _Archive(
-        held=held, sizes={name: sizes[inside] for name, inside in own.items()}, own_names=own
+        held=held,
+        sizes={name: sizes[inside] for name, inside in own.items()},
+        names=frozenset(own),
+        own_names=own,
     )

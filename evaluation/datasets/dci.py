@@ -40,7 +40,7 @@ class Dci(PublishedData):
         return (
             Place(path=self.folder / PICTURES),
             Place(path=self.folder / _PACKED / PICTURES),
-            Place(path=self.folder / _SHARD),
+            Place(path=self.folder / _SHARD, inside=("", f"{Path(_SHARD).stem}/")),
         )
 
     def distribution(self) -> Sequence[OutsideFile]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.datasets.interface import FILES, SPLITS, Dataset, Prompt
-from evaluation.datasets.picture_files import check_one_size
+from evaluation.datasets.picture_files import PictureFile, check_one_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,26 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
 def _contents(prompt: Prompt) -> list[list[str]]:
     """Name and identity of each picture; nothing where there is none."""
     return [[name, picture.identity()] for name, picture in prompt.files]
+
+
+def true_images_of(dataset: LoadedDataset) -> dict[str, PictureFile]:
+    """Where the true image of each evaluation prompt lies, in their order; empty: they are drawn.
+
+    Raises:
+        ValueError: what the data set itself raises; it names no picture of a prompt.
+    """
+    found = dataset.config.image_files(dataset.evaluation)
+    if not found:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"dataset {dataset.name}: image_files() gave {type(found).__name__}; it maps each "
+            "prompt's id to a PictureFile"
+        )
+    without = [prompt.id for prompt in dataset.evaluation if prompt.id not in found]
+    if without:
+        raise ValueError(f"dataset {dataset.name}: image_files() has none of {without[0]!r}")
+    return {prompt.id: found[prompt.id] for prompt in dataset.evaluation}
 
 
 def check_pictures_of(dataset: LoadedDataset) -> None:

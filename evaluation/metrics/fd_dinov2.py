@@ -22,7 +22,6 @@ SHOWN = (
             place=place,
             shift_below_unquantized=True,
             biased_below=5000,
-            headline_from=2048,
         )
         for whose, words, said, place in (
             ("same", "the same", "", 36),
@@ -46,7 +45,6 @@ SHOWN = (
         "of the same prompts: fidelity, not quality; lower is better; ± as of FID",
         place=39,
         biased_below=5000,
-        headline_from=2048,
     ),
 )
 

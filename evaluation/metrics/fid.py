@@ -29,7 +29,6 @@ SHOWN = (
             place=place,
             shift_below_unquantized=True,
             biased_below=5000,
-            headline_from=2048,
         )
         for whose, words, said, place in (
             ("same", "the same", "", 10),
@@ -53,7 +52,6 @@ SHOWN = (
         "not quality; lower is better; ± as of FID to the dataset",
         place=20,
         biased_below=5000,
-        headline_from=2048,
     ),
 )
 

@@ -105,7 +105,8 @@ def load_lpips(backbone: Path, *, net: Backbone) -> torch.nn.Module:
             raise ValueError(f"{backbone}: no backbone of LPIPS: it lacks {of_torchvision}")
         heads[f"net.{name}"] = tensors[of_torchvision]
     network.load_state_dict(heads, strict=False, assign=True)
-    assert not any(value.is_meta for value in network.state_dict().values())
+    lacking = [name for name, value in network.state_dict().items() if value.is_meta]
+    assert not lacking, lacking
     return network.float().eval().requires_grad_(False)
 
 

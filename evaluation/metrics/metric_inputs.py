@@ -163,9 +163,16 @@ class Inputs:
         return value
 
     def network(self, name: str, *, make: Callable[[], Value]) -> Value:
-        """`make()` at the first call with this name of all who share `networks`."""
+        """`make()` at the first call with this name of all who share `networks`.
+
+        Raises:
+            MetricUnavailable: the file does not fit: it costs what is measured with it, no more.
+        """
         if name not in self.networks:
-            self.networks[name] = make()
+            try:
+                self.networks[name] = make()
+            except (ValueError, KeyError) as error:
+                raise MetricUnavailable(f"{name} does not fit: {error}") from error
         value: Value = self.networks[name]
         return value
 
@@ -205,7 +212,7 @@ class Inputs:
 
     def _features(self, which: str, *, prefix: str) -> distances.Array:
         settings = self.settings
-        extractor = self.network(f"extractor {prefix}", make=lambda: self._extractor(prefix))
+        extractor = self._extractor(prefix)
         return picture_features(
             self._pictures(which), extractor=extractor, cache=settings.cache, batch=settings.batch
         )
@@ -221,8 +228,11 @@ class Inputs:
     def _extractor(self, prefix: str) -> Extractor:
         settings = self.settings
         if prefix == settings.prefix and settings.evaluator is not None:
-            return evaluator_extractor(self.evaluator)
-        return weighted_extractor(prefix, weights=settings.files, device=self.device)
+            return self.once("extractor", make=lambda: evaluator_extractor(self.evaluator))
+        return self.network(
+            f"extractor {prefix}",
+            make=lambda: weighted_extractor(prefix, weights=settings.files, device=self.device),
+        )
 
 
 @dataclass(kw_only=True)

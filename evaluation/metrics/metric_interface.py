@@ -46,7 +46,6 @@ class Shown:
     place: int = LAST  # of the column
     shift_below_unquantized: bool = False  # better than the unquantized model's: never bold
     biased_below: int | None = None  # fewer images than this: the title says so
-    headline_from: int | None = None  # fewer images than this: stands after all that has none
 
 
 @dataclass(kw_only=True)

@@ -67,6 +67,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "texts": "encoded beforehand" if model.embeddings else "encoded in every call",
         "model_keep": dict(model.keep),
         "attention": "native (scaled_dot_product_attention), not quantized",
+        "dataset": method_fields(config.dataset),
         "prompts_hash": around.prompts_hash.evaluation,
         "calibration_prompts_hash": around.prompts_hash.calibration,
         "n": len(dataset.evaluation),

@@ -13,7 +13,12 @@ import torch
 
 from evaluation.clip_evaluator import Evaluator, evaluator_key, load_evaluator
 from evaluation.datasets.interface import Prompt
-from evaluation.datasets.loading import LoadedDataset, load_dataset, prompts_hash
+from evaluation.datasets.loading import (
+    LoadedDataset,
+    load_dataset,
+    prompts_hash,
+    true_images_of,
+)
 from evaluation.metrics.metric_catalogue import chosen_metrics, metric_identity
 from evaluation.metrics.metric_inputs import MetricSettings
 from evaluation.metrics.metric_interface import MetricBase
@@ -124,10 +129,9 @@ class Surroundings:
     def true_images_hash(self) -> str | None:
         """Of the files that the true images are made from; None where they are drawn."""
         with told_to_the_user():
-            pictures = self.config.dataset.image_files(self.dataset.evaluation)
             contents = [
                 self._files.of_picture(picture) if picture.exists() else None
-                for picture in (dict(pictures)[p.id] for p in self.dataset.evaluation if pictures)
+                for picture in true_images_of(self.dataset).values()
             ]
         self._files.keep()
         return digest(contents) if contents else None

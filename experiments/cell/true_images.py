@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.datasets.loading import true_images_of
 from evaluation.datasets.picture_files import PictureFile, check_present
 from experiments.cell.stage import Stage
 from experiments.errors import told_to_the_user
@@ -29,24 +30,23 @@ class TrueImages(Stage):
         return (type(self.around.config.dataset).__module__,)
 
     def make(self, folder: Path) -> None:
-        dataset, prompts = self.around.config.dataset, self.around.dataset.evaluation
+        dataset = self.around.dataset
         with told_to_the_user():
-            pictures = dataset.image_files(prompts)
+            pictures = true_images_of(dataset)
             if not pictures:
-                dataset.write_true_images(folder, prompts)
+                dataset.config.write_true_images(folder, dataset.evaluation)
                 return
             check_present(pictures, setting=f"dataset {dataset.name}")
-            rows = [_row(prompt.id, pictures[prompt.id]) for prompt in prompts]
+            rows = [_row(name, picture) for name, picture in pictures.items()]
         (folder / LISTING).write_text(json.dumps(rows, indent=1) + "\n")
 
     def pictures(self) -> dict[str, PictureFile]:
         """Id -> where the image lies now: the stage is named by contents, and they may be moved."""
-        finished, prompts = self.build(), self.around.dataset.evaluation
+        finished, dataset = self.build(), self.around.dataset
         with told_to_the_user():
-            pictures = dict(self.around.config.dataset.image_files(prompts))
-        return pictures or {
-            prompt.id: PictureFile(path=finished.path / f"{prompt.id}.png") for prompt in prompts
-        }
+            pictures = true_images_of(dataset)
+        drawn = {p.id: PictureFile(path=finished.path / f"{p.id}.png") for p in dataset.evaluation}
+        return pictures or drawn
 
 
 def _row(name: str, picture: PictureFile) -> dict[str, Any]:

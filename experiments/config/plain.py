@@ -22,7 +22,7 @@ def plain(value: Any) -> Any:
 
 
 def method_fields(method: Any) -> dict[str, Any]:
-    """A method's class and settings."""
+    """A method's, or a data set's, class and settings."""
     kind = type(method)
     fields = plain(asdict(method))
     assert isinstance(fields, dict)

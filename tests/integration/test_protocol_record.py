@@ -13,9 +13,11 @@ import yaml
 from evaluation.images import load_images
 from evaluation.metrics.flat_images import find_damaged
 from evaluation.records import Record, read_record
+from evaluation.weight_files import weight_files
 from experiments.sampling import sample as module
 from experiments.store.paths import CONF
 from tests.conftest import Answer
+from tests.stand_ins import write_stand_ins
 
 Segbench = Callable[..., Answer]
 Small = Callable[..., list[str]]
@@ -32,8 +34,16 @@ OF_THE_PROTOCOL = (
 
 
 @pytest.fixture
-def record(segbench: Segbench, small: Small, tmp_path: Path) -> Record:
-    given = small("tiny_mmdit", "method=rtn", "bits=w4a8_int", f"out={tmp_path / 'out'}")
+def record(
+    segbench: Segbench, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Record:
+    """With all metrics of a paper, on stand-ins of their weights."""
+    table = write_stand_ins(tmp_path / "weights")
+    monkeypatch.setattr("evaluation.weight_files.weight_files", lambda: table)
+    monkeypatch.setattr("experiments.cell.surroundings.weight_files", lambda: table)
+    monkeypatch.setenv("SEGBENCH_WEIGHTS", str(tmp_path / "weights"))
+    words = ("metrics=paper", "metrics.teacher_forced_prompts=2", f"out={tmp_path / 'out'}")
+    given = small("tiny_mmdit", "method=rtn", "bits=w4a8_int", *words)
     answer = segbench("run", *given)
     assert answer.status == 0, answer.err
     (path,) = (tmp_path / "out" / "cells").glob("*/record.json")
@@ -50,7 +60,13 @@ def test_a_row_carries_its_protocol(record: Record) -> None:
     assert record.calibration_forwards > 0
     assert {"torch", "diffusers"} <= set(record.protocol["versions"])
     assert record.environment
-    assert record.protocol["judges"] == {}  # no file of weights was at hand
+    judges = record.protocol["judges"]
+    assert {name: len(sha256) for name, sha256 in judges.items()} == dict.fromkeys(
+        weight_files(), 64
+    )
+    lost = {name for name, metric in record.metrics.items() if metric.value is None}
+    assert lost == {"lpips", "ms_ssim"}  # the images are too small
+    assert "fid_inception_dataset_same_prompts" in record.metrics
     # every Linear is in one of two lists, and what is kept says why
     assert record.layers_quantized
     assert all(layer["reason"] for layer in record.layers_kept)

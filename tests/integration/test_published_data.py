@@ -42,6 +42,7 @@ def test_a_run_on_mjhq_reads_its_zip_and_copies_nothing(
     given += ["model.num_inference_steps=2", "metrics.teacher_forced_prompts=2", "--json"]
     record = _record(segbench(*given))
     assert (record["dataset"], record["protocol"]["n"]) == ("mjhq", 3)
+    assert record["protocol"]["dataset"]["selection"] == "deepcompressor"
     assert record["metrics"][FID]["n"] == 3
     (listing,) = out.glob(f"stages/dataset/*/{LISTING}")
     rows = json.loads(listing.read_text())

@@ -1,5 +1,7 @@
 """Every metric that reads weights, by its real code on files of the same layout."""
 
+import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -176,6 +178,25 @@ def test_scores_are_kept_a_batch_at_a_time_and_shared_by_rows(
     measured(image_folder, ["hps"], prompts=swapped, settings=settings)
     assert len(judged) == 7 + 4
     assert other["hps"].value != first["hps"].value
+
+
+def test_a_file_that_does_not_fit_costs_its_own_metrics_alone(
+    image_folder, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table's bytes and sha256, and no network's tensors: a reason; all else is measured."""
+    table = dict(weight_files.weight_files())
+    (tmp_path / "weights").mkdir()
+    for name in ("HPS_v2.1_compressed.pt", "dinov2_vitl14_pretrain.pth"):
+        path = tmp_path / "weights" / name
+        torch.save({"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)}, path)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        table[name] = dataclasses.replace(table[name], bytes=path.stat().st_size, sha256=sha256)
+    monkeypatch.setattr(weight_files, "weight_files", lambda: table)
+    settings = MetricSettings(weights=tmp_path / "weights", resamples=100)
+    found = entries(measured(image_folder, ["psnr", "hps", "fd_dinov2"], settings=settings))
+    assert "no CLIP with a ViT" in found["hps"].note
+    assert "pos_embed" in found["fd_dinov2_reference"].note
+    assert found["psnr"].value is not None
 
 
 def test_more_noise_is_further_away(image_folder, weights: Path) -> None:

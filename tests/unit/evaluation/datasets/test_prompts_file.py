@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 
 from evaluation.datasets.interface import Dataset, Prompt
-from evaluation.datasets.loading import check_pictures_of, load_dataset, prompts_hash
+from evaluation.datasets.loading import (
+    check_pictures_of,
+    load_dataset,
+    prompts_hash,
+    true_images_of,
+)
 from evaluation.datasets.picture_files import PictureFile
 from evaluation.datasets.prompts_file import PromptsFile
 from evaluation.images import write_png
@@ -274,6 +279,27 @@ class Own:
         return {}
 
     def write_true_images(self, folder: Path, prompts: object) -> None: ...
+
+
+def test_pictures_that_a_data_set_of_ones_own_names_wrongly_are_refused() -> None:
+    @dataclass(kw_only=True)
+    class Pictured(Own):
+        found: Any
+
+        def image_files(self, prompts: object) -> Any:
+            return self.found
+
+    def true_images(found: Any) -> object:
+        splits = {"evaluation": (A, B), "calibration": (C,)}
+        return true_images_of(load_dataset(Pictured(splits=splits, found=found)))
+
+    picture = PictureFile(path=Path("a.png"))
+    assert true_images(()) == {}
+    assert true_images({"b": picture, "a": picture}) == {"a": picture, "b": picture}
+    with pytest.raises(ValueError, match=r"dataset own: image_files\(\) gave list; it maps each"):
+        true_images([Path("a.png"), Path("b.png")])
+    with pytest.raises(ValueError, match=r"image_files\(\) has none of 'b'"):
+        true_images({"a": picture})
 
 
 A, B, C = (Prompt(id=name, text=name) for name in "abc")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.datasets.control_images import draw
 from evaluation.datasets.interface import Dataset
 from evaluation.datasets.loading import check_pictures_of, load_dataset, prompts_hash
 from evaluation.datasets.published_data import PublishedData
@@ -254,6 +255,14 @@ def test_edges_go_into_the_call_with_their_prompt(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(other.read()), kept)
     hashes = [prompts_hash(c.prompts()["evaluation"]) for c in (config, jpeg, opened("dci", root))]
     assert len(set(hashes)) == 3
+
+
+def test_edges_of_a_fixed_picture_are_those_of_other_versions_of_opencv() -> None:
+    pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (333, 517, 3), dtype=np.uint8))
+    digest = hashlib.sha256(np.asarray(draw("canny", picture)).tobytes()).hexdigest()
+    assert digest == "d3d7dc305193c2181846ee66d7caf6510d805145ba1f0767df389015f3f9e768"
 
 
 def test_edges_without_opencv_are_refused_with_the_reason(
