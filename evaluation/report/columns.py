@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.metrics.metric_catalogue import all_metrics, shown
-from evaluation.metrics.metric_interface import FEATURES, Shown
+from evaluation.metrics.metric_interface import DELTA, FEATURES, Shown
 from evaluation.records import Metric, Record
 from evaluation.report.rows import CALIBRATION_DRAWS, DRAW, UNQUANTIZED
 
 NOT_APPLICABLE = "n/a"
 NO_VALUE = "-"  # the record does not hold it
+HEADLINE_FROM = 2048  # images below which a distance that is biased then is no headline
 IDENTICAL = "_identical"  # ends the name of the entry that counts what a mean leaves out
 _BYTES_PER_MB = 1e6
 _LARGEST_DECIMALS = 6
@@ -41,6 +42,7 @@ class Column:
 
     `per_image`: the column of scores whose mean it is, by which rows are compared.
     `shift_below_unquantized`: a value better than the unquantized model's is marked, never bold.
+    `no_headline`: of too few images to be looked at first.
     """
 
     key: str
@@ -51,6 +53,7 @@ class Column:
     metric: str | None = None
     per_image: str = ""
     shift_below_unquantized: bool = False
+    no_headline: bool = False
 
 
 def text_column(key: str, *, title: str, legend: str, text: Callable[[Record], str]) -> Column:
@@ -70,6 +73,7 @@ def metric_column(
     scale: float = 1.0,
     digits: int = 2,
     shift_below_unquantized: bool = False,
+    no_headline: bool = False,
 ) -> Column:
     """A column that shows `record.metrics[name]`; `scale` multiplies what is printed only.
 
@@ -94,6 +98,7 @@ def metric_column(
         metric=name,
         per_image=per_image or name,
         shift_below_unquantized=shift_below_unquantized,
+        no_headline=no_headline,
     )
 
 
@@ -221,7 +226,9 @@ def _metric_columns(
             for item in (_named(item, extractor=extractor) for item in items):
                 if item.metric in present:
                     columns.setdefault(item.metric, _shown_column(item, records=records))
-    return list(columns.values())
+    few = {item.key for item in columns.values() if item.no_headline}
+    few |= {f"{key}{DELTA}" for key in few}  # the difference stays behind its distance
+    return sorted(columns.values(), key=lambda column: column.key in few)
 
 
 def _extractors(template: str, *, names: set[str]) -> set[str]:
@@ -233,13 +240,17 @@ def _extractors(template: str, *, names: set[str]) -> set[str]:
 
 
 def _shown_column(item: Shown, *, records: Sequence[Record]) -> Column:
-    title = item.title
+    title, legend, few = item.title, item.legend, False
     if item.biased_below is not None:
         title += _bias(item.metric, records=records, biased_below=item.biased_below)
+        few = 0 < _fewest(item.metric, records=records) < HEADLINE_FROM
+    if few:
+        legend += f"; of fewer than {HEADLINE_FROM:,} images it is no headline and stands last"
     return metric_column(
         item.metric,
         title=title,
-        legend=item.legend,
+        legend=legend,
+        no_headline=few,
         per_image=item.per_image,
         scale=item.scale,
         digits=item.digits,
@@ -247,9 +258,18 @@ def _shown_column(item: Shown, *, records: Sequence[Record]) -> Column:
     )
 
 
-def _bias(name: str, *, records: Sequence[Record], biased_below: int) -> str:
+def _sizes(name: str, *, records: Sequence[Record]) -> list[int]:
     measured = (record.metrics.get(name) for record in records)
-    sizes = sorted({m.n for m in measured if m is not None and m.value is not None})
+    return sorted({m.n for m in measured if m is not None and m.value is not None})
+
+
+def _fewest(name: str, *, records: Sequence[Record]) -> int:
+    """Images of any row; 0 where none was measured."""
+    return min(_sizes(name, records=records), default=0)
+
+
+def _bias(name: str, *, records: Sequence[Record], biased_below: int) -> str:
+    sizes = _sizes(name, records=records)
     if not sizes or sizes[0] >= biased_below:
         return ""
     return f" (biased, n = {', '.join(map(str, sizes))})"

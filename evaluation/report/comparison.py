@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
+from statistics import median
 
 from evaluation.metrics.metric_catalogue import all_metrics, shown
 from evaluation.metrics.metric_interface import DELTA, Shown
 from evaluation.metrics.step_error import StepError
+from evaluation.power import POWER, images_needed, ratio_needed
 from evaluation.records import Record
 from evaluation.report.columns import (
     NO_VALUE,
@@ -51,6 +53,7 @@ from evaluation.statistics import (
 )
 
 STEP_ERROR = StepError.columns[0]  # decides the verdict
+STATED_RATIO = 1.1  # of step errors, for which the power is said
 
 
 class Verdict(Enum):
@@ -290,6 +293,8 @@ def comparison_table(
             f"(1 calibration draw): another draw may say otherwise; {FEWEST_DRAWS} or more "
             "(dataset.calibration_seed=0,1,2) are crossed with the prompts."
         )
+    present = {name for row in rows for name in row.differences}
+    legend += _power(rows, _compared(present, descriptions))
     names = dict.fromkeys(f"{r.model} {r.method_label} {r.bits_label}" for r in alone)
     if names:
         legend.append(f"Left out, as {against} has no row of their setting: {', '.join(names)}.")
@@ -343,12 +348,47 @@ def _columns(
             legend="two-sided, of the step error's ratio, adjusted by Holm over the table",
             cell=adjusted,
         ),
+        number_column(
+            "n_to_tell",
+            title="n to tell",
+            legend="prompts that would tell such a ratio of step errors from 1 with "
+            f"{100 * POWER:.0f} % power at p = 0.05, of one comparison on this calibration draw",
+            number=lambda record: _prompts_needed(rows[id(record)]),
+            digits=0,
+        ),
         text_column(
             "verdict",
             title="Verdict",
             legend="by the step error, at p = 0.05",
             text=verdict,
         ),
+    ]
+
+
+def _prompts_needed(row: Compared, *, ratio: float | None = None) -> int | None:
+    """For the ratio that was seen, or another; None where several draws have a part in it."""
+    return None if row.ratio is None or row.draws > 1 else ratio_needed(row.ratio, ratio=ratio)
+
+
+def _power(rows: Sequence[Compared], words: Sequence[Shown]) -> list[str]:
+    """What numbers of prompts would tell: a stated ratio of step errors, the differences seen."""
+    stated = [n for row in rows if (n := _prompts_needed(row, ratio=STATED_RATIO)) is not None]
+    said = []
+    if stated:
+        said.append(
+            f"a step error {100 * (STATED_RATIO - 1):.0f} % above is told at n = "
+            f"{round(median(stated)):,}"
+        )
+    for item in words:
+        seen = [row.differences.get(item.per_image) for row in rows if row.draws == 1]
+        counts = [n for one in seen if one is not None and (n := images_needed(one)) is not None]
+        if counts:
+            said.append(f"{item.title}, as far as it was seen apart, at {round(median(counts)):,}")
+    if not said:
+        return []
+    return [
+        f"Power: with {100 * POWER:.0f} % at p = 0.05, on this calibration draw, the median row: "
+        f"{'; '.join(said)}."
     ]
 
 

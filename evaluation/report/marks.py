@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evaluation.power import images_needed
 from evaluation.records import Metric
 from evaluation.report.columns import Cell, Column
 from evaluation.report.rows import FEWEST_DRAWS, Pair, Pooled, pair
@@ -25,11 +26,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """A cell that is the best of its bits, with p-values against each of its rivals."""
+    """A cell that is the best of its bits, with p-values against each of its rivals.
+
+    `needed`: images that would tell it from the next; None where no number would, or several draws
+    say how many of these it takes.
+    """
 
     cell: Cell
     p_values: tuple[float, ...]
     draws: int  # the fewest of it and its rivals
+    title: str = ""  # of the column
+    needed: int | None = None
 
 
 def mark_metrics(rows: Sequence[Row], *, columns: Sequence[Column]) -> list[Winner]:
@@ -122,10 +129,11 @@ def _winner(rows: Sequence[Row], *, index: int, column: Column) -> Winner | None
     best = max(rows, key=lambda row: sign * (_value(row, column) or 0.0))
     if MARK_BELOW_FLOAT in best.cells[index].marks:
         return None
-    p_values = []
-    for rival in rows:
-        if rival is best:
-            continue
+    p_values, needed = [], None
+    draws = min(row.pooled.draws for row in rows)
+    rivals = [row for row in rows if row is not best]
+    second = max(rivals, key=lambda row: sign * (_value(row, column) or 0.0))
+    for rival in rivals:
         pair_ = _pair(best, rival, column)
         if pair_ is None:
             return None
@@ -134,10 +142,14 @@ def _winner(rows: Sequence[Row], *, index: int, column: Column) -> Winner | None
             continue
         found, p_value = paired_interval(pair_.a_CN, pair_.b_CN)
         p_values.append(p_value if sign * found.value > 0 else 1.0)
+        if rival is second and draws == 1:
+            needed = images_needed(found)
     return Winner(
         cell=best.cells[index],
         p_values=tuple(p_values),
-        draws=min(row.pooled.draws for row in rows),
+        draws=draws,
+        title=column.title,
+        needed=needed,
     )
 
 

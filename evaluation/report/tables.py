@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from evaluation.metrics.flat_images import FlatImages
 from evaluation.metrics.metric_interface import Shown
 from evaluation.metrics.step_error import StepError
+from evaluation.power import POWER
 from evaluation.records import Record
 from evaluation.report.columns import NO_VALUE, Cell, Column, default_columns
 from evaluation.report.marks import (
@@ -271,5 +272,26 @@ def _legend(
             f"Nothing is bold: a winner has to win for {FEWEST_DRAWS} calibration draws or more "
             "(dataset.calibration_seed=0,1,2); intervals here are over prompts alone."
         )
+    lines += _power(winners)
     lines.append("n/a: does not apply or could not be measured; -: not in the record.")
     return lines
+
+
+def _power(winners: Sequence[Winner]) -> list[str]:
+    """How many images tell the best row of its bits from the next, by column."""
+    by_title: dict[str, list[int]] = {}
+    for winner in winners:
+        if winner.needed is not None:
+            by_title.setdefault(winner.title, []).append(winner.needed)
+    if not by_title:
+        return []
+    said = [f"{title} {_range(counts)}" for title, counts in by_title.items()]
+    return [
+        "Images (of the step error: prompts) that tell the best row of its bits from the next with "
+        f"{100 * POWER:.0f} % power at p = 0.05, on these calibration draws: {'; '.join(said)}."
+    ]
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -24,8 +24,10 @@ from experiments.store.paths import RESULTS
 
 NAME = "interval_coverage"  # of the file
 COMMAND = f"python -m experiments.studies.{NAME}"
-SIZES = (8, 16, 64, 128, 512)
-TRIALS = 1000
+SIZES = (8, 16, 64, 128, 1024)
+HEADLINE_SIZES = (16, 128, 1024)
+HEADLINE = ("normal", "lognormal, sigma 0.2", "Student's t, 3 degrees")  # as most scores are
+TRIALS = 2000
 RESAMPLES = 1000
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -81,23 +83,44 @@ def coverage(draw: Draw, mean: float, *, n: int, trials: int = TRIALS) -> dict[s
 
 
 def report(*, trials: int) -> str:
-    body = []
+    body, used = [], {}
     for name, (draw, mean) in DISTRIBUTIONS.items():
         for n in SIZES:
             found = coverage(draw, mean, n=n, trials=trials)
+            used[name, n] = found["used here"]
             body.append([name, str(n), *(f"{100 * share:.1f} %" for share in found.values())])
     return "\n".join(
         [
             f"How often a 95 % interval of a mean covers it: `{COMMAND}`.",
             "",
-            f"{trials} samples a line, {RESAMPLES} resamples. What is used is on each side the "
-            "wider of Student's t and the studentized bootstrap. Where a few large values decide "
-            "the mean and a sample may hold none of them, no interval covers: differences come "
-            "with their median and a sign test for that reason.",
+            f"{trials} samples a line (a share of 95 % is known to ± {_known(trials):.1f}), "
+            f"{RESAMPLES} resamples. What is used is on each side the wider of Student's t and the "
+            "studentized bootstrap. Where a few large values decide the mean and a sample may hold "
+            "none of them, no interval covers: differences come with their median and a sign test "
+            "for that reason.",
+            "",
+            *(f"{_said(n, used)}" for n in HEADLINE_SIZES),
             "",
             pipe_table(["distribution", "n", *INTERVALS], body, numeric=[False, *[True] * 4]),
             "",
         ]
+    )
+
+
+def _known(trials: int) -> float:
+    """Half of the 95 % interval of a share of 95 %, in %."""
+    return 100 * 1.96 * (0.95 * 0.05 / trials) ** 0.5
+
+
+def _said(n: int, used: Mapping[tuple[str, int], float]) -> str:
+    """A line of what the headline intervals do."""
+    light = [100 * used[name, n] for name in HEADLINE]
+    skewed = 100 * used["lognormal, sigma 1", n]
+    rare = 100 * used["small, 3 % of them large", n]
+    return (
+        f"- n = {n}: {min(light):.1f} to {max(light):.1f} % of what most scores are like (normal, "
+        f"lognormal 0.2, t of 3 degrees); {skewed:.1f} % where they are skewed (lognormal 1); "
+        f"{rare:.1f} % where a few decide."
     )
 
 

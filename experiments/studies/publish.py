@@ -4,6 +4,8 @@
 
 The table and the contact sheets go to `experiments/results/NAME/`; what the README shows of the
 demo between its markers is replaced by the table as the command made it. No figure is typed.
+`publish compare` does the same with the page that `segbench compare A B --out
+experiments/results/compare` left there.
 """
 
 from __future__ import annotations
@@ -19,13 +21,27 @@ from experiments.store.paths import RESULTS, ROOT
 SHEETS = "contact_sheet_*.png"
 MOST_SHEET_BYTES = 2_000_000  # of all of a report's; those of a long sweep stay with its records
 BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
+COMPARE_BEGIN, COMPARE_END = "<!-- compare: begin -->", "<!-- compare: end -->"
+COMPARE_PAGE = RESULTS / "compare" / "comparison.md"
 
 
 def readme_with(readme: str, table: str) -> str:
     """The README with the text between its markers replaced by the table, without its legend."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{short(table)}\n{END}{after}"
+    return _between(readme, short(table), begin=BEGIN, end=END)
+
+
+def readme_with_page(readme: str, page: str) -> str:
+    """The same with the verdict and the table of a page of two folders."""
+    verdict, *rest = page.splitlines()
+    rows = [line for line in rest if line.startswith("|")]
+    text = "\n".join([verdict, "", *rows])
+    return _between(readme, text, begin=COMPARE_BEGIN, end=COMPARE_END)
+
+
+def _between(readme: str, text: str, *, begin: str, end: str) -> str:
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def short(table: str) -> str:
@@ -41,6 +57,12 @@ def publish(name: str, *, out: Path) -> list[Path]:
     Raises:
         UserError: there is no report of that name.
     """
+    readme = ROOT / "README.md"
+    if name == COMPARE_PAGE.parent.name:
+        if not COMPARE_PAGE.is_file():
+            raise UserError(f"{COMPARE_PAGE} is not there; segbench compare A B --out makes it")
+        write_text(readme, readme_with_page(readme.read_text(), COMPARE_PAGE.read_text()))
+        return [readme]
     source = out / "reports" / name
     if not (source / "table.md").is_file():
         raise UserError(f"{source} holds no table.md; run segbench run +experiment={name} first")
@@ -54,7 +76,6 @@ def publish(name: str, *, out: Path) -> list[Path]:
         shutil.copyfile(path, target / path.name)
         written.append(target / path.name)
     if name == "demo":
-        readme = ROOT / "README.md"
         write_text(readme, readme_with(readme.read_text(), (target / "table.md").read_text()))
         written.append(readme)
     return written

@@ -1,4 +1,7 @@
-"""`segbench compare EXPERIMENT --against METHOD`: a sweep's rows held against one method's."""
+"""`segbench compare EXPERIMENT --against METHOD`: a sweep's rows held against one method's.
+
+`segbench compare A B`: two folders of images or pipelines, in `compare_folders`.
+"""
 
 from __future__ import annotations
 
@@ -27,30 +30,51 @@ from evaluation.report.figures import Tile, ratio_map
 from evaluation.report.render import FORMATS
 from experiments.errors import UserError
 from experiments.store.folders import write_text
+from experiments.verbs import compare_folders
 from experiments.verbs.answer import Answer
 from experiments.verbs.report_files import ReportFolder, scored, tell_outdated
 from experiments.verbs.words import add_recorded, no_record, recorded_sweep
 
+_AGAINST = "rtn"
 _REASON_FIELDS = ("reason", "methods", "models", "bits")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recorded(parser)
-    parser.add_argument("--against", default="rtn", metavar="METHOD", help="default: rtn")
+    add_recorded(parser, metavar="A B|EXPERIMENT|key=value")
+    parser.add_argument("--against", metavar="METHOD", help=f"of a sweep; default: {_AGAINST}")
     parser.add_argument("--format", choices=tuple(FORMATS), default="md")
     parser.add_argument(
         "--reasons", type=Path, metavar="FILE", help="YAML; a worse row without a reason is exit 1"
     )
+    compare_folders.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Reads the sweep's records and writes `compare_METHOD.*` beside its table.
+    """Two things, or a sweep.
 
     Raises:
-        UserError: nothing to compare, or a file of reasons that is none.
+        UserError: nothing to compare, or options of the one with the other.
     """
+    others = [word for word in options.overrides if "=" not in word or Path(word).is_dir()]
+    if others:
+        if len(others) > 1:
+            raise UserError(f"compare takes two, A and B; got {len(others) + 1}")
+        if options.against or options.reasons or options.multirun:
+            raise UserError("--against, --reasons and -m are of a sweep; A and B are two folders")
+        words = [word for word in options.overrides if word not in others]
+        return compare_folders.compare_two(options, b=others[0], words=words)
+    if given := compare_folders.own_options(options):
+        raise UserError(
+            f"{', '.join(given)}: of two folders, segbench compare A B; "
+            f"{options.experiment} is one thing"
+        )
+    return _compare_sweep(options)
+
+
+def _compare_sweep(options: argparse.Namespace) -> Answer:
+    """Reads the sweep's records and writes `compare_METHOD.*` beside its table."""
     reasons = [] if options.reasons is None else read_reasons(options.reasons)
-    sweep, against = recorded_sweep(options), options.against
+    sweep, against = recorded_sweep(options), options.against or _AGAINST
     cells = scored(sweep)
     if not cells:
         raise no_record(sweep)

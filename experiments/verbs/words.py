@@ -24,9 +24,9 @@ def add_follow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help=_FOLLOW)
 
 
-def add_recorded(parser: argparse.ArgumentParser) -> None:
+def add_recorded(parser: argparse.ArgumentParser, *, metavar: str = "EXPERIMENT|key=value") -> None:
     """An experiment, or a sweep's own words, whose records are read."""
-    parser.add_argument("experiment", metavar="EXPERIMENT|key=value")
+    parser.add_argument("experiment", metavar=metavar)
     add_multirun(parser)
 
 

@@ -1,6 +1,7 @@
 """Rows against a baseline: paired ratios, verdicts, reasons."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -223,3 +224,22 @@ def test_identical_images_are_counted_not_subtracted() -> None:
     (found,) = compare_rows(rows, against="rtn")
     assert "psnr" not in found.differences
     assert "- (= 8, 1)" in to_markdown(comparison_table([found], against="rtn"))
+
+
+def test_a_comparison_says_how_many_prompts_would_tell() -> None:
+    rows = compare_rows([scored("rtn", 1.0), scored("b", 1.2, noise=0.3)], against="rtn")
+    table = comparison_table(rows, against="rtn")
+    (row,) = rows
+    assert row.ratio is not None
+    error = row.ratio.standard_error / row.ratio.value * math.sqrt(8)
+    seen = (2.8 * error / math.log(row.ratio.value)) ** 2
+    cell = next(c for c, k in zip(table.rows[0].cells, table.columns, strict=True)
+                if k.key == "n_to_tell")  # fmt: skip
+    assert cell.value == pytest.approx(seen, abs=3)
+    (line,) = (x for x in table.legend if x.startswith("Power:"))
+    told = int(re.search(r"a step error 10 % above is told at n = ([\d,]+)", line)[1])
+    assert told == pytest.approx((2.8 * error / math.log(1.1)) ** 2, abs=3)
+    assert "PSNR dB, as far as it was seen apart, at" in line
+    draws = [scored(name, 1.0, draw=d) for name in ("rtn", "b") for d in range(3)]
+    over = comparison_table(compare_rows(draws, against="rtn"), against="rtn")
+    assert not any(x.startswith("Power:") for x in over.legend)

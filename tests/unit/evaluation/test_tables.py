@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -294,6 +295,30 @@ def test_a_frechet_distance_of_few_images_says_so(n: int, said: str) -> None:
     assert f"FID shapes, reference{said}" in titles
 
 
+@pytest.mark.parametrize(("n", "last"), [(2047, True), (2048, False)])
+def test_a_frechet_distance_of_few_images_is_no_headline(n: int, last: bool) -> None:
+    """Its columns, and its difference from fp, come after every other metric's."""
+    delta = metric(0.1, 0.05, against="fp", n=n)
+    record = make_record("rtn", metrics={FID: distance(5.0, n=n), f"{FID}_delta": delta})
+    record.metrics.pop("fid_shapes_reference", None)  # which has its own number
+    table = table_of([record])
+    order = [column.metric for column in table.columns if column.metric]
+    assert (order.index(FID) > order.index("step_error")) is last
+    assert order.index(f"{FID}_delta") == order.index(FID) + 1
+    assert any("fewer than 2,048 images it is no headline" in x for x in table.legend) is last
+
+
+def test_a_table_says_how_many_images_tell_its_rows_apart() -> None:
+    rows = [measured("a", psnr=0.0, noise=0.5), measured("bb", psnr=0.4, noise=0.5)]
+    (line,) = (x for x in make_table(rows).legend if x.startswith("Images (of the step error"))
+    a, b = (np.array(list(row.scores["psnr"].values())) for row in rows)
+    spread = float((b - a).std(ddof=1) / abs((b - a).mean()))
+    said = int(re.search(r"PSNR dB ([\d,]+)", line)[1])
+    assert said == pytest.approx((2.8 * spread) ** 2, abs=3)
+    draws = [measured(m, psnr=s, draw=d) for m, s in (("a", 0.0), ("bb", 0.4)) for d in range(3)]
+    assert not any(x.startswith("Images (of") for x in make_table(draws).legend)
+
+
 def test_skipped_failed_and_missing_rows_have_their_reasons() -> None:
     records = [
         *make_records(),
@@ -422,15 +447,17 @@ def test_sample_size_and_empty_request() -> None:
 
 
 def test_columns_of_one_extractor_stand_together() -> None:
-    metrics = {f"{name}_inception_dataset_same_prompts": distance(7.0) for name in ("fid", "kid")}
+    metrics = {
+        f"{name}_inception_dataset_same_prompts": distance(7.0, n=4000) for name in ("fid", "kid")
+    }
     metrics |= {
-        "fid_inception_reference": distance(1.0),
+        "fid_inception_reference": distance(1.0, n=4000),
         "mmd_inception_dataset_same_prompts": distance(2.0),
     }
     table = table_of([make_record("rtn", metrics=metrics)])
     assert [column.metric for column in table.columns if column.metric][:7] == [
         "fid_inception_dataset_same_prompts", "fid_inception_reference",
-        "kid_inception_dataset_same_prompts",
-        FID, "fid_shapes_reference", KID, "clip_score",
+        "kid_inception_dataset_same_prompts", KID, "clip_score", "psnr", "lpips",
     ]  # fmt: skip
-    assert "FID inception, dataset (biased, n = 256)" in [column.title for column in table.columns]
+    titles = [column.title for column in table.columns]
+    assert "FID inception, dataset (biased, n = 4000)" in titles

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from experiments.studies.publish import BEGIN, END, RESULTS, ROOT, readme_with, short
+from evaluation.per_image import read_per_image
+from experiments.studies.publish import (
+    BEGIN,
+    COMPARE_BEGIN,
+    COMPARE_END,
+    COMPARE_PAGE,
+    END,
+    RESULTS,
+    ROOT,
+    readme_with,
+    readme_with_page,
+    short,
+)
 
 
 def test_the_readmes_table_is_the_committed_one() -> None:
@@ -32,3 +44,16 @@ def test_only_what_stands_between_the_markers_is_replaced() -> None:
     assert readme_with(readme, table) == (
         f"before\n{BEGIN}\ncaption\n\n| a |\n|---|\n| 1 |\n{END}\nafter\n"
     )
+
+
+def test_the_readmes_page_of_two_folders_is_the_committed_one() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme == readme_with_page(readme, COMPARE_PAGE.read_text())
+    block = readme.split(COMPARE_BEGIN, 1)[1].split(COMPARE_END, 1)[0]
+    assert "| PSNR dB ↑ " in block
+    assert "beyond the noise" in block
+    assert len(block.strip().splitlines()) <= 10
+    scores = read_per_image(COMPARE_PAGE.parent / "per_image.csv")
+    for column, decimals in (("psnr", 2), ("ssim", 5)):
+        mean = sum(scores[column].values()) / len(scores[column])
+        assert f" {mean:.{decimals}f} [" in block, column
