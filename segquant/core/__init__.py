@@ -18,7 +18,7 @@ from segquant.core.method_interface import (
 )
 from segquant.core.over_fit import ENOUGH_PROMPTS
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize import quantize_layers
+from segquant.core.quantize_layers import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from segquant.core.declared_type import DECLARED
 from segquant.core.linear import LinearSpec, QuantLinear
-from segquant.core.quantize import replace_module
+from segquant.core.quantize_layers import replace_module
 
 PARAMETERS = ("codes", "bias")
 

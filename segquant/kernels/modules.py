@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segquant.core.declared_type import TypeDeclared, declare_type
 from segquant.core.linear import QuantLinear
-from segquant.core.quantize import replace_module
+from segquant.core.quantize_layers import replace_module
 from segquant.kernels.choice import Device, choose
 from segquant.kernels.door import quantized_linear
 from segquant.kernels.encode import Producer

@@ -14,7 +14,7 @@ from segquant.core.fold_smoothing import fold_smoothing
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
 from segquant.core.method_interface import QuantizationReport
-from segquant.core.quantize import quantize_layers
+from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits
@@ -41,7 +41,7 @@ def without_the_fold(
 ) -> tuple[nn.Module, QuantizationReport]:
     """The same vectors, applied at run time."""
     with monkeypatch.context() as patch:
-        patch.setattr("segquant.core.quantize.fold_smoothing", lambda *_: (set(), []))
+        patch.setattr("segquant.core.quantize_layers.fold_smoothing", lambda *_: (set(), []))
         return quantized(*args, **kwargs)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segquant.core.linear import EXACT_BUFFERS, QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.quantize import quantize_layers
+from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits

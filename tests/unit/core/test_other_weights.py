@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from experiments.cell.protocol_fields import coverage, stored_bytes
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.other_weights import WeightCount, count_weights, other_weights
-from segquant.core.quantize import quantize_layers
+from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from tests.unit.core.helpers import bits, calibrate
 
