@@ -9,9 +9,8 @@ import argparse
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ from evaluation.report.folder_page import Page, folder_table, markdown, shown_na
 from evaluation.report.folder_pair import FolderPair, Line, PairInputs, compare_folders
 from evaluation.report.render import FORMATS
 from evaluation.report.thresholds import Checked, check_thresholds
-from experiments.cell.progress import duration
 from experiments.cell.surroundings import Surroundings
 from experiments.cell.sweep import gather_cells
 from experiments.config.request import read_request
@@ -33,12 +31,12 @@ from experiments.errors import UserError, told_to_the_user
 from experiments.store.folders import Store, write_text
 from experiments.verbs.answer import Answer
 from experiments.verbs.compare_pipelines import AGAIN, Kind, Sampled, kind_of, name_of, sample_both
+from experiments.verbs.pace import Pace
 from experiments.verbs.prompt_texts import read_texts
 from experiments.verbs.words import check_writable, quiet
 
 NAME = "comparison"  # of the files below --out
 SHEET = "contact_sheet.png"
-_LONG_SECONDS = 10  # a pass that takes longer says its pace when it has begun
 _WITH_EVALUATOR = ("metrics=", "metrics.evaluator=")
 _WITH_METRICS = ("metrics=", "metrics.measured=")
 
@@ -189,7 +187,7 @@ class _Work:
                 settings=settings,
                 dataset=true_images,
                 sizes=sizes,
-                told=_Pace(what=label, count=len(sizes), size=_sizes(ready["A"])).told,
+                told=Pace(what=label, count=len(sizes), size=_sizes(ready["A"])).told,
             )
 
         try:
@@ -256,36 +254,6 @@ class _Work:
         contact_sheet(rows, list(captions), captions, "A", out / SHEET)
         files = (*(f"{NAME}.{suffix}" for suffix in FORMATS), "per_image.csv", SHEET)
         sys.stderr.write("".join(f"wrote {out / name}\n" for name in files))
-
-
-@dataclass(kw_only=True)
-class _Pace:
-    """Says on stderr how fast it goes: when that is known, and at the end of what takes long."""
-
-    what: str
-    count: int
-    size: str
-    begun: float = field(default_factory=time.perf_counter)
-    done: int = 0
-    said: bool = False
-
-    def told(self, more: int) -> None:
-        if self.done == 0:
-            self.begun = min(self.begun, time.perf_counter())
-        self.done += more
-        seconds = time.perf_counter() - self.begun
-        each = seconds / self.done
-        if self.done < self.count and not self.said and each * self.count > _LONG_SECONDS:
-            self.said = True
-            left = duration(each * (self.count - self.done))
-            self._say(f"{each:.2g} s a pair of {self.size}, about {left} for the rest")
-        elif self.done == self.count:
-            self._say(
-                f"{self.count} pairs of {self.size} in {duration(seconds)}, {each:.2g} s each"
-            )
-
-    def _say(self, text: str) -> None:
-        sys.stderr.write(f"{self.what}: {text}\n")
 
 
 def _sizes(side: Prepared) -> str:
