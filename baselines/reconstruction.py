@@ -32,7 +32,7 @@ from baselines.soft import SoftLinear, annealed_beta, rounding_loss
 from segquant.core import Calibration, QuantizationReport, QuantLinear
 from segquant.core.correction import channel_dim
 from segquant.core.layer import relative_error
-from segquant.core.quantize_layers import replace_module
+from segquant.core.layer_pass import replace_module
 from segquant.core.recorded_calls import Call, CapturedCalls, restore_tree, store_tree
 from segquant.core.several import called_parts
 

@@ -15,8 +15,8 @@ from baselines.peers.library import (
     quantize_with,
 )
 from segquant.core import Bits, Calibration, QuantizationReport, StatisticsNeeds
+from segquant.core.layer_pass import replace_module
 from segquant.core.method_interface import OfThisMachine
-from segquant.core.quantize_layers import replace_module
 
 _NEEDS_GPU = OfThisMachine(
     "bitsandbytes quantizes inputs on CUDA alone; on a CPU it multiplies dequantized weights, "

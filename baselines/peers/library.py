@@ -22,10 +22,10 @@ from segquant.core import (
     StatisticsNeeds,
     TensorScheme,
 )
+from segquant.core.layer_pass import reasons_to_keep
 from segquant.core.method_interface import OfThisMachine
 from segquant.core.other_weights import other_weights
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import reasons_to_keep
 from segquant.core.schemes import BITS_OF_BYTE, BITS_OF_FLOAT32, UNQUANTIZED_BITS
 
 # How such a row is executed: by the library's own modules, which may themselves only simulate.

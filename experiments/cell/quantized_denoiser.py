@@ -83,7 +83,7 @@ class QuantizedDenoiser(Stage):
         if not isinstance(report, QuantizationReport):
             raise TypeError(
                 f"{type(self.method).__name__}.quantize returned {type(report).__name__}; it must "
-                "return a QuantizationReport, as segquant.core.quantize_layers.quantize_layers does"
+                "return a QuantizationReport, as segquant.core.layer_pass.quantize_layers does"
             )
         if needs.graph and around.graph.fallback:
             report.left_out.append(

@@ -17,8 +17,8 @@ from experiments.speed.latency import STEP_WARMUPS
 from experiments.speed.machine_state import machine_state
 from experiments.speed.session import Session, failed, in_random_order
 from experiments.speed.timing import Timer
+from segquant.core.layer_pass import replace_module
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import replace_module
 from segquant.kernels import (
     ActivationCode,
     Device,

@@ -7,6 +7,7 @@ from segquant.core.correction import Corrector
 from segquant.core.cuts import Boundaries, moved_boundaries
 from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, smoothing_by
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankBudget, LowRankSettings
 from segquant.core.method_interface import (
@@ -18,7 +19,6 @@ from segquant.core.method_interface import (
 )
 from segquant.core.over_fit import ENOUGH_PROMPTS
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.ranges import RangeRule
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, GptqVariant, Rounding

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from segquant.core.files import read_manifest, read_tensors, write_folder
+from segquant.core.layer_pass import replace_module
 from segquant.core.linear import QuantLinear
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import replace_module
 from segquant.core.spec_json import dtype_name, spec_from_dict, spec_to_dict
 from segquant.core.stepwise import follow_steps
 

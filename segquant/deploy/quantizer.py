@@ -18,8 +18,8 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from segquant.core.layer_pass import replace_module
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import replace_module
 from segquant.core.spec_json import dtype_name, spec_from_dict
 from segquant.core.stepwise import follow_steps
 from segquant.deploy.seal import (

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.declared_type import DECLARED
+from segquant.core.layer_pass import replace_module
 from segquant.core.linear import LinearSpec, QuantLinear
-from segquant.core.quantize_layers import replace_module
 
 PARAMETERS = ("codes", "bias")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.declared_type import TypeDeclared, declare_type
+from segquant.core.layer_pass import replace_module
 from segquant.core.linear import QuantLinear
-from segquant.core.quantize_layers import replace_module
 from segquant.kernels.choice import Device, choose
 from segquant.kernels.door import quantized_linear
 from segquant.kernels.encode import Producer

@@ -20,7 +20,7 @@ KINDS = (
     "stages/trajectory/*/*.safetensors",
     "stages/calibration/*/statistics/manifest.json",
     "stages/quantized/*/denoiser/tensors.safetensors",
-    "stages/features/clip-*.npy",
+    "stages/features/scores-*.npy",
     "stages/features/features-*.npy",
 )
 SOME = ("a byte", "half", "empty", "gone", "a folder", "a loop", "another's")

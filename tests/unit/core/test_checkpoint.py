@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.files import write_folder
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.lowrank import LowRankSettings
 from segquant.core.method_interface import QuantizationReport
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.segments import LayerShape
 from segquant.core.smoothing import SmoothingMode, SmoothingSettings

@@ -17,7 +17,7 @@ from segquant.core.floats import (
     ScaleRounding,
     e8m0_block_scales,
 )
-from segquant.core.quantize_layers import quantize_layers
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import GptqSettings, Rounding, gptq, gptq_factor
 from segquant.core.schemes import Bits, Granularity, NumberFormat, TensorScheme

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.fold_smoothing import fold_smoothing
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
 from segquant.core.method_interface import QuantizationReport
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits
@@ -41,7 +41,7 @@ def without_the_fold(
 ) -> tuple[nn.Module, QuantizationReport]:
     """The same vectors, applied at run time."""
     with monkeypatch.context() as patch:
-        patch.setattr("segquant.core.quantize_layers.fold_smoothing", lambda *_: (set(), []))
+        patch.setattr("segquant.core.layer_pass.fold_smoothing", lambda *_: (set(), []))
         return quantized(*args, **kwargs)
 
 

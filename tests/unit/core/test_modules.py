@@ -12,9 +12,9 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
 
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import EXACT_BUFFERS, QuantLinear
 from segquant.core.lowrank import LowRankSettings
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.schemes import Bits

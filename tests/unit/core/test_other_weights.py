@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cell.protocol_fields import coverage, stored_bytes
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.other_weights import WeightCount, count_weights, other_weights
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from tests.unit.core.helpers import bits, calibrate
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.lowrank import LowRankSettings
 from segquant.core.method_interface import QuantizationReport, StatisticsNeeds
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.segments import LayerShape, shape_from_graph

@@ -11,8 +11,8 @@ from baselines.gptq import Gptq
 from baselines.rtn import RoundToNearest
 from baselines.smooth_search import SmoothSearch
 from segquant.core.input_statistics import StatisticsRecorder
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities

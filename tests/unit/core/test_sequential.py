@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from baselines.gptq import Gptq
 from segquant.core.calibration import Calibration
 from segquant.core.grids import int_grid
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
 from segquant.core.sequential import Sequential, block_of_layers, call_order, stage_layers

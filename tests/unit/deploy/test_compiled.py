@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 import segquant.diffusers as deployed
+from segquant.core.layer_pass import quantize_layers
 from segquant.core.layer_plan import LayerPlan
-from segquant.core.quantize_layers import quantize_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.stepwise import StepRecorder
 from tests.unit.core import denoisers

@@ -35,7 +35,7 @@ def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Write]:
 def test_a_method_depends_on_what_it_imports_and_on_no_other_method() -> None:
     rtn = code_files("baselines.rtn")
     assert "baselines/rtn.py" in rtn
-    assert "segquant/core/quantize_layers.py" in rtn
+    assert "segquant/core/layer_pass.py" in rtn
     assert not any("kernels" in path or "gptq" in path for path in rtn)
     ptqd = code_files("baselines.ptqd")
     for path in ("corrected", "gptq", "adaround", "reconstruction", "soft"):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segquant.core.layer_pass import replace_module
 from segquant.core.plain_linears import linear_layers
-from segquant.core.quantize_layers import replace_module
 from segquant.kernels import (
     ActivationCode,
     KernelLinear,
