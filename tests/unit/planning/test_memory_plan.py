@@ -136,3 +136,12 @@ def test_two_blocks_of_flux_at_full_width_are_within_15_percent_of_the_plan() ->
 
 def _rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_sweep_of_eight_cells_takes_what_one_takes() -> None:
+    """As `experiments.studies.quantizing_memory` measured it; the heaviest cell is in every one."""
+    rows = _rows(RESULTS.parent / "quantizing_memory.csv")
+    peaks = {int(r["cells"]): float(r["peak_gigabytes"]) for r in rows if r["copies"] == "False"}
+    assert set(peaks) == {1, 2, 4, 8}
+    model = float(rows[0]["model_gigabytes"])
+    assert peaks[8] - peaks[1] < 0.5 * model  # no other denoiser is in memory
