@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 
 # one worker a core, each with one thread: small products do not gain from more
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile --durations 25
 
 # brings up a real Slurm on loopback, as root on Debian, and takes it down again
 test-slurm: $(INSTALLED)
