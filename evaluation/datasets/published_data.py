@@ -228,7 +228,10 @@ def read_once(path: Path, read: Callable[[Path], Value]) -> Value:
     try:
         status = path.stat()
     except OSError as error:
-        raise ValueError(f"{path}: no such file") from error
+        raise ValueError(
+            f"{path}: no such file; dataset.root is the folder with the data set's own files "
+            "(docs/datasets.md says which)"
+        ) from error
     key = (read.__module__, read.__qualname__, path)
     state = (status.st_size, status.st_mtime_ns, status.st_ino)
     held = _kept.get(key)

@@ -124,6 +124,20 @@ class _Work:
         with told_to_the_user():
             return read_texts(self.options.prompt_texts)
 
+    def _say_what_is_missing(self, missing: Mapping[str, str]) -> None:
+        """A line a reason where words asked for metrics, else one for all."""
+        if missing and not self.words:
+            sys.stderr.write(
+                f"not measured: {', '.join(missing)}; --json says why; most need weights: "
+                "metrics.weights=FOLDER (docs/metrics.md)\n"
+            )
+            return
+        reasons: dict[str, list[str]] = {}
+        for name, reason in missing.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, which in reasons.items():
+            sys.stderr.write(f"not measured: {', '.join(which)}: {reason}\n")
+
     def compare(
         self, sampled: Sampled, *, thresholds: Mapping[str, float], names: tuple[str, str]
     ) -> Answer:
@@ -147,11 +161,7 @@ class _Work:
             f"Left out of {label}, as not every folder has them: {count} images."
             for label, count in paired.left_out.items()
         ]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in pair.reasons.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, which in reasons.items():
-            sys.stderr.write(f"not measured: {', '.join(which)}: {reason}\n")
+        self._say_what_is_missing(pair.reasons)
         self._write(pair, page, ready=ready)
         return Answer(
             markdown(pair, page)
