@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from segquant.core.layer_pass import replace_module
 from segquant.core.plain_linears import linear_layers
+from segquant.core.schemes import Bits
 from segquant.core.spec_json import dtype_name, spec_from_dict
 from segquant.core.stepwise import follow_steps
 from segquant.deploy.seal import (
@@ -34,6 +35,7 @@ from segquant.deploy.seal import (
     seal_of,
 )
 from segquant.deploy.streamed import StreamedLinear, stream
+from segquant.deploy.without_data import quantize_without_data, without_data
 
 
 class Method(StrEnum):
@@ -43,9 +45,17 @@ class Method(StrEnum):
 
 
 class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """`quantization_config` in a quantized denoiser's config.json.
+    """`quantization_config` in a quantized denoiser's config.json, or of `from_pretrained`.
+
+    `SegQuantConfig(weights=8, activations=8)` rounds to nearest while a denoiser is loaded, which
+    needs no data: a scale for each output feature, and for each token when it comes. Whatever needs
+    a calibration is made by `segbench quantize`.
 
     Args:
+        weights: bits of weights that are to be quantized now, 2 to 8.
+        activations: bits of activations, 2 to 8; None leaves them as they are.
+        group_size: input features that share a weight's scale; None for all.
+        keep: patterns of layers' names that stay as they are.
         seal: of the weights' files; None before the denoiser was saved.
         dtype: of what is not quantized, where `torch_dtype` is not given.
         recipe: what was done, for people: model, method, bits.
@@ -59,6 +69,10 @@ class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         recipe: Mapping[str, Any] | None = None,
         version: int = VERSION,
         quant_method: Method | str = Method.segquant,
+        weights: int | None = None,
+        activations: int | None = None,
+        group_size: int | None = None,
+        keep: Sequence[str] = (),
     ) -> None:
         if version != VERSION:
             raise ValueError(
@@ -67,6 +81,14 @@ class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = Method(quant_method)
         self.seal, self.dtype, self.version = seal, dtype, version
         self.recipe = dict(recipe or {})
+        self.asked: Bits | None = None
+        if weights is not None:
+            self.asked = without_data(weights, activations, group_size=group_size, keep=keep)
+            self.recipe |= {"method": "rtn", "bits": self.asked.name, "keep": list(keep)}
+        elif activations is not None or group_size is not None or keep:
+            raise ValueError(
+                "SegQuantConfig: activations, group_size and keep go with weights=BITS"
+            )
         self._of: weakref.ref[nn.Module] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,12 +114,14 @@ class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self._of = weakref.ref(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SegQuantConfig:
-        return SegQuantConfig(
+        copied = SegQuantConfig(
             seal=self.seal,
             dtype=self.dtype,
             recipe=copy.deepcopy(self.recipe, memo),
             version=self.version,
         )
+        copied.asked = copy.deepcopy(self.asked, memo)
+        return copied
 
 
 def contents_of(denoiser: nn.Module) -> Contents | None:
@@ -119,7 +143,6 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Loads what `as_diffusers` made and `save_pretrained` wrote."""
 
     use_keep_in_fp32_modules = True
-    requires_calibration = True
 
     def __init__(self, quantization_config: SegQuantConfig, **given: Any) -> None:
         super().__init__(quantization_config, **given)
@@ -128,6 +151,11 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self._asked: torch.dtype | None = None  # for what is not quantized
 
     def validate_environment(self, *args: Any, device_map: Any = None, **given: Any) -> None:
+        if not self.pre_quantized and self.quantization_config.asked is None:
+            raise ValueError(
+                "SegQuantConfig() says nothing to do: give weights=8 (and activations=8) to round "
+                "to nearest, or load a folder that segbench quantize made"
+            )
         if self.pre_quantized and self.quantization_config.seal is None:
             raise ValueError("config.json has a quantization_config without a seal; save it again")
         if isinstance(device_map, Mapping) and "disk" in device_map.values():
@@ -145,13 +173,16 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def maybe_update_loaded_keys(
         self, loaded_keys: list[str], checkpoint_files: Sequence[str]
     ) -> list[str]:
+        if not self.pre_quantized:
+            return loaded_keys
         files = [checkpoint_files] if isinstance(checkpoint_files, str) else checkpoint_files
         self._contents = read_sealed(list(files), seal=self.quantization_config.seal)
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
         contents = self._contents
-        assert contents is not None
+        if contents is None:  # quantized once its weights are there
+            return
         check_config(
             contents,
             denoiser_class=type(model).__name__,
@@ -197,8 +228,14 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **given: Any) -> None:
         self._contents = None
         self._layers = {}
+        config = self.quantization_config
+        if not self.pre_quantized:
+            quantize_without_data(model, config.asked)
+            stream(model)
+            config.dtype = dtype_name(model.dtype)  # type: ignore[arg-type]
+            model.register_to_config(quantization_config=config)  # type: ignore[operator]
         follow_steps(model)
-        self.quantization_config.follow(model)
+        config.follow(model)
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool = False

@@ -230,3 +230,46 @@ def test_an_adapter_works_unfused_and_says_why_it_cannot_be_fused(
     assert torch.equal(output(loaded, batch), with_adapter)
     loaded.unload_lora()
     assert torch.equal(output(loaded, batch), output(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"weights": 8, "activations": 8}, "w8a8_int"),
+        ({"weights": 4, "group_size": 4}, "w4a16_int_group4"),
+    ],
+)
+def test_what_needs_no_data_is_quantized_while_it_is_loaded(
+    asked: dict[str, int], name: str, tmp_path: Path
+) -> None:
+    model, batches, _ = denoisers.ALL["sd3"]()
+    model.save_pretrained(tmp_path / "plain")  # type: ignore[operator]
+    config = deployed.SegQuantConfig(**asked, keep=["proj_out"])  # type: ignore[arg-type]
+    kind: Any = type(model)
+    copied = copy.deepcopy(config)  # as a pipeline's config of several parts does
+    loaded = kind.from_pretrained(tmp_path / "plain", quantization_config=copied)
+    layers = [m for m in loaded.modules() if isinstance(m, StreamedLinear)]
+    assert len(layers) > 20
+    assert not isinstance(loaded.proj_out, QuantLinear)
+    exact = output(model, batches[0])
+    found = output(loaded, batches[0])
+    assert 0 < (found - exact).norm() / exact.norm() < 0.2
+    loaded.save_pretrained(tmp_path / "made")
+    again = kind.from_pretrained(tmp_path / "made")
+    assert torch.equal(output(again, batches[0]), found)
+    recipe = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    assert recipe["recipe"] == {"method": "rtn", "bits": name, "keep": ["proj_out"]}
+
+
+def test_a_config_that_says_nothing_or_what_there_is_not_is_refused(tmp_path: Path) -> None:
+    model, _, _ = denoisers.ALL["sd3"]()
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    kind: Any = type(model)
+    with pytest.raises(ValueError, match="says nothing to do: give weights=8"):
+        kind.from_pretrained(tmp_path, quantization_config=deployed.SegQuantConfig())
+    with pytest.raises(ValueError, match="go with weights=BITS"):
+        deployed.SegQuantConfig(activations=8)
+    with pytest.raises(ValueError, match="weights=16; give 2 to 8"):
+        deployed.SegQuantConfig(weights=16)
+    with pytest.raises(ValueError, match="num_bits=9"):
+        deployed.SegQuantConfig(weights=9)
