@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
-import segquant.diffusers  # noqa: F401 - diffusers knows the format from here on
+import segquant.diffusers  # diffusers knows the format from here on
 from experiments.cell.sweep import open_sweep
 from experiments.config.request import read_request
 from experiments.sampling.sample import generate_images
@@ -31,7 +31,7 @@ FRESH = """
 import sys
 import torch
 import segquant.diffusers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 folder, out = sys.argv[1:]
 pipeline = DiffusionPipeline.from_pretrained(folder)
 generator = torch.Generator().manual_seed(3)
@@ -172,3 +172,21 @@ def test_the_section_of_the_readme_runs_as_it_stands(
     exec(compile(given, "README.md", "exec"), names)
     assert names["image"].size == (64, 64)
     assert (tmp_path / "tiny-w8a8-again" / "transformer").is_dir()
+
+
+def test_a_part_of_a_pipeline_is_quantized_while_it_is_loaded(tmp_path: Path, zoo: Path) -> None:
+    mapping = {"unet": segquant.diffusers.SegQuantConfig(weights=8, activations=8)}
+    asked = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
+    pipeline = DiffusionPipeline.from_pretrained(
+        zoo / "tiny_unet",
+        torch_dtype=torch.float32,
+        quantization_config=PipelineQuantizationConfig(quant_mapping=mapping),
+    )
+    assert any(isinstance(module, QuantLinear) for module in pipeline.unet.modules())
+    pipeline.save_pretrained(tmp_path / "made")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "made", torch_dtype=torch.float32)
+    made = [
+        pipe("a red circle", generator=torch.Generator().manual_seed(0), **asked).images
+        for pipe in (pipeline, again)
+    ]
+    assert torch.equal(*made)
