@@ -92,11 +92,12 @@ class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self._of: weakref.ref[nn.Module] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json gets; the seal is that of the denoiser as it is now."""
+        """What config.json gets; seal and type are those of the denoiser as it is now."""
         model = None if self._of is None else self._of()
         if model is not None and model.config.get("quantization_config") is self:  # type: ignore[union-attr, operator]
-            contents = contents_of(model)
-            self.seal = self.seal if contents is None else seal_of(contents.text())
+            contents = contents_of(model, model.state_dict())
+            if contents is not None:
+                self.seal, self.dtype = seal_of(contents.text()), contents.dtype
         return {
             "quant_method": self.quant_method.value,
             "version": self.version,
@@ -124,9 +125,8 @@ class SegQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return copied
 
 
-def contents_of(denoiser: nn.Module) -> Contents | None:
+def contents_of(denoiser: nn.Module, state: Mapping[str, Tensor]) -> Contents | None:
     """What a quantized denoiser is; None while its tensors are elsewhere (offloaded by a hook)."""
-    state = denoiser.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         return None
     return Contents(
@@ -244,13 +244,14 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         if not safe_serialization:
             raise ValueError("a quantized denoiser is saved as safetensors alone, never pickled")
         model = None if self.quantization_config._of is None else self.quantization_config._of()
-        contents = None if model is None else contents_of(model)
-        if contents is None or contents.tensors != digests(state_dict):
+        contents = None if model is None else contents_of(model, state_dict)
+        text = None if contents is None else contents.text()
+        if text is None or seal_of(text) != self.quantization_config.seal:
             raise ValueError(
                 "this denoiser is a copy of the quantized one, or its tensors are offloaded; call "
                 "segquant.diffusers.as_diffusers(denoiser) or bring it back, then save it"
             )
-        return state_dict, {KEY: contents.text()}
+        return state_dict, {KEY: text}
 
     @property
     def supports_parallel_loading(self) -> bool:

@@ -87,7 +87,7 @@ def test_a_fresh_process_needs_segquant_and_diffusers_alone(
 
 
 def test_another_type_is_of_what_is_not_quantized(
-    saved: tuple[Path, Any, dict[str, Any]],
+    saved: tuple[Path, Any, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, model, _ = saved
     loaded = type(model).from_pretrained(folder, torch_dtype=torch.float16)
@@ -96,6 +96,9 @@ def test_another_type_is_of_what_is_not_quantized(
     assert layer.weight_scale.dtype == torch.float32
     own = model.transformer_blocks[0].attn.to_q
     assert torch.equal(layer.weight_scale, own.weight_scale)
+    loaded.save_pretrained(tmp_path)  # under a seal of its own: other tensors are written
+    again = type(model).from_pretrained(tmp_path)
+    assert again.dtype == torch.float16
 
 
 def _sequential(model: Any) -> None:
