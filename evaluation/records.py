@@ -16,7 +16,10 @@ from typing import Any
 
 SCHEMA_VERSION = 2
 STATUSES = ("ok", "skipped", "failed")
-EXECUTIONS = ("float", "simulated", "kernel", "library", "library_simulated")
+EXECUTIONS = (
+    *("float", "simulated", "kernel", "library", "library_simulated"),
+    *("onnxruntime", "openvino"),  # which run an exported file
+)
 MACHINE_UNITS = ("s", "bytes")  # metrics in these units differ between two runs of one cell
 _VOLATILE_FIELDS = ("seconds", "peak_memory_bytes", "environment", "times_utc", "traceback")
 _OWN = "sha256"  # in the file: of all the rest

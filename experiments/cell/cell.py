@@ -19,6 +19,8 @@ from experiments.cell.float_denoiser import FloatDenoiser
 from experiments.cell.kernel_denoiser import KernelDenoiser
 from experiments.cell.learned_corrector import LearnedCorrector
 from experiments.cell.metric_stage import Measurement, MetricStage, read_scores, read_values
+from experiments.cell.onnx_denoiser import OnnxDenoiser
+from experiments.cell.onnx_files import OnnxFiles
 from experiments.cell.quantized_denoiser import QuantizedDenoiser
 from experiments.cell.reference_trajectory import ReferenceTrajectory
 from experiments.cell.sampled_images import SampledImages
@@ -27,11 +29,13 @@ from experiments.cell.stage import Stage
 from experiments.cell.surroundings import Surroundings
 from experiments.cell.teacher_forced import StepErrors
 from experiments.cell.true_images import TrueImages
+from experiments.config.choices import RUNTIMES
 from experiments.config.naming import names
 from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.sampling.correct import why_not_corrected
+from experiments.sampling.execution import why_not_exported
 from experiments.store.digests import digest
 from experiments.store.entries import clear_way
 from experiments.store.folders import Finished, hash_once
@@ -73,6 +77,8 @@ class Cell:
         reason = self.config.method.unsupported(self.config.bits)
         if reason is None and self.corrected:
             return why_not_corrected(self.config.model)
+        if reason is None and self.quantizes and self.config.execution in RUNTIMES:
+            return why_not_exported(self.config)
         return reason
 
     @property
@@ -144,13 +150,25 @@ class Cell:
         return QuantizedDenoiser(around=self.around, method=method, bits=bits)
 
     @cached_property
+    def onnx(self) -> OnnxFiles | None:
+        """The quantized denoiser as a file; None where nothing is quantized."""
+        return (
+            None
+            if self.quantized is None
+            else OnnxFiles(around=self.around, quantized=self.quantized)
+        )
+
+    @cached_property
     def denoiser(self) -> Denoiser:
         """What samples the cell's images."""
         if self.quantized is None:
             return FloatDenoiser()
         config = self.config
         plain_one: Denoiser = SimulatedDenoiser(quantized=self.quantized)
-        if config.execution != "simulated":
+        if config.execution in RUNTIMES:
+            assert self.onnx is not None
+            plain_one = OnnxDenoiser(files=self.onnx, runtime=RUNTIMES[config.execution])
+        elif config.execution != "simulated":
             plain_one = KernelDenoiser(
                 quantized=self.quantized,
                 execution=config.execution,

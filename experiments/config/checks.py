@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.config.choices import ACTIVATION_CODES, EXECUTIONS
+from experiments.config.choices import ACTIVATION_CODES, EXECUTIONS, KERNELS
 from experiments.config.limits import MOST_PIXELS, MOST_STEPS, check_number, check_pattern
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
@@ -85,15 +85,15 @@ def check_values(config: RunConfig) -> None:
     _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float16"))
     _one_of("execution", config.execution, EXECUTIONS)
     _one_of("activation_code", config.activation_code, ACTIVATION_CODES)
-    if config.activation_code != "method" and config.execution == "simulated":
+    if config.activation_code != "method" and config.execution not in KERNELS:
         raise UserError(
-            f"activation_code={config.activation_code} with execution=simulated; codes are the "
-            "kernels': set execution=kernel or auto"
+            f"activation_code={config.activation_code} with execution={config.execution}; codes "
+            "are the kernels': set execution=kernel or auto"
         )
-    if config.fuse_activations and config.execution == "simulated":
+    if config.fuse_activations and config.execution not in KERNELS:
         raise UserError(
-            "fuse_activations=true with execution=simulated; it is the kernels that activations go "
-            "into: set execution=kernel or auto"
+            f"fuse_activations=true with execution={config.execution}; it is the kernels that "
+            "activations go into: set execution=kernel or auto"
         )
     _one_of("latents", config.latents, ("per_prompt", "shared"))
     _one_of("image", config.image, ("png", "jpeg"))

@@ -272,7 +272,9 @@ class QuantLinear(TypeDeclared):
         read: dict[int, tuple[Tensor, Tensor]] = {}
         for group, start, stop in self._runs:
             if group not in read:
-                read[group] = self._read(input, group, dense_OI.dtype)
+                smooth = self.smooth_input(input, group)
+                quantized = self.on_grid(smooth, group)
+                read[group] = smooth.to(dense_OI.dtype), quantized.to(dense_OI.dtype)
             smooth_I, quantized_I = read[group]
             bias = None if bias_O is None else bias_O[start:stop]
             output = F.linear(quantized_I, dense_OI[start:stop], bias)
@@ -288,21 +290,24 @@ class QuantLinear(TypeDeclared):
         """Rows times the factors that other layers' smoothing left here."""
         return w if self.row_factors is None else w * self.row_factors[:, None]
 
-    def _read(self, x: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The smoothed input, and the same on its grid. `x` is left as it is."""
+    def smooth_input(self, x: Tensor, group: int) -> Tensor:
+        """The input of a smoothing group before it is put on its grid. `x` is left as it is."""
         transform = self.transform
         x = x if transform is None else transform.of_input(x)
         factors_GI = self.smoothing
-        smooth = x if factors_GI is None else x.float() / factors_GI[group]
+        return x if factors_GI is None else x.float() / factors_GI[group]
+
+    def on_grid(self, smooth: Tensor, group: int) -> Tensor:
+        """The nearest values on the input's grid, float32; as it is where there is none."""
         if self._grid is None:
-            return smooth.to(dtype), smooth.to(dtype)
+            return smooth
         power_I = self.input_power
         units = smooth if power_I is None else smooth / power_I
-        quantized = fake_quantize(units, grid=self._grid, static=self._static(group))
-        quantized = quantized if power_I is None else quantized * power_I
-        return smooth.to(dtype), quantized.to(dtype)
+        quantized = fake_quantize(units, grid=self._grid, static=self.static_scales(group))
+        return quantized if power_I is None else quantized * power_I
 
-    def _static(self, group: int) -> ActivationScales | None:
+    def static_scales(self, group: int) -> ActivationScales | None:
+        """The calibration's scales for a smoothing group, at the step that runs; None for none."""
         scale_GN = self.activation_scale
         if scale_GN is None:
             return None
