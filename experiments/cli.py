@@ -38,6 +38,7 @@ VERBS = {
     "retry": "run the failed cells again, and no others",
     "evaluate": "the metrics of a sweep again, from the images on disk",
     "quantize": "a pipeline's folder that diffusers loads, with the quantized denoiser in it",
+    "export": "a quantized pipeline as ONNX files, or in another library's format",
     "table": "the table of an experiment from its records",
     "compare": "two folders of images or pipelines; or an experiment's rows against one method's",
     "verify": "read a whole store, out=FOLDER, against its checksums",
@@ -50,7 +51,10 @@ VERBS = {
     "bench-kernels": "speed of every Linear shape of three models, every way through it",
     "bench-model": "speed of cells (model=... method=a,b), or of a step at full size",
 }
-_WORDS = {"methods": ("name", "a method, or all")}
+_WORDS = {
+    "methods": ("name", "a method, or all"),
+    "export": ("DIR", "a folder that segbench quantize wrote"),
+}
 _OVERRIDES = ("key=value", "Hydra overrides")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -19,12 +20,15 @@ from experiments.errors import UserError
 from experiments.sampling.assembled import assemble
 from experiments.sampling.model_folder import check_folder
 from experiments.sampling.model_parts import denoiser_folders
+from experiments.sampling.sample import call_settings
 from segquant.core.method_interface import QuantizationReport
 from segquant.core.several import called_parts
 
 if TYPE_CHECKING:
     from experiments.cell.cell import Cell
     from experiments.config.run_config import ModelConfig
+
+CALL = "call.json"  # arguments of the pipeline's call that the cell was measured with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,8 @@ def write_pipeline(cell: Cell, folder: Path, *, shard: str, command: str) -> Wri
         pipeline.save_pretrained(fresh, max_shard_size=shard)
         text = card_text(cell, report, pipeline=pipeline, parts=list(parts), command=command)
         (fresh / CARD).write_text(text, encoding="utf-8")
+        settings = call_settings(pipeline, cell.config.model)
+        (fresh / CALL).write_text(json.dumps(settings, indent=1), encoding="utf-8")
         size = sum(f.stat().st_size for n in parts for f in (fresh / n).glob("*.safetensors"))
         if folder.is_dir():
             folder.rmdir()

@@ -49,12 +49,7 @@ def sample(
     """
     keys = [SHARED if shared_noise else prompt.id for prompt in prompts]
     generators = [torch.Generator().manual_seed(noise_seed(key, seed=seed)) for key in keys]
-    settings: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, **config.call}
-    for key in ("height", "width", "guidance_scale"):
-        if getattr(config, key) is not None:
-            settings[key] = getattr(config, key)
-    accepted = inspect.signature(type(pipeline).__call__).parameters
-    settings = {key: value for key, value in settings.items() if key in accepted}
+    settings = call_settings(pipeline, config)
     with torch.no_grad(), own_noise(pipeline, keys, seed=seed):
         out = pipeline(
             # some take no list: of one generator it means the same
@@ -64,6 +59,16 @@ def sample(
             **settings,
         )
     return out.images
+
+
+def call_settings(pipeline: Any, config: ModelConfig) -> dict[str, Any]:
+    """The arguments that are the same for all prompts, as far as the pipeline takes them."""
+    settings: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, **config.call}
+    for key in ("height", "width", "guidance_scale"):
+        if getattr(config, key) is not None:
+            settings[key] = getattr(config, key)
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    return {key: value for key, value in settings.items() if key in accepted}
 
 
 def generate_images(

@@ -39,7 +39,7 @@ class OnnxFile:
 
     inputs: dict[str, list[int | str]]  # name -> shape; a text is a size that is free
     types: dict[str, str]  # name -> of the input
-    output: str
+    outputs: list[str] = field(default_factory=lambda: ["out_sample"])
     fixed: dict[str, Any] = field(default_factory=dict)  # arguments that are part of the file
     integer_layers: list[str] = field(default_factory=list)  # quantized, multiplied as integers
     float_layers: dict[str, str] = field(default_factory=dict)  # quantized, multiplied as floats
@@ -65,7 +65,7 @@ def export_denoiser(
     Raises:
         NotInOnnx: a layer's codes are small floats.
     """
-    said = OnnxFile(inputs={}, types={}, output="out_sample")
+    said = OnnxFile(inputs={}, types={})
     for name, module in list(denoiser.named_modules()):
         if isinstance(module, QuantLinear):
             layer = OnnxLinear(module)
@@ -80,7 +80,7 @@ def export_denoiser(
 def export_network(
     network: nn.Module, calls: Sequence[Mapping[str, Any]], path: Path, *, said: OnnxFile
 ) -> OnnxFile:
-    """Any network of tensors by name, as `export_denoiser`; its first output is the file's."""
+    """Any network of tensors by name, as `export_denoiser`; with the first of its outputs."""
     flat = [flat_arguments(call) for call in calls]
     tensors = {
         name: value.float() if value.is_floating_point() else value
@@ -97,7 +97,7 @@ def export_network(
     batch = torch.export.Dim.AUTO  # torch has bounds of its own for it: layouts change at 64
     with torch.no_grad(), _quiet():
         graph = torch.export.export(
-            _Named(_widened(network), calls[-1]),
+            _Named(_widened(network), calls[-1], outputs=len(said.outputs)),
             (tensors,),
             dynamic_shapes=({name: dict.fromkeys(at, batch) for name, at in free.items()},),
             strict=False,
@@ -107,12 +107,12 @@ def export_network(
             dynamo=True,
             opset_version=OPSET,
             input_names=list(tensors),
-            output_names=[said.output],
+            output_names=said.outputs,
             optimize=False,
             verbose=False,
         )
-    assert program is not None
-    _finish(program.model, said)
+        assert program is not None
+        _finish(program.model, said)
     _write(program.model, path)
     return said
 
@@ -154,14 +154,13 @@ def _widened(network: nn.Module) -> nn.Module:
 class _Named(nn.Module):
     """A network of tensors by name; what else the example has is part of it."""
 
-    def __init__(self, network: nn.Module, example: Mapping[str, Any]) -> None:
+    def __init__(self, network: nn.Module, example: Mapping[str, Any], *, outputs: int) -> None:
         super().__init__()
-        self.network, self._example = network, example
+        self.network, self._example, self._outputs = network, example, outputs
 
-    def forward(self, tensors: dict[str, Tensor]) -> Tensor:
+    def forward(self, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
         out = self.network(**_filled(self._example, tensors))
-        first: Tensor = out if isinstance(out, Tensor) else out[0]
-        return first
+        return (out,) if isinstance(out, Tensor) else tuple(out[: self._outputs])
 
 
 def _filled(example: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

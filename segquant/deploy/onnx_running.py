@@ -23,7 +23,8 @@ RUNTIMES = ("onnxruntime", "openvino")
 class Session(Protocol):
     """A file in a runtime."""
 
-    said: OnnxFile
+    @property
+    def said(self) -> OnnxFile: ...
 
     def run(self, feed: Feed) -> NDArray[Any]: ...
 
@@ -36,7 +37,7 @@ class OnnxRuntimeSession:
     said: OnnxFile
 
     def run(self, feed: Feed) -> NDArray[Any]:
-        out: NDArray[Any] = self.session.run([self.said.output], dict(feed))[0]
+        out: NDArray[Any] = self.session.run(self.said.outputs[:1], dict(feed))[0]
         return out
 
 
@@ -48,7 +49,7 @@ class OpenVinoSession:
     said: OnnxFile
 
     def run(self, feed: Feed) -> NDArray[Any]:
-        out: NDArray[Any] = self.compiled(dict(feed))[self.said.output]
+        out: NDArray[Any] = self.compiled(dict(feed))[self.said.outputs[0]]
         return out
 
 
