@@ -42,6 +42,7 @@ class OnnxFile:
     outputs: list[str] = field(default_factory=lambda: ["out_sample"])
     fixed: dict[str, Any] = field(default_factory=dict)  # arguments that are part of the file
     integer_layers: list[str] = field(default_factory=list)  # quantized, multiplied as integers
+    integer_products: int = 0  # of these layers: segments and DualScale have several
     float_layers: dict[str, str] = field(default_factory=dict)  # quantized, multiplied as floats
 
 
@@ -72,6 +73,7 @@ def export_denoiser(
             replace_module(denoiser, old=module, new=layer)
             if layer.float_because is None:
                 said.integer_layers.append(name)
+                said.integer_products += layer.integer_products
             else:
                 said.float_layers[name] = layer.float_because
     return export_network(denoiser, calls, path, said=said)

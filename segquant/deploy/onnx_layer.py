@@ -76,6 +76,12 @@ class OnnxLinear(nn.Module):
         self._keep("up_KO", None if up is None else up.T)
         self._keep("down_IK", None if down is None else down.T)
 
+    @property
+    def integer_products(self) -> int:
+        """How many a call makes."""
+        own = [product for product in self.products if isinstance(product, IntegerProduct)]
+        return sum(product.count for product in own)
+
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         exact = None if tensor is None else tensor.detach().float()
         self.register_buffer(

@@ -145,6 +145,11 @@ class IntegerProduct(nn.Module):
         self.register_buffer("one", torch.ones(()))
         self.register_buffer("middle", torch.tensor(CODE_MIDDLE, dtype=torch.uint8))
 
+    @property
+    def count(self) -> int:
+        """Products that a call makes: two of a piece with DualScale."""
+        return sum(2 if self._grid.dual[piece.activation] else 1 for piece in self._pieces)
+
     def forward(self, smooth: Tensor, *, reading: QuantLinear, group: int) -> Tensor:
         scales = self._scales(smooth, reading=reading, group=group)
         sizes = [piece.stop - piece.start for piece in self._pieces]
