@@ -35,7 +35,7 @@ def _obstacles(layer: QuantLinear) -> list[str]:
     spec, found = layer.spec, beyond(layer)
     weight, activation = spec.weight, spec.activation
     if not is_integer(layer) and not is_e4m3(layer):
-        found.append(f"{weight.describe()} with {activation.describe()}: {_other(weight)}")
+        found += _of_other_numbers(weight, activation)
     elif activation.quantized and activation.dynamic:
         found.append(_dynamic(activation))
     if group_size(layer) is None:
@@ -43,15 +43,23 @@ def _obstacles(layer: QuantLinear) -> list[str]:
     if layer.dtype is not torch.float32:
         found.append(
             f"in {dtype_name(layer.dtype)}: the library computes in the type of the scales, and "
-            "scales rounded to it are others; load the denoiser with torch_dtype=torch.float32"
+            "scales rounded to it are others (load the denoiser with torch_dtype=torch.float32)"
         )
     return found
 
 
-def _other(scheme: TensorScheme) -> str:
-    if not scheme.microscaled:
-        return "integers of up to 8 bits or fp8 e4m3, the same for both"
-    return "the library takes the scales of such blocks of activations by another rule"
+def _of_other_numbers(weight: TensorScheme, activation: TensorScheme) -> list[str]:
+    if not weight.microscaled:
+        return ["weights and activations that are not both integers or both fp8 e4m3"]
+    found = []
+    if weight.num_bits < BYTE:
+        found.append("blocks of 4-bit floats: the library unpacks such weights to bfloat16")
+    if activation.quantized and weight.number_format is not NumberFormat.nvfp4:
+        found.append(
+            "activations in MX blocks: its power of two goes up from 1.75 on, neither always down "
+            "nor where something would saturate"
+        )
+    return found or ["MX weights with activations in 16 bit: not written here"]
 
 
 def _dynamic(scheme: TensorScheme) -> str:

@@ -48,15 +48,15 @@ def _obstacles(layer: QuantLinear) -> list[str]:
     found = beyond(layer, known=(Beyond.smoothing, Beyond.balance, Beyond.low_rank))
     if not (is_integer(layer) and _fits(spec.weight) and _fits(spec.activation)):
         found.append(
-            f"{spec.weight.describe()} with {spec.activation.describe()}: it has int4 in groups of "
-            f"{GROUP} for both, and nvfp4 without a calibrated scale of activations"
+            f"weights or activations that are not int4 in groups of {GROUP} (its nvfp4 has no "
+            "calibrated scale of activations)"
         )
     if spec.in_features % TILE_COLUMNS or spec.out_features % TILE_ROWS:
         found.append(f"input or output features that {TILE_ROWS} does not divide")
     if layer.dtype not in KERNEL_TYPES:
         found.append(
-            f"in {dtype_name(layer.dtype)}: its kernels compute in bfloat16 or float16; load the "
-            "denoiser with torch_dtype=torch.bfloat16"
+            f"in {dtype_name(layer.dtype)}: its kernels compute in bfloat16 or float16 (load the "
+            "denoiser with torch_dtype=torch.bfloat16)"
         )
     return found
 

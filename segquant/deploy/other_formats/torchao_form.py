@@ -1,8 +1,8 @@
-"""torchao: `Int8Tensor` weights in safetensors, as diffusers' TorchAoConfig loads them.
+"""torchao: its tensors in safetensors, as diffusers' TorchAoConfig loads them.
 
 The file is flattened by torchao's own safetensors support; nothing is pickled. A static activation
 scale there has as many dimensions as the layer's input, so how many these are has to be known.
-Source: torchao 0.18, `torchao.quantization.quantize_.workflows.int8`.
+Integers are its `Int8Tensor`, MX blocks its `MXTensor` (`torchao_mx`). Source: torchao 0.18.
 
 Legend: O output features, I input features, N blocks of input features.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from segquant.core.linear import QuantLinear
-from segquant.core.schemes import TensorScheme
+from segquant.core.schemes import Granularity, TensorScheme
 from segquant.deploy.other_formats.form_interface import Conversion, Form, Layers
 from segquant.deploy.other_formats.layer_facts import (
     Beyond,
@@ -25,35 +25,37 @@ from segquant.deploy.other_formats.layer_facts import (
     is_integer,
     row_scales,
 )
+from segquant.deploy.other_formats.torchao_mx import is_mx, mx_obstacles, mx_weight
 
 BYTE = 8
 INT8_MAX = 127
 
 
 def _obstacles(layer: QuantLinear) -> list[str]:
+    if is_mx(layer):
+        return mx_obstacles(layer)
     spec = layer.spec
     weight, activation = spec.weight, spec.activation
     found = beyond(layer, known=(Beyond.smoothing, Beyond.balance))
     if not is_integer(layer):
-        found.append(_other(weight, activation))
+        found.append(_other(weight))
     elif activation.quantized and activation.dynamic:
         found.append(_dynamic(activation))
     elif activation.quantized and activation.num_bits != BYTE:
         found.append(f"activations in {activation.num_bits} bits: its integers have 8")
     if group_size(layer) is None:
         found.append("groups of unequal size")
-    elif activation.quantized and len(spec.weight_blocks) > 1:
+    elif activation.quantized and weight.granularity is Granularity.per_group:
         found.append(
             "groups of weights with quantized activations: its product has one scale a row"
         )
     return found
 
 
-def _other(weight: TensorScheme, activation: TensorScheme) -> str:
-    what = f"{weight.describe()} with {activation.describe()}"
+def _other(weight: TensorScheme) -> str:
     if weight.microscaled:
-        return f"{what}: written here for int8 alone"
-    return f"{what}: its fp8 has no static activation scale that safetensors take"
+        return "nvfp4: its product runs on a GPU alone, and was not tried"
+    return "fp8 activations with a static scale: its safetensors have none for fp8"
 
 
 def _dynamic(scheme: TensorScheme) -> str:
@@ -66,10 +68,10 @@ def _dynamic(scheme: TensorScheme) -> str:
 
 
 def _is_static(layer: QuantLinear) -> bool:
-    return layer.spec.activation.quantized
+    return layer.spec.activation.quantized and not is_mx(layer)
 
 
-def _weight(layer: QuantLinear, *, dimensions: int | None) -> Any:
+def _weight(layer: QuantLinear, dimensions: int | None) -> Any:
     from torchao.quantization import Int8Tensor, PerTensor
     from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
@@ -105,7 +107,8 @@ def _convert(layers: Layers, others: dict[str, Tensor], dimensions: dict[str, in
 
     state: dict[str, Any] = {name: tensor.detach() for name, tensor in others.items()}
     for name, layer in layers.items():
-        state[f"{name}.weight"] = _weight(layer, dimensions=dimensions.get(name))
+        one = mx_weight(layer) if is_mx(layer) else _weight(layer, dimensions.get(name))
+        state[f"{name}.weight"] = one
         if layer.bias is not None:
             state[f"{name}.bias"] = layer.bias.detach()
     # Read back for estimates of size alone: the file says of each tensor what it is.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +91,6 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     for file in sorted(folder.glob("*.safetensors")):
         state |= load_file(file)
     return state
-
-
-def load_compressed_tensors(kind: type[Any], folder: Path) -> nn.Module:
-    """As docs/formats.md says."""
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-
-    config = json.loads((folder / "config.json").read_text())
-    quantization = config.pop("quantization_config")
-    del quantization["version"]
-    quantization = QuantizationConfig.model_validate(quantization)
-    model = kind.from_config(config)
-    apply_quantization_config(model, quantization, show_progress=False)
-    ModelCompressor(quantization_config=quantization).compress_model(model)
-    model.load_state_dict(tensors_of(folder), assign=True)
-    loaded: nn.Module = model.eval()
-    return loaded
 
 
 def layer_inputs(denoiser: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.studies.form_trials import load_compressed_tensors
 from segquant.deploy.other_formats import FORMS, FormRefused, every_form, write_form
 from segquant.deploy.other_formats.form_interface import quantized_layers
 from segquant.deploy.other_formats.layer_facts import Beyond
 from tests.unit.deploy.other_libraries import (
     layer_differences,
-    load_compressed_tensors,
     made,
     relative,
     tensors_of,
@@ -128,6 +128,17 @@ def test_torchao_loaded_by_diffusers_computes_the_same(
             assert torch.equal(weight.act_quant_scale.flatten(), layer.activation_scale.flatten())
 
 
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+@pytest.mark.parametrize("bits", ["w8a8_mxfp8", "w4a4_mxfp4"])
+def test_torchao_computes_mx_blocks_to_the_bit(tmp_path: Path, bits: str, rounding: str) -> None:
+    pytest.importorskip("torchao")
+    both = [f"bits.{part}.scale_rounding={rounding}" for part in ("weight", "activation")]
+    denoiser, inputs = made("rtn", bits, *both, model="wide")
+    write_form(denoiser, tmp_path / "made", form="torchao")
+    loaded = type(denoiser).from_pretrained(tmp_path / "made", torch_dtype=torch.float32)
+    assert torch.equal(output(loaded, inputs), output(denoiser, inputs))
+
+
 def test_torchao_in_bfloat16_is_as_near_as_that_type_is(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     denoiser, inputs = made("rtn", "w8a8_int8", dtype=torch.bfloat16)
@@ -177,7 +188,10 @@ def test_several_files_are_loaded_like_one(tmp_path: Path) -> None:
         ("sd3", "rtn", "w8a8_int8_token", "compressed-tensors", "amax/127.5, not amax/127"),
         ("sd3", "rtn", "w8a8_int8_token", "torchao", "amax/127.5, not amax/127"),
         ("sd3", "rtn", "w4a4_int", "torchao", "4 bits, and its integers have 8"),
-        ("sd3", "rtn", "w8a8_fp8", "torchao", "no static activation scale"),
+        ("sd3", "rtn", "w8a8_fp8", "torchao", "fp8 activations with a static scale"),
+        ("wide", "smooth_search", "w8a8_mxfp8", "torchao", "smoothing before MX blocks"),
+        ("wide", "rtn", "w4a4_nvfp4", "compressed-tensors", "unpacks such weights to bfloat16"),
+        ("wide", "rtn", "w8a8_mxfp8", "compressed-tensors", "goes up from 1.75 on"),
         ("sd3", "segquant_a", "w8a8_int8", "torchao", Beyond.dual_scale.value),
         ("sd3", "segquant_a", "w8a8_int8", "torchao", Beyond.several_smoothings.value),
         ("flux", "segquant_a", "w8a8_int8", "torchao", Beyond.input_segments.value),
