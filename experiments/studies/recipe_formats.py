@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -242,9 +243,14 @@ def _cell(outcome: Outcome, letters: dict[str, str]) -> str:
         told = f"{outcome.difference:.0e} ({outcome.layer_difference:.0e})"
         return told if outcome.difference else "same"
     for why, _ in outcome.reasons:
-        letters.setdefault(why, chr(ord("a") + len(letters)))
+        letters.setdefault(why, _letter(len(letters)))
     named = " ".join(sorted(letters[why] for why, _ in outcome.reasons))
     return f"{outcome.layers - outcome.refused}/{outcome.layers} {named}"
+
+
+def _letter(number: int) -> str:
+    """a to z, then aa to zz."""
+    return ascii_lowercase[number % 26] * (1 + number // 26)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

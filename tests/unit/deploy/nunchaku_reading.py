@@ -8,6 +8,8 @@ results are of columns 2 (i % 4) + 0..1. A "column" there is an output feature, 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,13 @@ def read_codes(qweight: Tensor, *, rows: int, columns: int) -> Tensor:
     """int4 codes [O, I]."""
     nibbles = qweight.contiguous().view(torch.uint8).reshape(-1)
     flat = torch.stack([nibbles & 0xF, nibbles >> 4], -1).reshape(-1).to(torch.int32)
-    flat = torch.where(flat > 7, flat - 16, flat)
-    codes = torch.full((rows, columns), 99, dtype=torch.int32)
+    return torch.where(flat > 7, flat - 16, flat)[_places_of_codes(rows, columns)]
+
+
+@cache
+def _places_of_codes(rows: int, columns: int) -> Tensor:
+    """Where in the file each code lies, [O, I]."""
+    places = torch.full((rows, columns), -1)
     at = 0
     for tile in range(rows // 128):
         for step in range(columns // 64):
@@ -28,31 +35,38 @@ def read_codes(qweight: Tensor, *, rows: int, columns: int) -> Tensor:
                     for eight, half in ((0, 0), (0, 1), (1, 0), (1, 1)):
                         row = 128 * tile + 16 * sixteen + 8 * eight + lane // 4
                         column = 64 * step + 32 * half + 8 * (lane % 4)
-                        codes[row, column : column + 8] = flat[at : at + 8]
+                        places[row, column : column + 8] = torch.arange(at, at + 8)
                         at += 8
-    return codes
+    return _each_once(places)
 
 
 def read_scales(wscales: Tensor, *, rows: int) -> Tensor:
     """[O, G]."""
-    groups = wscales.numel() // rows
-    flat = wscales.reshape(-1)
-    scales = torch.full((rows, groups), torch.nan)
+    return wscales.reshape(-1).float()[_places_of_scales(rows, wscales.numel() // rows)]
+
+
+@cache
+def _places_of_scales(rows: int, groups: int) -> Tensor:
+    places = torch.full((rows, groups), -1)
     at = 0
     for tile in range(rows // 128):
         for group in range(groups):
             for lane in LANES:
                 for eight in range(2):
                     row = 128 * tile + 16 * (lane // 4) + 8 * eight + 2 * (lane % 4)
-                    scales[row : row + 2, group] = flat[at : at + 2].float()
+                    places[row : row + 2, group] = torch.arange(at, at + 2)
                     at += 2
-    return scales
+    return _each_once(places)
 
 
 def read_factor(factor: Tensor, *, outer: int, inner: int, transposed: bool) -> Tensor:
     """A low-rank factor [outer, inner]; `transposed`: the first, whose tiles go along the input."""
-    flat = factor.reshape(-1)
-    read = torch.full((outer, inner), torch.nan)
+    return factor.reshape(-1).float()[_places_of_factor(outer, inner, transposed)]
+
+
+@cache
+def _places_of_factor(outer: int, inner: int, transposed: bool) -> Tensor:
+    places = torch.full((outer, inner), -1)
     tiles = [(o, i) for o in range(outer // 16) for i in range(inner // 16)]
     tiles = sorted(tiles, key=lambda tile: tile[::-1]) if transposed else tiles
     at = 0
@@ -62,9 +76,14 @@ def read_factor(factor: Tensor, *, outer: int, inner: int, transposed: bool) -> 
                 for half in range(2):
                     row = 16 * o + 8 * eight + lane // 4
                     column = 16 * i + 8 * half + 2 * (lane % 4)
-                    read[row, column : column + 2] = flat[at : at + 2].float()
+                    places[row, column : column + 2] = torch.arange(at, at + 2)
                     at += 2
-    return read
+    return _each_once(places)
+
+
+def _each_once(places: Tensor) -> Tensor:
+    assert torch.equal(places.flatten().sort().values, torch.arange(places.numel()))
+    return places
 
 
 def product(x: Tensor, tensors: dict[str, Tensor], *, rows: int, rank: int) -> Tensor:

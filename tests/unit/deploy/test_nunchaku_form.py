@@ -25,6 +25,7 @@ from tests.unit.deploy.other_libraries import layer_inputs, made, relative, tens
 from tests.unit.deploy.quantized_models import output
 
 BITS = "w4a4_int_group64"
+SHORT = ("method.iterations=2", "method.smooth_grids=3")
 STORED = 2**-8  # of bfloat16: what rounding a number once to it may do
 
 
@@ -56,7 +57,11 @@ def test_the_layouts_are_what_is_read_lane_by_lane() -> None:
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("rtn", ()), ("smoothquant", ("method.fold=false",)), ("svdquant", ("method.rank=20",))],
+    [
+        ("rtn", ()),
+        ("smoothquant", ("method.fold=false",)),
+        ("svdquant", (*SHORT, "method.rank=20")),
+    ],
 )
 def test_codes_are_kept_and_the_rest_is_rounded_once(
     tmp_path: Path, method: str, settings: tuple[str, ...]
@@ -94,7 +99,7 @@ def _float32_weight(layer: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     ("method", "settings", "worst"),
-    [("rtn", (), 0.006), ("smoothquant", ("method.fold=false",), 0.06), ("svdquant", (), 0.06)],
+    [("rtn", (), 0.006), ("smoothquant", ("method.fold=false",), 0.06), ("svdquant", SHORT, 0.06)],
 )
 def test_outputs_differ_by_bfloat16_and_by_the_codes_that_it_tips(
     tmp_path: Path, method: str, settings: tuple[str, ...], worst: float
@@ -163,7 +168,7 @@ def diffusers_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_diffusers_own_modules_take_the_file(diffusers_modules: Any, tmp_path: Path) -> None:
     from diffusers.quantizers.quantization_config import NunchakuLiteQuantizationConfig
 
-    denoiser, inputs = _written(tmp_path / "made", "svdquant")
+    denoiser, inputs = _written(tmp_path / "made", "svdquant", *SHORT)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     quantization = NunchakuLiteQuantizationConfig(**config.pop("quantization_config"))
     model = type(denoiser).from_config(config).to(torch.bfloat16)
@@ -182,7 +187,7 @@ def test_diffusers_own_modules_take_the_file(diffusers_modules: Any, tmp_path: P
 
 
 def test_a_shift_is_refused(tmp_path: Path) -> None:
-    denoiser, _ = made("svdquant", BITS, model="wide", dtype=torch.bfloat16, analyzed=True)
+    denoiser, _ = made("svdquant", BITS, *SHORT, model="wide", dtype=torch.bfloat16, analyzed=True)
     with pytest.raises(FormRefused) as refused:
         write_form(denoiser, tmp_path / "made", form="nunchaku-lite")
     assert Beyond.shift.value in refused.value.reasons

@@ -39,6 +39,7 @@ UNFOLDED = "method.fold=false"
         ("sd3", "rtn", "w4a8_int_tensor", ()),
         ("flux", "rtn", "w4a4_int_tensor", ()),
         ("sd3", "rtn", "w8a16_int", ("bits.weight.num_bits=3",)),
+        ("sd3", "segquant_seg_only", "w8a8_int8", ("method.smoothing=none",)),
         (
             "flux",
             "rtn",
@@ -105,6 +106,7 @@ def test_factors_of_rows_become_scales_of_rows(tmp_path: Path) -> None:
         ("unet", "gptq", "w8a8_int8_channel", ()),
         ("sd3", "rtn", "w4a8_int_tensor", ()),
         ("unet", "rtn", "w8a16_int", ()),
+        ("sd3", "segquant_seg_only", "w8a8_int8", ("method.smoothing=none",)),
         ("flux", "svdquant", "w8a8_int8", ("method.rank=0", "method.unsigned_shift=false")),
     ],
 )
