@@ -39,6 +39,7 @@ VERBS = {
     "evaluate": "the metrics of a sweep again, from the images on disk",
     "quantize": "a pipeline's folder that diffusers loads, with the quantized denoiser in it",
     "table": "the table of an experiment from its records",
+    "report": "one HTML page of an experiment, from its records: table, charts, layers, images",
     "compare": "two folders of images or pipelines; or an experiment's rows against one method's",
     "verify": "read a whole store, out=FOLDER, against its checksums",
     "sync": "push the offline W&B runs below out=FOLDER",

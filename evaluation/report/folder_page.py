@@ -25,7 +25,7 @@ from evaluation.report.tables import Table
 from evaluation.report.thresholds import RULE, Checked
 from evaluation.statistics import Estimate, metric_from_estimate
 
-_RANKED_BY = ("lpips_alex", "lpips", "mdsi", "flip", "psnr")  # whichever is there first
+RANKED_BY = ("lpips_alex", "lpips", "mdsi", "flip", "psnr")  # whichever is there first
 _LISTED = 5
 
 _TITLES = ("Metric", "A", "B", "B - A", "noise", "n to tell", "verdict")
@@ -47,7 +47,7 @@ class Page:
 def ranked(pair: FolderPair) -> tuple[Line | None, list[str]]:
     """The metric by which images are ordered, and their names, the farthest from A first."""
     lines = {line.name: line for line in pair.lines if line.to_a}
-    line = next((lines[name] for name in _RANKED_BY if name in lines), None)
+    line = next((lines[name] for name in RANKED_BY if name in lines), None)
     if line is None:
         return None, list(pair.names)
     scores = pair.scores[line.shown.per_image]
