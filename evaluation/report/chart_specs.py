@@ -13,7 +13,8 @@ from typing import Any
 Spec = dict[str, Any]
 
 _FEW_METHODS = 10  # of which each has a colour that is easily told from the others
-_POINT_AREA = 70
+_POINT_AREA = 55
+_TICKS = 7
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [12, 4])
 _FRONT_GREY = "#8a8f98"
@@ -199,17 +200,23 @@ def histograms(*, title: str, of_codes: bool) -> Spec:
             "field": "layer",
             "type": "nominal",
             "title": None,
-            "columns": 3,
             "sort": {"field": "order", "op": "min"},
             "header": {"labelLimit": 230, "labelFontSize": 11, "labelAnchor": "start"},
         },
+        "columns": 3,
         "resolve": {"scale": {"x": "independent", "y": "independent"}},
         "spec": {
             "width": 200,
             "height": 90,
             "mark": {"type": "bar", "color": "#7a8fb5" if of_codes else "#5b9a84"},
             "encoding": {
-                "x": {"field": "low", "type": "quantitative", "title": title},
+                "x": {
+                    "field": "low",
+                    "type": "quantitative",
+                    "title": title,
+                    "bin": {"binned": True},
+                    "axis": {"tickCount": 5},
+                },
                 "x2": {"field": "high"},
                 "y": {"field": "share", "type": "quantitative", "title": "%"},
                 "tooltip": [_told("layer", "layer"), _told("text", "values")],
@@ -223,7 +230,8 @@ def _quantity(field: str, axis: Axis) -> Spec:
         axis.better, ""
     )
     scale = {"type": "log"} if axis.log else {"zero": False}
-    return {"field": field, "type": "quantitative", "title": title, "scale": scale}
+    axis_ = {"tickCount": _TICKS}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis_}
 
 
 def _rule(needed: str, encoding: Spec) -> Spec:
@@ -241,7 +249,13 @@ def _told(field: str, title: str) -> Spec:
 def _colour(names: Names) -> Spec:
     scheme = "tableau10" if len(names.methods) <= _FEW_METHODS else "tableau20"
     scale = {"domain": list(names.methods), "scheme": scheme}
-    return {"field": "method", "type": "nominal", "title": "method", "scale": scale}
+    return {
+        "field": "method",
+        "type": "nominal",
+        "title": "method",
+        "scale": scale,
+        "legend": {"symbolOpacity": 1},
+    }
 
 
 def _shape(names: Names) -> Spec:

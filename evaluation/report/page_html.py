@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evaluation.records import Record
 from evaluation.report.chart_specs import (
     LAYER_KINDS,
     error_by_layer,
@@ -32,6 +33,7 @@ from evaluation.report.page_rows import (
     packed_rows,
     row_content,
 )
+from evaluation.report.tables import Table
 
 _ASSETS = Path(__file__).parent / "page_assets"
 _SCRIPTS = ("page_table.js", "page_details.js", "page_charts.js", "page_pictures.js")
@@ -40,6 +42,7 @@ _POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline' 'unsafe-eval'; base-uri 'none'; form-action 'none'"
 )
+_PINNED = "pinned"  # stays where it is when the table is moved
 _SECTIONS = (
     ("table", "Table"),
     ("pareto", "Quality and cost"),
@@ -71,8 +74,9 @@ def render_page(page: PageData, *, chart_script: str) -> str:
         _data("data", _content(page)),
         _data("packed", packed_rows(page)),
         _data("pictured", _pictures(page)),
-        f"<script>{_inline(chart_script)}</script>",
         *(f"<script>{_inline(_asset(name))}</script>" for name in _SCRIPTS),
+        f"<script>{_inline(chart_script)}</script>",  # after what makes the table usable
+        "<script>startDrawing();</script>",
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -113,8 +117,9 @@ def _header(page: PageData) -> str:
 
 
 def _table_section(page: PageData) -> str:
-    head = "".join(_column_head(column) for column in page.table.columns)
-    body = "\n".join(_row(number, row, page) for number, row in enumerate(page.table.rows))
+    hidden = hidden_columns(page.table)
+    head = "".join(_column_head(column, hidden) for column in page.table.columns)
+    body = "\n".join(_row(number, row, page, hidden) for number, row in enumerate(page.table.rows))
     return (
         '<section id="table"><h2>Table</h2>'
         '<div class="filters" id="filters"></div>'
@@ -125,29 +130,69 @@ def _table_section(page: PageData) -> str:
     )
 
 
-def _column_head(column: Column) -> str:
-    kind = "number" if column.numeric else "text"
+def hidden_columns(table: Table) -> set[str]:
+    """Which the page opens without: those of which no row has a number, and a model that all have.
+
+    The page says how many, and its filters bring them.
+    """
+    models = {row.pooled.record.model for row in table.rows}
+    hidden = {"model"} if len(models) < 2 else set()
+    for index, column in enumerate(table.columns):
+        if column.numeric and all(row.cells[index].value is None for row in table.rows):
+            hidden.add(column.key)
+    return hidden
+
+
+def _kinds(column: Column, hidden: set[str]) -> list[str]:
+    """Classes of a column's cells."""
+    kinds = ["number"] if column.numeric else ["text"]
+    kinds += [_PINNED] if column.key == "method" else []
+    return kinds + (["hidden"] if column.key in hidden else [])
+
+
+def _column_head(column: Column, hidden: set[str]) -> str:
+    kind = " ".join(_kinds(column, hidden))
     return (
         f'<th scope="col" class="{kind}" data-key="{escape(column.key)}" aria-sort="none">'
         f'<button type="button" title="{escape(column.legend)}">{escape(column.title)}</button></th>'
     )
 
 
-def _row(number: int, row: Row, page: PageData) -> str:
-    cells = []
-    for column, cell in zip(page.table.columns, row.cells, strict=True):
-        cells.append(_cell(column, cell, page.table.notes))
-    status = escape(row.pooled.record.status)
+def _row(number: int, row: Row, page: PageData, hidden: set[str]) -> str:
+    record = row.pooled.record
+    cells = [
+        _cell(
+            column,
+            cell,
+            page.table.notes,
+            kinds=_kinds(column, hidden),
+            record=record if column.key == "method" else None,
+        )
+        for column, cell in zip(page.table.columns, row.cells, strict=True)
+    ]
+    status = escape(record.status)
     return f'<tr data-row="{number}" class="{status} {escape(row.kind)}">{"".join(cells)}</tr>'
 
 
-def _cell(column: Column, cell: Cell, notes: Sequence[str]) -> str:
+def _cell(
+    column: Column, cell: Cell, notes: Sequence[str], *, kinds: list[str], record: Record | None
+) -> str:
+    """`record`: of the cell with the row's name, where what unfolds and its status stand too."""
     text = escape(cell.text)
     if cell.bold:
         text = f"<b>{text}</b>"
     for mark in cell.marks:
         text += f' <span class="mark"{_title(_note_of(mark, notes))}>{escape(mark)}</span>'
-    kinds = ["number"] if column.numeric else []
+    if record is not None:
+        name = escape(f"unfold {record.method_label} {record.bits_label}")
+        text = (
+            f'<button type="button" class="unfold" aria-expanded="false" aria-label="{name}">▸'
+            f"</button>{text}"
+        )
+        if record.status != "ok":
+            status = escape(record.status)
+            text += f' <span class="state {status}">{status}</span>'
+    kinds = [kind for kind in kinds if kind != "text"]
     kinds += ["nothing"] if cell.text in (NO_VALUE, NOT_APPLICABLE) else []
     shown = f' class="{" ".join(kinds)}"' if kinds else ""
     if column.key == "status" and cell.note:
@@ -184,7 +229,7 @@ def _reading(page: PageData) -> str:
 
 def _content(page: PageData) -> dict[str, Any]:
     """What the script reads at once."""
-    table, names = page.table, names_of(page.table)
+    table, names, hidden = page.table, names_of(page.table), hidden_columns(page.table)
     known = axes(table)
     charts: dict[str, Any] = {
         "steps": error_over_steps(names),
@@ -199,7 +244,7 @@ def _content(page: PageData) -> dict[str, Any]:
     return {
         "title": page.title,
         "columns": [
-            {"key": c.key, "title": c.title, "numeric": c.numeric, "metric": bool(c.metric)}
+            {"key": c.key, "title": c.title, "numeric": c.numeric, "hidden": c.key in hidden}
             for c in table.columns
         ],
         "axes": [{**asdict(axis), "legend": legends[axis.key]} for axis in known],

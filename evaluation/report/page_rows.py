@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evaluation.records import Record, encode_record
@@ -19,9 +20,10 @@ from evaluation.report.tables import Table
 SIMULATED = ("simulated", "library_simulated")
 _DIGITS = 6  # of numbers that are drawn or sorted; the record beside them has all
 _PACKED_ROWS = 16  # records in one compressed part, read when one of its rows is unfolded
+_PRESSED = 6  # of gzip's nine: more takes longer and saves nothing here
 _BYTES, _SECONDS = "weight_bytes", "seconds_per_image"
 _SPEEDS = ("images", "reference", "seconds_per_image")  # in a record's seconds
-_LOG_FROM = 20.0  # largest over smallest: such an axis is logarithmic
+_LOG_FROM = 20.0  # largest over smallest: such an axis is logarithmic, and has no place for 0
 _QUALITY_FIRST = ("step_error", "psnr", "lpips", "ssim")  # the axis that a page opens with
 
 
@@ -69,14 +71,12 @@ def axes(table: Table) -> list[Axis]:
     """Every axis that some row has a finite number for."""
     found = []
     for column in drawn_columns(table):
-        values = [v for row in table.rows if (v := number(cell_of(row, column, table), column))]
-        finite = [abs(value) for value in values if math.isfinite(value)]
-        if not any(_is_finite(cell_of(row, column, table)) for row in table.rows):
+        cells = [cell_of(row, column, table) for row in table.rows]
+        finite = [number(cell, column) or 0.0 for cell in cells if _is_finite(cell)]
+        if not finite:
             continue
-        signs = {value > 0 for value in values}
-        spread = bool(finite) and max(finite) / min(finite) > _LOG_FROM and signs == {True}
-        zeros = any(cell_of(row, column, table).value == 0 for row in table.rows)
-        log = spread and not zeros
+        above = [value for value in finite if value > 0]
+        log = bool(above) and min(finite) >= 0 and max(above) / min(above) > _LOG_FROM
         found.append(
             Axis(key=column.key, title=column.title, better=better(column, table), log=log)
         )
@@ -127,7 +127,11 @@ def pareto_values(table: Table, *, x: Axis, y: Axis, model: str) -> list[dict[st
     for row in table.rows:
         record = row.pooled.record
         cells = {name: cell_of(row, columns[axis.key], table) for name, axis in _both(x, y)}
-        if record.model != model or not all(map(_is_finite, cells.values())):
+        drawable = all(map(_is_finite, cells.values())) and not any(
+            axis.log and (number(cells[name], columns[axis.key]) or 0.0) <= 0
+            for name, axis in _both(x, y)
+        )
+        if record.model != model or not drawable:
             continue
         value: dict[str, Any] = dict(zip(("model", "method", "bits"), _names(record), strict=True))
         for name, axis in _both(x, y):
@@ -135,6 +139,7 @@ def pareto_values(table: Table, *, x: Axis, y: Axis, model: str) -> list[dict[st
             cell = cells[name]
             ends = (cell.low, cell.high)
             whole = all(end is not None and math.isfinite(end) for end in ends)
+            whole = whole and not (axis.log and (cell.low or 0.0) <= 0)
             value[name] = number(cell, columns[axis.key])
             value[f"{name}_text"] = cell.text
             value[f"{name}_low"], value[f"{name}_high"] = (
@@ -175,6 +180,7 @@ def row_content(number_: int, row: Row, extras: RowExtras, table: Table) -> dict
         "steps": [[_short(p.mean), _end(p.low), _end(p.high)] for p in extras.steps],
         "inputs": extras.inputs,
         "references": extras.references,
+        "quantized": row.kind == "method",
         "has_layers": bool(extras.layers),
         "has_codes": bool(extras.codes),
         "has_pictures": bool(extras.pictures),
@@ -200,12 +206,12 @@ def packed_rows(page: PageData) -> list[str]:
 
 def _pack(content: Any) -> str:
     text = json.dumps(plain_values(content), separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), _PRESSED, mtime=0)).decode()
 
 
 def _details(row: Row, extras: RowExtras) -> dict[str, Any]:
     record = row.pooled.record
-    content = encode_record(record)
+    content = encode_record(replace(record, layers_quantized=[], layers_kept=[]))
     kept: dict[str, list[str]] = {}
     for layer in record.layers_kept:
         kept.setdefault(layer["reason"], []).append(layer["name"])

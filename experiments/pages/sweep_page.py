@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from evaluation.metrics.metric_interface import DELTA
 from evaluation.report.columns import Column
 from evaluation.report.folder_page import RANKED_BY
 from evaluation.report.marks import Row
@@ -221,7 +222,7 @@ def _picture_rows(
         return 0, "", 0
     name = f"{first.config.model.name} {first.reference.hash}"
     gathering.page.references = {**gathering.page.references, name: references}
-    columns = [column for column in gathering.table.columns if column.metric]
+    columns = [column for column in gathering.table.columns if _of_one_image(column, first.run_id, gathering)]
     drawn = 0
     for number, own in scored.items():
         row = gathering.rows[number]
@@ -231,6 +232,15 @@ def _picture_rows(
         row.references = name
         drawn += bool(row.pictures)
     return drawn, by.column.title, len(first.around.dataset.evaluation)
+
+
+def _of_one_image(column: Column, run_id: str, gathering: _Gathering) -> bool:
+    """Whether a score says something of one image: an image's part of a distance does not."""
+    for row in gathering.table.rows:
+        metric = row.pooled.cells[0].record.metrics.get(column.metric or "")
+        if row.pooled.cells[0].record.run_id == run_id and metric is not None:
+            return metric.interval_kind != "sd" and not column.key.endswith(DELTA)
+    return False
 
 
 def _ranked_by(table: Table, scores: Sequence[Scores]) -> RankedBy | None:

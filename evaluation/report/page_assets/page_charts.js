@@ -1,8 +1,9 @@
 "use strict";
 // The charts: specifications are the page's own (made where the files for a paper are made too).
 const MOST_ROWS = 24; // of a chart with a point a layer
+const ERRORS_ALONE = 1; // the number of vega.Error
 const darkness = window.matchMedia("(prefers-color-scheme: dark)");
-const drawn = new Map(); // section -> what draws it, once it has been looked at
+const drawn = new Set(); // sections that have been looked at
 
 function looks() {
   const style = getComputedStyle(document.documentElement);
@@ -10,9 +11,9 @@ function looks() {
   const [ink, quiet, line] = [colour("--ink"), colour("--quiet"), colour("--line")];
   const text = { labelColor: quiet, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500 };
   return {
-    background: "transparent", font: style.fontFamily || "sans-serif", view: { stroke: null },
+    background: "transparent", font: getComputedStyle(document.body).fontFamily, view: { stroke: null },
     axis: { ...text, gridColor: line, domainColor: line, tickColor: line, labelLimit: 200 },
-    legend: { ...text, labelLimit: 240, symbolLimit: 0 }, header: { labelColor: ink, titleColor: ink },
+    legend: { ...text, labelLimit: 240, symbolLimit: 0, symbolBaseFillColor: quiet, symbolBaseStrokeColor: quiet }, header: { labelColor: ink, titleColor: ink },
   };
 }
 
@@ -22,14 +23,14 @@ async function draw(place, spec, values) {
   const whole = { ...structuredClone(spec), data: { values }, config: looks() };
   const wide = place.clientWidth || 600;
   if (spec.facet) {
-    whole.facet.columns = Math.max(1, Math.floor(wide / 265));
+    whole.columns = Math.max(1, Math.min(values.length ? 6 : 1, Math.floor(wide / 285)));
   } else {
     whole.width = "container";
     whole.autosize = { type: "fit", contains: "padding", resize: true };
     if (narrow()) {
-      whole.config.legend = { ...whole.config.legend, orient: "bottom", columns: 2, labelLimit: 130 };
+      whole.config.legend = { ...whole.config.legend, orient: "bottom", columns: 2, labelLimit: 130, layout: { bottom: { anchor: "start", direction: "vertical" } } };
       const marks = values.length ? unique(values.map((value) => value.method)).length + unique(values.map((value) => value.bits)).length : 0;
-      whole.height = spec.height + 12 * marks;
+      whole.height = spec.height + 8 * marks + 60;
     }
   }
   place.replaceChildren();
@@ -38,7 +39,7 @@ async function draw(place, spec, values) {
     return;
   }
   const renderer = values.length > 400 ? "canvas" : "svg";
-  await window.vegaEmbed(place, whole, { actions: false, renderer, tooltip: { theme: darkness.matches ? "dark" : "light" } });
+  await window.vegaEmbed(place, whole, { actions: false, renderer, logLevel: ERRORS_ALONE, tooltip: { theme: darkness.matches ? "dark" : "light" } });
 }
 
 function choice(title, options, value, change) {
@@ -77,7 +78,10 @@ function pareto() {
     const values = [], left = [];
     for (const row of shownRows().filter((one) => one.model === state.model)) {
       const ends = { x: row.numbers[state.x], y: row.numbers[state.y] };
-      const lost = ["x", "y"].filter((name) => !ends[name] || !Number.isFinite(numeric(ends[name][0])));
+      const lost = ["x", "y"].filter((name) => {
+        const value = ends[name] ? numeric(ends[name][0]) : NaN;
+        return !Number.isFinite(value) || (known[state[name]].log && value <= 0);
+      });
       if (lost.length) {
         const why = row.status !== "ok" ? row.status : lost.map((name) => `${known[state[name]].title} ${ends[name] ? ends[name][3] : "n/a"}`).join(", ");
         left.push([row, why]);
@@ -87,11 +91,12 @@ function pareto() {
       for (const name of ["x", "y"]) {
         const [middle, low, high, text] = ends[name];
         const whole = [low, high].every((end) => end !== null && Number.isFinite(numeric(end)));
-        Object.assign(value, { [name]: middle, [`${name}_text`]: text, [`${name}_low`]: whole ? low : null, [`${name}_high`]: whole ? high : null });
+        const drawable = whole && !(known[state[name]].log && low <= 0); // of a logarithm
+        Object.assign(value, { [name]: middle, [`${name}_text`]: text, [`${name}_low`]: drawable ? low : null, [`${name}_high`]: drawable ? high : null });
       }
       values.push(value);
     }
-    draw(at.chart, withAxes(page.charts.pareto, { x, y }, values), values);
+    draw(at.chart, withAxes(page.charts.pareto, { x, y }), values);
     at.beside.replaceChildren(notDrawn(left), element("p", { class: "quiet" },
       "The broken line joins the rows that no other row of the model beats on both axes, by their values alone: where intervals overlap, the order is not told."));
   };
@@ -104,14 +109,12 @@ function pareto() {
   redraw();
 }
 
-function withAxes(spec, axes, values) {
+function withAxes(spec, axes) {
   const whole = structuredClone(spec);
   const words_ = { higher: " (higher is better)", lower: " (lower is better)", "": "" };
   for (const name of ["x", "y"]) {
     const axis = axes[name];
-    const lows = values.map((value) => Math.min(numeric(value[name]), numeric(value[`${name}_low`] ?? value[name])));
-    const log = axis.log && lows.every((low) => low > 0);
-    const change = (encoding) => Object.assign(encoding, { title: axis.title + words_[axis.better], scale: log ? { type: "log" } : { zero: false } });
+    const change = (encoding) => Object.assign(encoding, { title: axis.title + words_[axis.better], scale: axis.log ? { type: "log" } : { zero: false } });
     change(whole.encoding[name]);
     whole.layer.filter((layer) => layer.encoding[name]).forEach((layer) => change(layer.encoding[name]));
   }

@@ -1,6 +1,6 @@
 "use strict";
 // What a row unfolds to. Records are compressed, sixteen in a part, and read when they are asked for.
-const packed = read("packed");
+let packed = null; // read when the first row unfolds
 const parts = new Map();
 const ROWS_IN_PART = 16;
 
@@ -11,6 +11,7 @@ async function unpack(text) {
 }
 
 async function details(row) {
+  packed ??= read("packed");
   const part = Math.floor(row / ROWS_IN_PART);
   if (!parts.has(part)) parts.set(part, unpack(packed[part]));
   return (await parts.get(part))[row % ROWS_IN_PART];

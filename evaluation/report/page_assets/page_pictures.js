@@ -8,7 +8,8 @@ function pictures() {
     at.chart.append(element("p", { class: "quiet" }, "The store holds no images of these rows any more, or none of them is done."));
     return;
   }
-  const state = { row: candidates[0].row, prompt: null };
+  const first = candidates.find((row) => row.quantized) ?? candidates[0];
+  const state = { row: first.row, prompt: null };
   const title = (row) => `${models.length > 1 ? `${row.model} ` : ""}${named(row)}`;
   const redraw = () => {
     const row = rows[state.row];
@@ -51,23 +52,23 @@ function comparison(row, [id, image, difference, gain, , scores], [prompt, refer
 }
 
 // ------------------------------------------------------------------------------------------------
-function start() {
-  prepareLines();
-  makeFilters();
-  showColumns();
-  applyFilters();
-  const draws = { pareto, steps, layers, values, pictures };
-  const begin = (name) => {
-    if (drawn.has(name)) return;
-    drawn.set(name, true);
-    draws[name]();
-  };
+const draws = { pareto, steps, layers, values, pictures };
+function begin(name) {
+  if (drawn.has(name)) return;
+  drawn.add(name);
+  draws[name]();
+}
+
+// Charts are drawn when they come near; Vega is there by then.
+function startDrawing() {
   const watch = new IntersectionObserver((entries) => {
     entries.filter((entry) => entry.isIntersecting).forEach((entry) => begin(entry.target.id));
-  }, { rootMargin: "500px" });
+  }, { rootMargin: "300px" });
   Object.keys(draws).forEach((name) => watch.observe(document.getElementById(name)));
   window.addEventListener("beforeprint", () => Object.keys(draws).forEach(begin));
   darkness.addEventListener("change", () => listeners.forEach((tell) => tell()));
-  document.documentElement.dataset.ready = "yes";
 }
-start();
+
+makeFilters();
+applyFilters();
+document.documentElement.dataset.ready = "yes";

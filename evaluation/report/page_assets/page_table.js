@@ -35,8 +35,11 @@ const body = table.tBodies[0];
 const heads = [...table.tHead.rows[0].cells];
 const lines = [...body.rows]; // as the table has them
 
+const NAMED = ["model", "method", "bits", "status"];
 function valueOf(line, column) {
-  if (!page.columns[column].numeric) return line.cells[column].dataset.text;
+  const { key, numeric: isNumber } = page.columns[column];
+  if (NAMED.includes(key)) return rows[line.dataset.row][key];
+  if (!isNumber) return line.cells[column].textContent;
   const held = rows[line.dataset.row].numbers[page.columns[column].key];
   return held === undefined ? NaN : numeric(held[0]);
 }
@@ -91,18 +94,15 @@ function applyFilters() {
 }
 
 // columns ---------------------------------------------------------------------------------------
-const hiddenColumns = new Set();
+const hiddenColumns = new Set(page.columns.filter((column) => column.hidden).map((column) => column.key));
 function showColumns() {
-  heads.forEach((head, column) => {
-    const hide = hiddenColumns.has(page.columns[column].key);
-    head.classList.toggle("hidden", hide);
-    lines.forEach((line) => line.cells[column].classList.toggle("hidden", hide));
+  page.columns.forEach((column, index) => {
+    const hide = hiddenColumns.has(column.key);
+    if (heads[index].classList.contains("hidden") === hide) return;
+    heads[index].classList.toggle("hidden", hide);
+    lines.forEach((line) => line.cells[index].classList.toggle("hidden", hide));
   });
 }
-page.columns.forEach((column, index) => {
-  const measured = !column.numeric || rows.some((row) => row.numbers[column.key] !== undefined);
-  if (!measured || (column.key === "model" && models.length < 2)) hiddenColumns.add(column.key);
-});
 
 // filters ---------------------------------------------------------------------------------------
 function picker(title, options, isOn, change, all) {
@@ -170,18 +170,7 @@ function makeFilters() {
   });
 }
 
-function prepareLines() {
-  const pinned = page.columns.findIndex((column) => column.key === "method");
-  heads[pinned].classList.add("pinned");
-  lines.forEach((line) => {
-    [...line.cells].forEach((cell, index) => {
-      if (!page.columns[index].numeric) cell.dataset.text = cell.textContent;
-    });
-    const row = Number(line.dataset.row);
-    const name = `unfold ${rows[row].method} ${rows[row].bits}`;
-    const button = element("button", { type: "button", class: "unfold", "aria-expanded": "false", "aria-label": name }, "▸");
-    button.addEventListener("click", () => unfold(row, line, button));
-    line.cells[pinned].classList.add("pinned");
-    line.cells[pinned].prepend(button);
-  });
-}
+body.addEventListener("click", (event) => {
+  const button = event.target.closest(".unfold");
+  if (button) unfold(Number(button.closest("tr").dataset.row), button.closest("tr"), button);
+});
