@@ -7,11 +7,13 @@ dot in it), there are none.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from experiments.config.parts import build_part
@@ -93,21 +95,35 @@ def _default_option(group: str) -> str:
 
 def _changes(group: str, option: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Settings unlike the option's file."""
-    content = read_yaml(group, option)
-    try:
-        own = plain(asdict(build_part(group, content)))
-    except UserError:  # a value that a file leaves to the command line
-        own = content
+    own = _own_values(group, option, config_dirs())
     for key, value in values.items():
         default = own.get(key)
-        if value == default or (key == "name" and group != "model"):
-            continue
-        if key == "name" and group == "model" and option != _FOLDER:
+        named_by_option = key == "name" and (group != "model" or option != _FOLDER)
+        if value == default or named_by_option:
             continue
         if isinstance(value, dict) and key in _OPEN:
             yield from _entries(f"{group}.{key}", value, default or {})
+        elif isinstance(value, dict) and isinstance(default, dict) and set(value) == set(default):
+            yield from _nested(f"{group}.{key}", value, default)
         else:
             yield f"{group}.{key}={written(value)}"
+
+
+@functools.cache
+def _own_values(group: str, option: str, places: tuple[Path, ...]) -> Mapping[str, Any]:
+    """What the option's file makes; `places` is for the cache's sake."""
+    content = read_yaml(group, option)
+    try:
+        values: Mapping[str, Any] = plain(asdict(build_part(group, content)))
+    except UserError:  # a value that a file leaves to the command line
+        return content
+    return values
+
+
+def _nested(key: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if value != own[name]:
+            yield f"{key}.{name}={written(value)}"
 
 
 def _entries(key: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
