@@ -68,5 +68,3 @@ def write_chart(spec: Spec, values: Sequence[dict[str, Any]], stem: Path) -> lis
         path.write_bytes(content)
         paths.append(path)
     return paths
-
-

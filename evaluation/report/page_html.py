@@ -105,7 +105,8 @@ def _header(page: PageData) -> str:
     return (
         f"<header><h1>{escape(page.title)}</h1>"
         f"<p>{escape(page.table.caption)}</p>"
-        f"<p>{len(page.table.rows)} rows: {counts}. Made by <code>{escape(page.command)}</code>.</p>"
+        f"<p>{len(page.table.rows)} rows: {counts}. "
+        f"Made by <code>{escape(page.command)}</code>.</p>"
         + (
             f'<details class="left-out"><summary>Not on this page</summary><ul>{left_out}</ul>'
             "</details>"
@@ -154,7 +155,8 @@ def _column_head(column: Column, hidden: set[str]) -> str:
     kind = " ".join(_kinds(column, hidden))
     return (
         f'<th scope="col" class="{kind}" data-key="{escape(column.key)}" aria-sort="none">'
-        f'<button type="button" title="{escape(column.legend)}">{escape(column.title)}</button></th>'
+        f'<button type="button" title="{escape(column.legend)}">{escape(column.title)}</button>'
+        "</th>"
     )
 
 

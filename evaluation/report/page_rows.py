@@ -95,12 +95,14 @@ def better(column: Column, table: Table) -> str:
     """Which way is better: a metric's own word; of a cost, less."""
     if column.metric is None:
         return "lower"
-    said = {
+    said: set[bool | None] = {
         metric.higher_is_better
         for row in table.rows
         if (metric := row.pooled.record.metrics.get(column.metric)) is not None
     }
-    return {True: "higher", False: "lower"}.get(said.pop(), "") if len(said) == 1 else ""
+    if len(said) != 1 or None in said:
+        return ""
+    return "higher" if True in said else "lower"
 
 
 def cell_of(row: Row, column: Column, table: Table) -> Cell:
@@ -167,7 +169,7 @@ def row_content(number_: int, row: Row, extras: RowExtras, table: Table) -> dict
         if cell.value is None or isinstance(cell.value, str):
             continue
         ends = [end if end is None else _short(end * column.scale) for end in (cell.low, cell.high)]
-        numbers[column.key] = [_short((number(cell, column) or 0.0)), *ends, cell.text]
+        numbers[column.key] = [_short(number(cell, column) or 0.0), *ends, cell.text]
     model, method, bits = _names(record)
     return {
         "row": number_,

@@ -42,8 +42,10 @@ def card_text(
         "",
         f"{type(pipeline).__name__} of {code_span(model.path)}"
         + (f" at commit {plain_text(model.revision)}" if model.revision else "")
-        + f"; {' and '.join(parts)} quantized by {method} at {code_span(bits.name)}, everything else in "
-        f"{model.dtype}." + (f" Licence of the model: {plain_text(model.licence)}." if model.licence else ""),
+        + f"; {' and '.join(parts)} quantized by {method} at {code_span(bits.name)}, "
+        "everything else in "
+        f"{model.dtype}."
+        + (f" Licence of the model: {plain_text(model.licence)}." if model.licence else ""),
         "",
         *_how_to_load(model.dtype),
         "",
@@ -52,7 +54,8 @@ def card_text(
         f"{len(report.layers_quantized)} Linears, {report.effective_bits_per_weight:.2f} bits a "
         f"weight with scales; all weights of the denoiser take {report.weight_bytes / 1e6:.1f} MB. "
         f"Products are simulated in {model.dtype}: the numerics are the method's, not its speed.",
-        f"Calibrated on {config.dataset.calibration_prompts} prompts of {plain_text(config.dataset.name)}.",
+        f"Calibrated on {config.dataset.calibration_prompts} prompts of "
+        f"{plain_text(config.dataset.name)}.",
         "",
         *_elements(report),
         *_kept(report),
@@ -92,7 +95,9 @@ def _kept(report: QuantizationReport) -> list[str]:
     reasons = Counter(entry["reason"] for entry in report.layers_kept)
     if not reasons:
         return []
-    body = [[str(count), plain_text(reason)] for reason, count in reasons.most_common(_SHOWN_REASONS)]
+    body = [
+        [str(count), plain_text(reason)] for reason, count in reasons.most_common(_SHOWN_REASONS)
+    ]
     table = pipe_table(["Linears kept", "because"], body, numeric=[True, False])
     return [table, ""]
 
@@ -106,7 +111,9 @@ def _measured(record: Record | None, command: str) -> list[str]:
     for column in default_columns([record]):
         cell = column.cell(record)
         if column.metric is not None and cell.value is not None:
-            rows.append([plain_text(column.title), plain_text(cell.text), plain_text(column.legend)])
+            rows.append(
+                [plain_text(column.title), plain_text(cell.text), plain_text(column.legend)]
+            )
     against = (
         f"On {record.protocol.get('evaluation_prompts')} prompts of {plain_text(record.dataset)}, "
         "against the unquantized model with the same noise:"

@@ -23,7 +23,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 def write_figures(page: PageData, folder: Path) -> list[Path]:
-    """One file of each kind a chart and model (of layers: and bit-width) that has something in it."""
+    """Two files a chart and model, of layers also a bit-width; none where nothing is drawn."""
     written = []
     for name, spec, values in _figures(page):
         if values:
@@ -50,7 +50,7 @@ def _figures(page: PageData) -> Iterator[tuple[str, Spec, list[dict[str, Any]]]]
 
 
 def step_values(page: PageData, model: str) -> list[dict[str, Any]]:
-    """What `chart_specs.error_over_steps` draws; rows that are exact at a step have no logarithm."""
+    """What `chart_specs.error_over_steps` draws; a row that is exact at a step has no place."""
     values = []
     for row, extras in zip(page.table.rows, page.rows, strict=True):
         record = row.pooled.record

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from evaluation.report.page_data import Histogram, InputRange
+from experiments.cell.calibration_pass import calibration_of
+from experiments.cell.sweep import union_of_needs
 from experiments.pages.row_layers import histogram
 from experiments.sampling.calibrate import load_calibration
-from experiments.store.folders import Finished
 from segquant.core.calibration import Calibration
+
+if TYPE_CHECKING:
+    from experiments.cell.cell import Cell
+    from experiments.store.folders import Finished
 
 _SAMPLED_ROWS = 256  # of those that the calibration kept: the first are a uniform sample too
 _BINS = 60
 _TAIL = 0.001  # of the values on either side, which a histogram's ends leave out
+
+
+def find_calibration(cells: Sequence[Cell]) -> Finished | None:
+    """What these cells, which are done, were calibrated with; None where it is gone.
+
+    A sweep of which other cells are yet to be made may ask for more than its calibration holds.
+    """
+    around = cells[0].around
+    configs = [cell.config for cell in cells]
+    own = [union_of_needs([config]) for config in configs]
+    for needs in (around.needs, union_of_needs(configs), *own):
+        finished = calibration_of(replace(around, needs=needs)).find()
+        if finished is not None:
+            return finished
+    return None
 
 
 def read_seen(finished: Finished) -> Calibration | None:

@@ -16,7 +16,12 @@ from evaluation.report.tables import Table
 from experiments.cell.calibration_pass import calibration_of
 from experiments.config.cell_words import run_command, shell_line
 from experiments.pages.row_layers import code_histograms, layer_points, told_layers
-from experiments.pages.seen_inputs import input_histograms, input_ranges, read_seen
+from experiments.pages.seen_inputs import (
+    find_calibration,
+    input_histograms,
+    input_ranges,
+    read_seen,
+)
 from experiments.pages.shown_pictures import (
     RankedBy,
     pictures_of,
@@ -117,7 +122,7 @@ def _layers(gathering: _Gathering) -> None:
         points.setdefault(gathering.rows[number].inputs, []).append(number)
     inputs, activations = {}, {}
     for key, numbers in points.items():
-        finished = calibration_of(gathering.cells[numbers[0]].around).find()
+        finished = find_calibration([gathering.cells[number] for number in numbers])
         most = max(numbers, key=lambda number: _interest(gathering.rows[number]))
         told = told_layers(gathering.rows[most].layers, most=_MOST_LAYERS)
         gathering.told[key] = told
@@ -144,7 +149,9 @@ def _codes(gathering: _Gathering) -> list[str]:
             cut += 1
             continue
         finished = cell.quantized.find()
-        row.codes = [] if finished is None else code_histograms(finished, gathering.told[row.inputs])
+        row.codes = (
+            [] if finished is None else code_histograms(finished, gathering.told[row.inputs])
+        )
         shown += bool(row.codes)
         gone += not row.codes
     lines = []
@@ -222,13 +229,15 @@ def _picture_rows(
         return 0, "", 0
     name = f"{first.config.model.name} {first.reference.hash}"
     gathering.page.references = {**gathering.page.references, name: references}
-    columns = [column for column in gathering.table.columns if _of_one_image(column, first.run_id, gathering)]
+    columns = [
+        column
+        for column in gathering.table.columns
+        if _of_one_image(column, first.run_id, gathering)
+    ]
     drawn = 0
     for number, own in scored.items():
         row = gathering.rows[number]
-        row.pictures = pictures_of(
-            gathering.cells[number], ids, scores=own, columns=columns, by=by
-        )
+        row.pictures = pictures_of(gathering.cells[number], ids, scores=own, columns=columns, by=by)
         row.references = name
         drawn += bool(row.pictures)
     return drawn, by.column.title, len(first.around.dataset.evaluation)

@@ -28,7 +28,9 @@ _PROMPTS = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recorded(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: out/reports/NAME/{PAGE}")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"default: out/reports/NAME/{PAGE}"
+    )
     parser.add_argument(
         "--figures", type=Path, metavar="DIR", help="the charts as PNG and PDF as well"
     )
@@ -89,7 +91,9 @@ def _write(sweep: Sweep, text: str, out: Path | None) -> Path:
             clear_way(out)
             write_text(out, text)
         except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+            raise UserError(
+                f"--out {out}: cannot be written ({error.strerror or error})"
+            ) from error
         return out
     folder = ReportFolder(sweep)
     folder.put(PAGE, lambda path: write_text(path, text))
