@@ -35,6 +35,7 @@ from evaluation.report.page_rows import (
 )
 from evaluation.report.tables import Table
 
+PAGE = "report.html"  # what the file is called
 _ASSETS = Path(__file__).parent / "page_assets"
 _SCRIPTS = ("page_table.js", "page_details.js", "page_charts.js", "page_pictures.js")
 # no address may be asked for anything; Vega compiles its expressions, which is `unsafe-eval`

@@ -140,7 +140,8 @@ def written(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
             return value
-        quoted = value.replace("\\'", "\\\\'").replace("'", "\\'")
+        # backslashes are themselves, but before a quotation mark they are doubled
+        quoted = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (m[2] and "\\'"), value)
         return f"'{quoted}'"
     if isinstance(value, list):
         return f"[{','.join(written(item) for item in value)}]"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.report.chart_files import NoCharts, chart_javascript
-from evaluation.report.page_html import render_page
+from evaluation.report.page_html import PAGE, render_page
 from experiments.errors import UserError
 from experiments.pages.paper_figures import write_figures
 from experiments.pages.sweep_page import page_of
@@ -22,7 +21,6 @@ from experiments.verbs.words import add_recorded, check_writable, no_record, rec
 if TYPE_CHECKING:
     from experiments.cell.sweep import Sweep
 
-PAGE = "report.html"
 _PROMPTS = 12
 
 
@@ -49,25 +47,22 @@ def run(options: argparse.Namespace) -> Answer:
         raise UserError(f"--prompts {options.prompts}; give 0 (no images) or more")
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out}: a folder; give the file, such as {PAGE}")
-    with ThreadPoolExecutor(1) as beside:
-        drawing = beside.submit(chart_javascript)  # takes as long as all the rest
-        sweep = recorded_sweep(options)
-        records = sweep.records()
-        if not records:
-            raise no_record(sweep)
-        check_writable(options.figures)
-        if options.out is not None:
-            check_writable(options.out.parent)
-        table = table_of(sweep, records)
-        words = [options.experiment, *options.overrides]
-        page = page_of(sweep, table, words=words, prompts=options.prompts)
-        try:
-            script = drawing.result()
-        except NoCharts as error:
-            raise UserError(str(error)) from error
+    try:
+        script = chart_javascript()
+    except NoCharts as error:
+        raise UserError(str(error)) from error
+    sweep = recorded_sweep(options)
+    records = sweep.records()
+    if not records:
+        raise no_record(sweep)
+    check_writable(options.figures)
+    check_writable(None if options.out is None else options.out.parent)
+    table = table_of(sweep, records)
+    words = [options.experiment, *options.overrides]
+    page = page_of(sweep, table, words=words, prompts=options.prompts)
     text = render_page(page, chart_script=script)
     path = _write(sweep, text, options.out)
-    tell_outdated(sweep)
+    tell_outdated(sweep, records)
     figures = [] if options.figures is None else write_figures(page, options.figures)
     sys.stderr.write("".join(f"wrote {one}\n" for one in figures))
     data = {

@@ -120,9 +120,14 @@ def scored(sweep: Sweep, records: Sequence[Record] | None = None) -> list[Scored
     return list(found.values())
 
 
-def tell_outdated(sweep: Sweep) -> None:
-    """Says of how many cells the metrics were measured by other code than today's."""
-    pairs = ((cell, cell.read_record()) for cell in sweep.cells)
+def tell_outdated(sweep: Sweep, records: Sequence[Record] | None = None) -> None:
+    """Says of how many cells the metrics were measured by other code than today's.
+
+    Args:
+        records: the sweep's, where they are read already.
+    """
+    known = {one.run_id: one for one in (sweep.records() if records is None else records)}
+    pairs = ((cell, known.get(cell.run_id)) for cell in sweep.cells)
     count = sum(record is not None and not cell.is_current(record) for cell, record in pairs)
     if count:
         sys.stderr.write(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from evaluation.records import Record, read_record
 from evaluation.report.chart_files import chart_javascript
@@ -27,7 +28,9 @@ from evaluation.report.rows import Scored
 from evaluation.report.tables import make_table
 from experiments.cli import main
 from experiments.config.request import read_request
+from experiments.errors import UserError
 from experiments.pages.row_layers import layer_points
+from experiments.studies.report_picture import take_picture
 from tests import micro
 from tests.conftest import SETTINGS, Answer, assert_refused
 
@@ -327,3 +330,16 @@ def test_nine_hundred_rows_open_and_sort(browser: Any, reported: Reported, tmp_p
     assert between - before < SECONDS
     assert after - between < SECONDS
     assert shown.faults == []
+
+
+@in_browser
+def test_a_picture_of_the_page_is_as_wide_as_a_desktop(reported: Reported, tmp_path: Path) -> None:
+    size = take_picture(reported.page, tmp_path / "deep" / "report.png")
+    with Image.open(tmp_path / "deep" / "report.png") as picture:
+        assert picture.size == size
+    assert size[0] == 1100 < size[1]
+
+
+def test_a_picture_of_no_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        take_picture(tmp_path / "none.html", tmp_path / "report.png")

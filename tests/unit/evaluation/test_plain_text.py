@@ -18,6 +18,9 @@ from evaluation.report.render import escape_latex, to_csv, to_latex, to_markdown
 from evaluation.report.rows import Scored
 from evaluation.report.tables import make_table
 from evaluation.report.tracked_run import PromptRow
+from experiments.config.request import read_request
+from experiments.deployment.model_card import card_text
+from segquant.core.method_interface import QuantizationReport
 
 markdown_it = pytest.importorskip("markdown_it", reason="a Markdown reader, to ask what is shown")
 NASTY = (
@@ -135,3 +138,19 @@ def test_wandb_gets_plain_strings(tmp_path: Path) -> None:
     tracking._prompt_table(wandb, [row])
     assert rows[0][1] == NASTY
     assert captions[:2] == [NASTY, NASTY]
+
+
+def test_a_model_card_holds_nothing_but_text() -> None:
+    report = QuantizationReport(
+        bits="w8", effective_bits_per_weight=8.0, effective_bits_per_weight_all=8.0,
+        extra_macs_fraction=0.0, weight_bytes=1, search_candidates=0, elements=[NASTY],
+        left_out=[NASTY], layers_kept=[{"name": "a", "reason": NASTY}],
+    )  # fmt: skip
+    (config,) = read_request(["method=rtn"], multirun=False).cells
+    for name in ("name", "path", "revision", "licence"):
+        setattr(config.model, name, NASTY)
+    cell = SimpleNamespace(config=config, record=lambda: None)
+    text = card_text(cell, report, pipeline=object(), parts=["transformer"], command=NASTY)
+    words, kinds = shown(text)
+    assert words.count(" ".join(NASTY.split())) >= 7
+    assert not kinds & {"html_inline", "html_block", "image", "link_open", "em_open", "s_open"}
