@@ -269,6 +269,28 @@ def test_sorting_filtering_and_unfolding_by_keyboard(browser: Any, reported: Rep
 
 
 @in_browser
+def test_what_is_hovered_is_called_what_its_axis_is(browser: Any, reported: Reported) -> None:
+    shown = opened(browser, reported.page, width=1280)
+    shown.page.locator("#pareto").scroll_into_view_if_needed()
+    shown.page.wait_for_selector("#pareto .chart svg")
+    shown.page.locator("#pareto select").nth(0).select_option(label="Bits/weight")
+    shown.page.locator("#pareto select").nth(1).select_option(label="PSNR dB")
+    shown.page.wait_for_selector("#pareto text:has-text('PSNR dB (higher is better)')")
+    shown.page.locator("#pareto .mark-symbol.role-mark path").first.hover()
+    shown.page.wait_for_selector("#vg-tooltip-element.visible")
+    told = tooltip(shown.page)
+    assert told["PSNR dB"] in reported.page.read_text()
+    assert set(told) == {"model", "method", "bits", "Bits/weight", "PSNR dB"}
+    assert shown.faults == []
+
+
+def tooltip(page: Any) -> dict[str, str]:
+    lines = page.locator("#vg-tooltip-element tr")
+    cells = [line.locator("td").all_inner_texts() for line in lines.all()]
+    return {key.strip(): value.strip() for key, value in cells}
+
+
+@in_browser
 def test_the_slider_uncovers_the_reference(browser: Any, reported: Reported) -> None:
     shown = opened(browser, reported.page, width=1280)
     shown.page.locator("#pictures").scroll_into_view_if_needed()

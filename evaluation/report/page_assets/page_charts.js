@@ -58,6 +58,7 @@ function modelChoice(state, redraw) {
   return models.length < 2 ? null : choice("model", models.map((one) => [one, one]), state.model, (value) => { state.model = value; redraw(); });
 }
 
+const brief = (value) => (value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(3));
 const named = (row) => `${row.method} ${row.bits}`;
 function notDrawn(left) {
   if (!left.length) return element("p", { class: "quiet" }, "");
@@ -117,6 +118,7 @@ function withAxes(spec, axes) {
     const change = (encoding) => Object.assign(encoding, { title: axis.title + words_[axis.better], scale: axis.log ? { type: "log" } : { zero: false } });
     change(whole.encoding[name]);
     whole.layer.filter((layer) => layer.encoding[name]).forEach((layer) => change(layer.encoding[name]));
+    whole.layer.flatMap((layer) => layer.encoding.tooltip ?? []).filter((told) => told.field === `${name}_text`).forEach((told) => { told.title = axis.title; });
   }
   const line = whole.layer[0];
   const order = (axis) => (axis.better === "higher" ? "descending" : "ascending");
@@ -171,7 +173,7 @@ function layers() {
       facts.set(name, Object.assign(fact, { output: fact.output || output, input: fact.input || input, dual: fact.dual || dual }));
       fact.errors[row.method] = error;
       if (error > 0) values.push({
-        place: place + 1, layer: name, method: row.method, bits: row.bits, error, error_text: error.toPrecision(3), shape, kind,
+        place: place + 1, layer: name, method: row.method, bits: row.bits, error, error_text: brief(error), shape, kind,
         output: output || "one", input: input || "one", dual: dual || "no", negative: fact.negative, range: fact.range,
       });
     }));
@@ -195,7 +197,7 @@ function layerTable(facts, taken) {
   const heads_ = ["Linear", "in → out", "output segments", "input segments", "DualScale", "negative inputs", "input range", ...taken.map((row) => row.method)];
   const lines_ = facts.map((fact) => element("tr", {}, ...[
     fact.name, fact.shape, fact.output || "-", fact.input || "-", fact.dual || "-", fact.negative, fact.range,
-    ...taken.map((row) => (fact.errors[row.method] === undefined || fact.errors[row.method] === null ? "-" : fact.errors[row.method].toPrecision(3))),
+    ...taken.map((row) => (fact.errors[row.method] === undefined || fact.errors[row.method] === null ? "-" : brief(fact.errors[row.method]))),
   ].map((text) => element("td", {}, text))));
   const whole = element("table", {}, element("thead", {}, element("tr", {}, ...heads_.map((text) => element("th", {}, text)))), element("tbody", {}, ...lines_));
   return fold(`All ${facts.length} Linears`, element("div", { class: "scroll", tabindex: "0" }, whole));
