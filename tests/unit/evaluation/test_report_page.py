@@ -277,3 +277,14 @@ def test_vega_fits_into_a_page_and_loads_nothing() -> None:
     assert "window.vegaEmbed=" in script
     assert len(script) < 1_500_000
     assert not re.search(r"import\s*\(|importScripts", script)
+
+
+def test_a_page_of_failures_alone_is_a_page() -> None:
+    failed = record("soft", status="failed", reason=NASTY, metrics={}, weight_bytes=None)
+    failed.effective_bits_per_weight = None
+    table = make_table([Scored(record=failed)])
+    page = PageData(title="x", command="segbench report x", table=table, rows=[RowExtras()])
+    found = Elements(render_page(page, chart_script=SCRIPT))
+    assert axes(table) == []
+    assert "axes" not in found.data["data"]["charts"]
+    assert found.text.count("1 failed") == 1
