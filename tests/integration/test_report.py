@@ -179,6 +179,13 @@ def test_wrong_requests(
     assert_refused(answer, "no finished cell")
 
 
+def test_without_what_draws_one_line_says_what_to_install(
+    segbench: Callable[..., Answer], reported: Reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert_refused(segbench("report", "-m", *reported.words), "segquant-bench[report]")
+
+
 # in a browser -----------------------------------------------------------------------------------
 
 
