@@ -40,6 +40,7 @@ VERBS = {
     "quantize": "a pipeline's folder that diffusers loads, with the quantized denoiser in it",
     "export": "a quantized pipeline as ONNX files, or in another library's format",
     "table": "the table of an experiment from its records",
+    "report": "one HTML page of an experiment, from its records: table, charts, layers, images",
     "compare": "two folders of images or pipelines; or an experiment's rows against one method's",
     "verify": "read a whole store, out=FOLDER, against its checksums",
     "sync": "push the offline W&B runs below out=FOLDER",

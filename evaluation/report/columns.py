@@ -42,7 +42,7 @@ class Column:
 
     `per_image`: the column of scores whose mean it is, by which rows are compared.
     `shift_below_unquantized`: a value better than the unquantized model's is marked, never bold.
-    `no_headline`: of too few images to be looked at first.
+    `no_headline`: of too few images to be looked at first. `scale`: what is printed over the value.
     """
 
     key: str
@@ -54,6 +54,7 @@ class Column:
     per_image: str = ""
     shift_below_unquantized: bool = False
     no_headline: bool = False
+    scale: float = 1.0
 
 
 def text_column(key: str, *, title: str, legend: str, text: Callable[[Record], str]) -> Column:
@@ -99,6 +100,7 @@ def metric_column(
         per_image=per_image or name,
         shift_below_unquantized=shift_below_unquantized,
         no_headline=no_headline,
+        scale=scale,
     )
 
 
@@ -119,7 +121,7 @@ def number_column(
             return Cell(text=NO_VALUE)
         return Cell(text=format_number(value * scale, decimals=digits), value=value)
 
-    return Column(key=key, title=title, legend=legend, cell=cell)
+    return Column(key=key, title=title, legend=legend, cell=cell, scale=scale)
 
 
 def metric_cell(metric: Metric, *, scale: float = 1.0, digits: int = 2) -> Cell:

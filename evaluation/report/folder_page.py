@@ -18,6 +18,7 @@ from evaluation.report.columns import (
     metric_cell,
 )
 from evaluation.report.folder_pair import BAD, FolderPair, Line, Said
+from evaluation.report.markdown import plain_text
 from evaluation.report.marks import Row
 from evaluation.report.render import to_markdown
 from evaluation.report.rows import Pooled
@@ -25,7 +26,7 @@ from evaluation.report.tables import Table
 from evaluation.report.thresholds import RULE, Checked
 from evaluation.statistics import Estimate, metric_from_estimate
 
-_RANKED_BY = ("lpips_alex", "lpips", "mdsi", "flip", "psnr")  # whichever is there first
+RANKED_BY = ("lpips_alex", "lpips", "mdsi", "flip", "psnr")  # whichever is there first
 _LISTED = 5
 
 _TITLES = ("Metric", "A", "B", "B - A", "noise", "n to tell", "verdict")
@@ -47,7 +48,7 @@ class Page:
 def ranked(pair: FolderPair) -> tuple[Line | None, list[str]]:
     """The metric by which images are ordered, and their names, the farthest from A first."""
     lines = {line.name: line for line in pair.lines if line.to_a}
-    line = next((lines[name] for name in _RANKED_BY if name in lines), None)
+    line = next((lines[name] for name in RANKED_BY if name in lines), None)
     if line is None:
         return None, list(pair.names)
     scores = pair.scores[line.shown.per_image]
@@ -225,15 +226,16 @@ def _notes(pair: FolderPair, page: Page) -> list[str]:
         notes.append(f"Identical in every pixel: {pair.identical} of {len(pair.names)}{again}.")
     line, names = ranked(pair)
     if line is not None and pair.identical != len(pair.names):
-        worst = [f"{name} ({_score(pair, line, name)[2:]})" for name in names[:_LISTED]]
+        worst = [f"{plain_text(name)} ({_score(pair, line, name)[2:]})" for name in names[:_LISTED]]
         notes.append(f"Farthest from A: {', '.join(worst)}.")
     told = [f"{line.shown.title} {least}" for line in pair.lines if (least := _least(line))]
     if told:
         notes.append(
             f"What {len(pair.names)} images would tell with 80 % power: {', '.join(told)}."
         )
-    notes += [f"Flat images in {label}: {said}." for label, said in pair.flat.items()]
-    notes += page.notes
+    flat = pair.flat.items()
+    notes += [f"Flat images in {plain_text(label)}: {plain_text(said)}." for label, said in flat]
+    notes += [plain_text(note) for note in page.notes]
     if pair.reasons:
         titles = ", ".join(pair.titles.get(name, name) for name in pair.reasons)
         notes.append(f"Not measured (why: on stderr and in --json): {titles}.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 
 from evaluation.report.columns import Cell
-from evaluation.report.markdown import pipe_table
+from evaluation.report.markdown import pipe_table, plain_line, plain_text
 from evaluation.report.marks import Row
 from evaluation.report.tables import Table
 
@@ -28,20 +27,21 @@ _LATEX = {
     "∞": r"$\infty$",
     "‡": r"$\ddagger$",
     "↓": r"$\downarrow$",
+    "|": r"\textbar{}",  # a dash in LaTeX's own encoding
 }
 
 
 def to_markdown(table: Table) -> str:
     """A pipe table with its caption above, and the legend and notes under it."""
-    titles = [_markdown_text(column.title) for column in table.columns]
+    titles = [plain_text(column.title) for column in table.columns]
     body = [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]
     lines = [
-        _markdown_text(table.caption),
+        plain_line(table.caption),
         "",
         pipe_table(titles, body, numeric=[column.numeric for column in table.columns]),
         "",
-        *(f"- {_markdown_text(line)}" for line in table.legend),
-        *(f"- ({number}) {_markdown_text(note)}" for number, note in enumerate(table.notes, 1)),
+        *(f"- {plain_line(line)}" for line in table.legend),
+        *(f"- ({number}) {plain_text(note)}" for number, note in enumerate(table.notes, 1)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,19 +92,17 @@ FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}  # by file suffix
 def escape_latex(text: str) -> str:
     """Every character that LaTeX reads as its own is written so that it prints as itself."""
     one_line = " ".join(text.split())
-    return "".join(_LATEX.get(character, character) for character in one_line)
-
-
-def _markdown_text(text: str) -> str:
-    one_line = " ".join(text.split())
-    return re.sub(r"([\\|<*`])", r"\\\1", one_line)
+    signs = "".join(_LATEX.get(character, character) for character in one_line)
+    apart = signs.replace("--", "-{}-").replace("``", "`{}`").replace("''", "'{}'")
+    # after a row's end or a rule these would be an argument
+    return f"{{{apart[0]}}}{apart[1:]}" if apart.startswith(("[", "*")) else apart
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _markdown_text(cell.text)
+    text = plain_text(cell.text)
     if cell.bold:
         text = f"**{text}**"
-    return " ".join([text, *(_markdown_text(mark) for mark in cell.marks)])
+    return " ".join([text, *(plain_text(mark) for mark in cell.marks)])
 
 
 def _latex_cell(cell: Cell) -> str:

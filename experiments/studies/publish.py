@@ -2,8 +2,9 @@
 
 `python -m experiments.studies.publish demo`.
 
-The table and the contact sheets go to `experiments/results/NAME/`; what the README shows of the
-demo between its markers is replaced by the table as the command made it. No figure is typed.
+The table and the contact sheets, not the page of `segbench report`, go to
+`experiments/results/NAME/`; what the README shows of the demo between its markers is replaced by
+the table as the command made it. No figure is typed.
 `publish compare` does the same with the page that `segbench compare A B --out
 experiments/results/compare` left there.
 """
@@ -14,6 +15,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from evaluation.report.page_html import PAGE
 from experiments.errors import UserError
 from experiments.store.folders import write_text
 from experiments.store.paths import RESULTS, ROOT
@@ -71,7 +73,7 @@ def publish(name: str, *, out: Path) -> list[Path]:
     written = []
     sheets = sum(path.stat().st_size for path in source.glob(SHEETS))
     for path in sorted(source.iterdir()):
-        if sheets > MOST_SHEET_BYTES and path.match(SHEETS):
+        if path.name == PAGE or (sheets > MOST_SHEET_BYTES and path.match(SHEETS)):
             continue
         shutil.copyfile(path, target / path.name)
         written.append(target / path.name)

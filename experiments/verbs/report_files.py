@@ -83,18 +83,23 @@ def write_report(sweep: Sweep, records: Sequence[Record], *, makes: bool = False
         records: may lack cells that were asked for: they get a row that says so.
         makes: pictures of the contact sheets that are damaged are made again.
     """
-    known = {record.run_id for record in records}
-    table = make_table(
-        scored(sweep, records),
-        descriptions=shown(sweep.cells[0].around.metrics),
-        missing=[cell.names for cell in sweep.cells if cell.run_id not in known],
-        title=sweep.name,
-    )
+    table = table_of(sweep, records)
     folder = ReportFolder(sweep)
     for suffix, render in FORMATS.items():
         folder.put(f"table.{suffix}", functools.partial(write_text, text=render(table)))
     _contact_sheets(folder, records, makes=makes)
     return Report(table=table, files=tuple(folder.files))
+
+
+def table_of(sweep: Sweep, records: Sequence[Record]) -> Table:
+    """Every cell that was asked for is in it, whether it has a record or not."""
+    known = {record.run_id for record in records}
+    return make_table(
+        scored(sweep, records),
+        descriptions=shown(sweep.cells[0].around.metrics),
+        missing=[cell.names for cell in sweep.cells if cell.run_id not in known],
+        title=sweep.name,
+    )
 
 
 def scored(sweep: Sweep, records: Sequence[Record] | None = None) -> list[Scored]:
@@ -115,9 +120,14 @@ def scored(sweep: Sweep, records: Sequence[Record] | None = None) -> list[Scored
     return list(found.values())
 
 
-def tell_outdated(sweep: Sweep) -> None:
-    """Says of how many cells the metrics were measured by other code than today's."""
-    pairs = ((cell, cell.read_record()) for cell in sweep.cells)
+def tell_outdated(sweep: Sweep, records: Sequence[Record] | None = None) -> None:
+    """Says of how many cells the metrics were measured by other code than today's.
+
+    Args:
+        records: the sweep's, where they are read already.
+    """
+    known = {one.run_id: one for one in (sweep.records() if records is None else records)}
+    pairs = ((cell, known.get(cell.run_id)) for cell in sweep.cells)
     count = sum(record is not None and not cell.is_current(record) for cell, record in pairs)
     if count:
         sys.stderr.write(
