@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 GENERATE, DENOISER = "generate.py", "denoiser"
 FILE = "model.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PROMPT = "a red circle"
 _LEAST_PSNR = 50.0  # dB between two ways to make one image, where nothing in it is chaotic
 _NUDGE = 1e-6
@@ -52,8 +53,11 @@ class Exported:
     generates: bool  # with generate.py
 
 
-def load_folder(folder: Path) -> Any:
-    """A pipeline of diffusers in float32, quantized ones too.
+def load_folder(folder: Path, *, dtype: torch.dtype | None) -> Any:
+    """A pipeline of diffusers, quantized ones too.
+
+    Args:
+        dtype: None leaves a quantized denoiser in its own; the rest is then float32.
 
     Raises:
         UserError: it is none.
@@ -66,7 +70,7 @@ def load_folder(folder: Path) -> Any:
         raise UserError(f"{folder}: no model_index.json there; give a pipeline's folder")
     diffusers.utils.logging.disable_progress_bar()
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: diffusers cannot load it ({first})") from error
@@ -105,7 +109,7 @@ def export_folder(
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     fresh.mkdir(parents=True)
     try:
-        calls = _denoiser_calls(pipeline, settings)
+        calls = denoiser_calls(pipeline, settings)
         recording = None
         if not denoiser_only:
             recording = _recorded(pipeline, settings, seed=seed)
@@ -138,7 +142,11 @@ def _place(folder: Path, name: str) -> Path:
     return folder / name / FILE
 
 
-def _denoiser_calls(pipeline: Any, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def denoiser_calls(
+    pipeline: Any, settings: Mapping[str, Any], *, counts: Sequence[int] = (1, 2)
+) -> list[dict[str, Any]]:
+    """The denoiser's arguments in a first step, with so many prompts each."""
+
     def call(count: int) -> dict[str, Any]:
         return capture_example_inputs(
             get_denoiser(pipeline),
@@ -150,7 +158,7 @@ def _denoiser_calls(pipeline: Any, settings: Mapping[str, Any]) -> list[dict[str
             ),
         )
 
-    return [call(1), call(2)]
+    return [call(count) for count in counts]
 
 
 def _recorded(pipeline: Any, settings: Mapping[str, Any], *, seed: int) -> Recording:

@@ -229,11 +229,11 @@ def render(found: list[Agreement]) -> str:
         f"`python -m {_MODULE}`; `{METHOD}`, {PROMPTS} prompts, all steps; {packages}.\n\n"
         "`difference`: of the runtime's output to the simulation's on the same arguments, "
         "relative, median over steps (largest). `nudged`: of the simulation to itself with its "
-        f"arguments moved by a millionth. `agrees`: no step is off by more than {TOLERANCE:g} times the largest "
-        "nudged one, and the runtime executed every product that the layers are written as in "
-        "integers, as its own profile says. PSNR of images: the runtime's to the simulation's, the "
-        "nudged simulation's to the simulation's, and the simulation's to the unquantized "
-        f"model's.\n\n{table}\n"
+        "arguments moved by a millionth. `agrees`: no step is off by more than "
+        f"{TOLERANCE:g} times the largest nudged one, and the runtime executed every product that "
+        "the layers are written as in integers, as its own profile says. PSNR of images: the "
+        "runtime's to the simulation's, the nudged simulation's to the simulation's, and the "
+        f"simulation's to the unquantized model's.\n\n{table}\n"
     )
 
 

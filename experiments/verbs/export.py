@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from experiments.deployment.onnx_folder import Exported, export_folder, load_folder, measured_call
+from experiments.deployment.onnx_folder import (
+    PACKAGES,
+    Exported,
+    denoiser_calls,
+    export_folder,
+    load_folder,
+    measured_call,
+)
 from experiments.deployment.pipeline_folder import check_target
 from experiments.errors import UserError, told_to_the_user
+from experiments.sampling.pipelines import get_denoiser
 from experiments.verbs.answer import Answer
+from segquant.deploy.other_formats import FORMS, write_form
 
 ONNX = "onnx"
-FORMATS = (ONNX,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    parser.add_argument("--to", required=True, choices=(ONNX, *FORMS), help="the format")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--denoiser-only", action="store_true", help="onnx: no text encoders, VAE and generate.py"
@@ -39,13 +49,45 @@ def run(options: argparse.Namespace) -> Answer:
         raise UserError("export takes a folder that segbench quantize wrote, then height=512 ...")
     folder, *words = options.overrides
     check_target(options.out)
-    pipeline = load_folder(Path(folder))
+    onnx = options.to == ONNX
+    _check_installed(options.to)
+    pipeline = load_folder(Path(folder), dtype=torch.float32 if onnx else None)
     settings = measured_call(Path(folder)) | _settings(words, type(pipeline))
+    if not onnx:
+        return _in_form(pipeline, options.out, form=options.to, settings=settings)
     with told_to_the_user():
         made = export_folder(
             pipeline, options.out, settings=settings, denoiser_only=options.denoiser_only
         )
     return _answer(made)
+
+
+def _check_installed(form: str) -> None:
+    """Before a model is loaded.
+
+    Raises:
+        UserError: a package that writes the format is not there.
+    """
+    if form != ONNX:
+        missing = FORMS[form].missing
+    else:
+        lost = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        missing = f"{' and '.join(lost)} not installed: pip install 'segquant-bench[onnx]'"
+        missing = missing if lost else None
+    if missing is not None:
+        raise UserError(f"--to {form}: {missing}")
+
+
+def _in_form(pipeline: Any, out: Path, *, form: str, settings: dict[str, Any]) -> Answer:
+    """The denoiser's folder, as the library has it."""
+    with told_to_the_user():
+        call = denoiser_calls(pipeline, settings, counts=(1,))[0]
+        inputs = {name: value for name, value in call.items() if name != "return_dict"}
+        made = write_form(get_denoiser(pipeline), out, form=form, inputs=inputs)
+    how = FORMS[form].how_to_load
+    return Answer(
+        f"{out}: the denoiser in {form}; {how}", {"folder": str(made.folder), "load": how}
+    )
 
 
 def _settings(words: list[str], kind: type) -> dict[str, Any]:
