@@ -118,7 +118,7 @@ def export_folder(
         own, nudged = _told(denoiser, calls[0])
         said = export_denoiser(denoiser, calls, _place(fresh, DENOISER))
         session = open_session(fresh / DENOISER / FILE)
-        found = torch.from_numpy(session.run(feed_of(said, calls[0])))
+        found = session.run(feed_of(said, calls[0]))
         agreement = Agreement(difference=_relative(found, own), nudged=nudged)
         if recording is not None:
             _compare_runs(fresh, recording)

@@ -28,10 +28,10 @@ from torch import nn
 
 from evaluation.report.markdown import pipe_table
 from experiments.sampling.threads import threads
-from experiments.speed.blocks import BLOCKS, Block
 from experiments.speed.compiling import why_not_compiled
 from experiments.speed.latency import deciles
 from experiments.speed.machine_state import machine_state, state_text, why_not_calm
+from experiments.speed.width_blocks import BLOCKS, Block
 from experiments.store.paths import RESULTS
 from experiments.studies.csv_text import csv_text
 from segquant.core.calibration import Calibration
@@ -180,7 +180,7 @@ def variants_of(
                 bits=bits,
                 what=what if bits == INT8 else bits,
                 call=partial(session.run, feed),
-                difference=difference(torch.from_numpy(session.run(feed))),
+                difference=difference(session.run(feed)),
             )
         )
     return made, files

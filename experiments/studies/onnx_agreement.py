@@ -180,7 +180,7 @@ def _call(denoiser: nn.Module, call: Mapping[str, Any]) -> Tensor:
 
 
 def _run(session: Session, call: Mapping[str, Any]) -> Tensor:
-    return torch.from_numpy(session.run(feed_of(session.said, call)))
+    return session.run(feed_of(session.said, call))
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

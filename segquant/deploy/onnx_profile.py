@@ -65,8 +65,9 @@ def _of_openvino(path: Path, feed: Feed) -> Products:
     session = open_session(path, runtime="openvino", num_threads=1, profile=path)
     assert isinstance(session, OpenVinoSession)
     request: Any = session.compiled.create_infer_request()
-    request.infer(dict(feed))
-    request.infer(dict(feed))
+    given = {name: value.numpy() for name, value in feed.items()}
+    request.infer(given)
+    request.infer(given)
     seconds: Counter[str] = Counter()
     products: Counter[bool] = Counter()
     for entry in request.profiling_info:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segquant.deploy.onnx_export import BATCH, METADATA, OPSET, OnnxFile, flat_arguments
+from segquant.deploy.onnx_products import CODE_MIDDLE
 
-Feed = Mapping[str, NDArray[Any]]
+Feed = Mapping[str, Tensor]  # on the CPU, in the types that the file takes
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -26,7 +25,7 @@ class Session(Protocol):
     @property
     def said(self) -> OnnxFile: ...
 
-    def run(self, feed: Feed) -> NDArray[Any]: ...
+    def run(self, feed: Feed) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class OnnxRuntimeSession:
     session: Any
     said: OnnxFile
 
-    def run(self, feed: Feed) -> NDArray[Any]:
-        out: NDArray[Any] = self.session.run(self.said.outputs[:1], dict(feed))[0]
-        return out
+    def run(self, feed: Feed) -> Tensor:
+        given = {name: value.numpy() for name, value in feed.items()}
+        return torch.from_numpy(self.session.run(self.said.outputs[:1], given)[0])
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,10 @@ class OpenVinoSession:
     compiled: Any
     said: OnnxFile
 
-    def run(self, feed: Feed) -> NDArray[Any]:
-        out: NDArray[Any] = self.compiled(dict(feed))[self.said.outputs[0]]
-        return out
+    def run(self, feed: Feed) -> Tensor:
+        given = {name: value.numpy() for name, value in feed.items()}
+        # a copy: the array is the runtime's own, which its next call overwrites
+        return torch.from_numpy(self.compiled(given)[self.said.outputs[0]]).clone()
 
 
 def open_session(
@@ -115,7 +115,7 @@ def products_are_exact(runtime: str) -> bool:
     """Whether 8-bit products keep their sums here: some CPUs without VNNI stop them at 16 bits."""
     size, largest = 64, 127
     proto = _largest_product(size, largest)
-    x = np.full((1, 1, size), largest, np.float32)
+    x = torch.full((1, 1, size), float(largest)).numpy()
     if runtime == "openvino":
         import openvino
 
@@ -136,10 +136,10 @@ def _largest_product(size: int, largest: int) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {
-        "one": np.float32(1.0),
-        "middle": np.uint8(128),
-        "zero": np.int8(0),
-        "w": np.full((size, size), largest, np.int8),
+        "one": torch.tensor(1.0),
+        "middle": torch.tensor(CODE_MIDDLE, dtype=torch.uint8),
+        "zero": torch.tensor(0, dtype=torch.int8),
+        "w": torch.full((size, size), largest, dtype=torch.int8),
     }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "middle"], ["codes"]),
@@ -153,7 +153,7 @@ def _largest_product(size: int, largest: int) -> bytes:
         "largest",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+        [numpy_helper.from_array(v.numpy(), name) for name, v in constants.items()],
     )
     opset = helper.make_opsetid("", OPSET)
     made: bytes = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
@@ -164,14 +164,14 @@ class OtherCall(ValueError):  # noqa: N818 - it is what was found
     """A call that the file was not exported for; the message says what differs."""
 
 
-def feed_of(said: OnnxFile, arguments: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def feed_of(said: OnnxFile, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     """A call's arguments as the file takes them.
 
     Raises:
         OtherCall: an argument is missing, has another size, or is another constant of the file.
     """
     given = {k: v for k, v in flat_arguments(arguments).items() if v is not None}
-    feed: dict[str, NDArray[Any]] = {}
+    feed: dict[str, Tensor] = {}
     for name, shape in said.inputs.items():
         value = given.pop(name, None)
         if not isinstance(value, Tensor):
@@ -184,7 +184,7 @@ def feed_of(said: OnnxFile, arguments: Mapping[str, Any]) -> dict[str, NDArray[A
                 f"{name} of size {list(value.shape)}; the file was exported for {shape}: export it "
                 "again with the height, width and length that you call it with"
             )
-        feed[name] = value.detach().to("cpu", getattr(torch, said.types[name])).numpy()
+        feed[name] = value.detach().to("cpu", getattr(torch, said.types[name]))
     for name, value in given.items():
         if name != "return_dict" and said.fixed.get(name) != value:
             raise OtherCall(
@@ -209,7 +209,7 @@ def run_elsewhere(denoiser: nn.Module, session: Session) -> nn.Module:
         arguments |= dict(zip(names, args, strict=False))
         feed = feed_of(session.said, arguments)
         first = next(value for value in arguments.values() if isinstance(value, Tensor))
-        sample = torch.from_numpy(session.run(feed)).to(first.device, given_dtype)
+        sample = session.run(feed).to(first.device, given_dtype)
         return (sample,) if arguments.get("return_dict") is False else output_class(sample=sample)
 
     given_dtype = given.dtype

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -235,7 +234,7 @@ def test_a_denoisers_file_multiplies_integers_and_agrees(
         assert products.integer == said.integer_products
         session = running.open_session(path, runtime=runtime, num_threads=1)
         for call in (*batches, _one_row(batches[1], denoisers_rows=2)):
-            found = torch.from_numpy(session.run(running.feed_of(session.said, call)))
+            found = session.run(running.feed_of(session.said, call))
             assert _relative(found, output(whole, call)) <= max(2 * max(moved), 1e-5)
 
 
@@ -274,8 +273,8 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
     session = running.open_session(path)
     with torch.no_grad():
         wanted = layer(x)
-    found = session.run({"x": x.numpy()})
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
+    found = session.run({"x": x})
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_scales_of_steps_are_in_the_file(tmp_path: Path) -> None:
@@ -298,7 +297,7 @@ def test_scales_of_steps_are_in_the_file(tmp_path: Path) -> None:
     session = running.open_session(path)
     assert not said.float_layers
     for call in batches:
-        found = torch.from_numpy(session.run(running.feed_of(said, call)))
+        found = session.run(running.feed_of(said, call))
         assert _relative(found, output(whole, call)) < 1e-2
     first, last = (output(whole, batch) for batch in (batches[0], batches[-1]))
     assert not torch.equal(first, last)
