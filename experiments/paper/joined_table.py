@@ -17,9 +17,8 @@ from evaluation.report.columns import NO_VALUE, Cell, Column, format_number, tex
 from evaluation.report.marks import Row
 from evaluation.report.rows import FLOAT_METHOD, Pooled, Scored
 from evaluation.report.tables import MISSING, Table, make_table
-from experiments.config.naming import names
 from experiments.config.run_config import RunConfig
-from experiments.paper.paper_setup import PaperSetup, beside
+from experiments.paper.paper_setup import PaperSetup, beside, config_of
 from experiments.paper.protocol_distance import protocol_distance
 from experiments.paper.published_numbers import PublishedRow, PublishedTable
 
@@ -34,9 +33,12 @@ _PATTERNS = {  # of a published column's metric: the names that it may have in a
 _IDENTITY = ("model", "method", "bits")
 _END = ("effective_bits_per_weight", "weight_bytes", "status")
 _LEGEND = (
-    "Paper: the row's name there; what the released code runs under a name stands beside the method of that name.",
+    "Paper: the row's name there; what the released code runs under a name stands beside the "
+    "method of that name.",
     f"NAME, paper: as printed there; {UNVERIFIED}: nobody here has checked it against the paper.",
-    "NAME, ours - paper: the difference, then how many fields of the two protocols agree / differ / are unknown; in brackets: not to be compared, since the unquantized model is off by more than its spread, or not known not to be.",
+    "NAME, ours - paper: the difference, then how many fields of the two protocols agree / differ "
+    "/ are unknown; in brackets: not to be compared, since the unquantized model is off by more "
+    "than its spread, or not known not to be.",
     "Protocol: the same of the whole row, every field by name in the note.",
 )
 
@@ -100,7 +102,7 @@ class _Joined:
         for row in self.base.rows:
             theirs = self._beside(row)
             printed += theirs
-            rows += [self._row(row, one) for one in theirs or [None]]
+            rows += [self._row(row, one) for one in theirs] or [self._row(row, None)]
         rows += [
             self._row(_not_here(one), one)
             for one in self.published.rows
@@ -129,9 +131,7 @@ class _Joined:
     def _ours(self) -> dict[str, Column | None]:
         """Published column -> ours; None where no cell has it."""
         by_metric = {column.metric: column for column in self.base.columns if column.metric}
-        return {
-            name: _nearest(metric, by_metric) for name, metric in self.published.columns.items()
-        }
+        return {name: nearest(metric, by_metric) for name, metric in self.published.columns.items()}
 
     def _columns(self) -> list[Column]:
         kept = {column.key: column for column in self.base.columns}
@@ -141,10 +141,8 @@ class _Joined:
         for name, column in self._ours().items():
             title = column.title if column else name
             for key, text in ((name, title), (f"{name}_paper", f"{name}, paper")):
-                columns.append(replace(_BLANK, key=key, title=text))
-            columns.append(
-                replace(_BLANK, key=f"{name}_difference", title=f"{name}, ours - paper")
-            )
+                columns.append(replace(BLANK, key=key, title=text))
+            columns.append(replace(BLANK, key=f"{name}_difference", title=f"{name}, ours - paper"))
         return [*columns, _PROTOCOL, *(kept[key] for key in _END)]
 
     def _left_out(self) -> list[str]:
@@ -164,11 +162,7 @@ class _Joined:
     # rows -----------------------------------------------------------------------------------
 
     def _config(self, row: Row) -> RunConfig | None:
-        record = row.pooled.record
-        wanted = (record.model, record.method_label, record.bits_label)
-        found = [config for config in self.asked.configs if names(config) == wanted]
-        same = [c for c in found if _sampled_alike(c, record)]
-        return next(iter(same or found), None)
+        return config_of(row.pooled.record, self.asked.configs)
 
     def _beside(self, row: Row) -> list[PublishedRow]:
         config = self._config(row)
@@ -184,9 +178,8 @@ class _Joined:
             cell = row.cells[at[key]]
             return replace(cell, marks=[m for m in cell.marks if not _NUMBERED.fullmatch(m)])
 
-        model, method, bits = (
-            (ours(key) for key in _IDENTITY) if known else _said_by(theirs)  # fmt: skip
-        )
+        identity = [ours(key) for key in _IDENTITY] if known else _said_by(theirs)
+        model, method, bits = identity
         name = "" if theirs is None else theirs.name
         cells = [model, method, Cell(text=name or NO_VALUE, value=name), bits]
         for column, mine in self._ours().items():
@@ -200,9 +193,7 @@ class _Joined:
             end[-1] = Cell(text="not here", value="not here", note="no cell of this experiment")
         return replace(row, cells=[*cells, *end])
 
-    def _paper_cell(
-        self, column: str, value: float | None, theirs: PublishedRow | None
-    ) -> Cell:
+    def _paper_cell(self, column: str, value: float | None, theirs: PublishedRow | None) -> Cell:
         if value is None or theirs is None:
             return Cell(text=NO_VALUE)
         said = "" if theirs.provenance.verified else f" {UNVERIFIED}"
@@ -280,8 +271,8 @@ class _Joined:
         return ""
 
 
-_BLANK = Column(key="", title="", legend="", cell=lambda record: Cell(text=NO_VALUE))
-_PROTOCOL = replace(_BLANK, key="protocol", title="Protocol", numeric=False)
+BLANK = Column(key="", title="", legend="", cell=lambda record: Cell(text=NO_VALUE))
+_PROTOCOL = replace(BLANK, key="protocol", title="Protocol", numeric=False)
 
 
 def spread(metric: Metric) -> float:
@@ -297,20 +288,14 @@ def _metric(row: Row, column: Column | None) -> Metric | None:
     return None if column is None else row.pooled.record.metrics.get(column.metric or "")
 
 
-def _nearest(metric: str, by_metric: Mapping[str, Column]) -> Column | None:
-    """Of distances, that of Inception's features if it is there, else the first."""
+def nearest(metric: str, by_metric: Mapping[str, Column]) -> Column | None:
+    """Our column that a published one is nearest to. Of distances, that of Inception's features if it is there, else the first."""
     pattern = _PATTERNS.get(metric)
     if pattern is None:
         return by_metric.get(metric)
     found = [(match, name) for name in by_metric if (match := pattern.fullmatch(name))]
     found.sort(key=lambda item: item[0][1] != _INCEPTION)
     return by_metric[found[0][1]] if found else None
-
-
-def _sampled_alike(config: RunConfig, record: Record) -> bool:
-    settings = record.settings
-    same = settings.get("latents", "per_prompt") == config.latents
-    return same and settings.get("image", "png") == config.image
 
 
 def _not_here(row: PublishedRow) -> Row:

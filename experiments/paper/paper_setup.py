@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from experiments.config.naming import changed_settings, names
 from experiments.config.places import read_yaml
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.paper.published_numbers import PublishedRow, PublishedTable, published_table
+
+if TYPE_CHECKING:
+    from evaluation.records import Record
 
 _KEYS = ("table", "stands_for", "study")
 _KEYS_OF_CELLS = ("model", "bits", "method", "dataset")
@@ -54,6 +58,20 @@ def beside(config: RunConfig, setup: PaperSetup) -> list[PublishedRow]:
     return [row for row in rows if _is_beside(config, row, stands_for=setup.stands_for)]
 
 
+def config_of(record: Record, configs: Sequence[RunConfig]) -> RunConfig | None:
+    """The first config that a record, or a row for a missing one, is of."""
+    return next((config for config in configs if _is_of(record, config)), None)
+
+
+def _is_of(record: Record, config: RunConfig) -> bool:
+    if record.model != config.model.name:
+        return False
+    if not record.run_id:  # no record: the row holds the names alone
+        return (record.method, record.bits) == names(config)[1:]
+    keys = (record.method, record.bits) == (config.method_name, config.bits.name)
+    return keys and record.settings == changed_settings(config)
+
+
 def _is_beside(config: RunConfig, row: PublishedRow, *, stands_for: Mapping[str, str]) -> bool:
     model, dataset = config.model.name, config.dataset.name
     ours = {"model": stands_for.get(model, model), "bits": config.bits.name}
@@ -64,7 +82,9 @@ def _is_beside(config: RunConfig, row: PublishedRow, *, stands_for: Mapping[str,
     if config.method_name not in (row.at.get("method"), row.released_as):
         return False
     settings = {key: value for key, value in row.at.items() if key not in _KEYS_OF_CELLS}
-    return all(_plain(getattr(config.method, key, None)) == value for key, value in settings.items())
+    return all(
+        _plain(getattr(config.method, key, None)) == value for key, value in settings.items()
+    )
 
 
 def _plain(value: Any) -> Any:

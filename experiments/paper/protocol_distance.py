@@ -29,7 +29,9 @@ class ProtocolDistance:
     @property
     def full(self) -> str:
         """Every field by name."""
-        differing = [f"{name} {ours} (paper: {theirs})" for name, (theirs, ours) in self.differ.items()]
+        differing = [
+            f"{name} {ours} (paper: {theirs})" for name, (theirs, ours) in self.differ.items()
+        ]
         parts = [
             f"agree: {', '.join(self.agree) or 'none'}",
             f"differ: {', '.join(differing) or 'none'}",
@@ -51,7 +53,9 @@ def protocol_of(config: RunConfig) -> dict[str, Any]:
         "guidance": model.guidance_scale,
         "resolution": size,
         "dtype": model.dtype,
-        "scheduler": model.scheduler.get("class", "set otherwise") if model.scheduler else "default",
+        "scheduler": model.scheduler.get("class", "set otherwise")
+        if model.scheduler
+        else "default",
         "noise": config.latents,
         "image_format": config.image,
         "calibration_images": dataset.calibration_prompts,

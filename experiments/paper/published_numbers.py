@@ -141,9 +141,7 @@ def _table(key: str, content: Any, *, paper: str) -> PublishedTable:
     )
 
 
-def _row(
-    content: Any, *, columns: list[str], table: Mapping[str, Any], where: str
-) -> PublishedRow:
+def _row(content: Any, *, columns: list[str], table: Mapping[str, Any], where: str) -> PublishedRow:
     if not isinstance(content, Mapping) or not {"at", "values"} <= set(content) <= _ROW:
         raise UserError(f"{where}: needs at and values, and may have {', '.join(sorted(_ROW))}")
     values = content["values"]
