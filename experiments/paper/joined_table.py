@@ -289,7 +289,7 @@ def _metric(row: Row, column: Column | None) -> Metric | None:
 
 
 def nearest(metric: str, by_metric: Mapping[str, Column]) -> Column | None:
-    """Our column that a published one is nearest to. Of distances, that of Inception's features if it is there, else the first."""
+    """Our column that a published one is nearest to; of distances Inception's, else the first."""
     pattern = _PATTERNS.get(metric)
     if pattern is None:
         return by_metric.get(metric)

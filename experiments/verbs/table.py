@@ -106,7 +106,7 @@ def _claims(found: _Found, asked: Asked, *, setup: PaperSetup | None) -> list[Ta
 
 def _beside_the_table(sweep: Sweep, found: _Found, claims: Sequence[Table]) -> list[object]:
     folder = ReportFolder(sweep)
-    text = kept_text(found.cells, found.missing)
+    text = kept_text(found.cells)
     folder.put(KEPT, functools.partial(write_text, text=text))
     for table in claims:
         for suffix, render in FORMATS.items():
