@@ -139,7 +139,8 @@ def _claim(a: Pooled, b: Pooled, *, column: Column, published: float, decimals: 
 def verdict(claim: Claim, *, sure: bool) -> str:
     if not sure:
         return OPEN
-    return CONFIRMED if (claim.ours.value > 0) == (claim.published > 0) else CONTRADICTED
+    said = CONFIRMED if (claim.ours.value > 0) == (claim.published > 0) else CONTRADICTED
+    return said if claim.draws >= FEWEST_DRAWS else f"{said}, of {claim.draws} draw alone"
 
 
 def _cells(claim: Claim, *, sure: bool) -> list[Cell]:
