@@ -16,6 +16,13 @@ from experiments import cli
 from experiments.config.compose import build_cell
 from experiments.config.places import options
 from experiments.config.run_config import RunConfig
+from experiments.paper.checked_findings import (
+    RELATIONS,
+    Finding,
+    holds,
+    read_findings,
+    read_rows,
+)
 from experiments.paper.claims import CONFIRMED, CONTRADICTED, claims_table, find_claims
 from experiments.paper.joined_table import Asked, experiment_table
 from experiments.paper.keep_results import KEPT_RESULTS, rendered
@@ -28,6 +35,7 @@ from experiments.paper.published_numbers import (
     PublishedRow,
     PublishedTable,
 )
+from experiments.store.paths import ROOT
 
 PROMPTS = [f"p{number}" for number in range(8)]
 NAMES = ("fp", "rtn", "segquant_a")
@@ -206,3 +214,15 @@ def test_a_stale_table_is_seen(tmp_path: Path) -> None:
 def test_every_tiny_experiment_has_its_result() -> None:
     tiny = {name for name in options("experiment") if name.startswith("tiny_")}
     assert tiny == {folder.name for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("finding", read_findings(), ids=lambda finding: finding.text[:40])
+def test_a_sentence_of_the_findings_is_what_its_table_says(finding: Finding) -> None:
+    assert finding.relation in RELATIONS
+    said = " ".join((ROOT / "docs" / "findings.md").read_text().split())
+    assert finding.text in said
+    assert f"paper/{finding.table}/table.md" in said
+    rows = read_rows(KEPT_RESULTS / finding.table / "table.csv")
+    assert holds(finding, rows)
+    if finding.relation == "apart":  # a table that says the reverse is no support
+        assert not holds(replace(finding, a=finding.b, b=finding.a), rows)

@@ -78,7 +78,7 @@ def test_what_is_not_as_it_must_be_is_refused(tmp_path: Path) -> None:
     for change, said in ((two_values, "one a column"), (text, "no number"), (no_steps, "steps")):
         with pytest.raises(UserError, match=said):
             read_published(written(tmp_path, change))
-    with pytest.raises(UserError, match="there are .*segquant/main_mjhq"):
+    with pytest.raises(UserError, match=r"there are .*segquant/main_mjhq"):
         published_table("segquant/nothing")
 
 
