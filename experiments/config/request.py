@@ -29,6 +29,7 @@ from experiments.store.paths import CONF
 # whose keys are not known here
 _OPEN = ("model.call.", "model.parts.", "model.scheduler.", "metrics.settings.")
 _SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
+_REPLAYED = ("latents", "image")  # of the sampling: a block may name them, as a protocol does
 _WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
 
 
@@ -158,10 +159,10 @@ def _blocks(experiment: str) -> list[dict[str, list[str]]]:
     blocks = read_yaml("experiment", experiment).get("sweep") or [{}]
     for block in blocks:
         for key in block:
-            if key.partition(".")[0] not in GROUPS:
+            if key.partition(".")[0] not in (*GROUPS, *_REPLAYED):
                 raise UserError(
-                    f"{shown(path)}: sweep names {key!r}; "
-                    f"use {', '.join(_SWEPT)}, or a setting of one such as method.alpha"
+                    f"{shown(path)}: sweep names {key!r}; use {', '.join((*_SWEPT, *_REPLAYED))}, "
+                    "or a setting of one such as method.alpha"
                 )
     return [
         {key: [_written(v) for v in values] for key, values in block.items()} for block in blocks

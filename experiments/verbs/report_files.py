@@ -76,18 +76,23 @@ class ReportFolder:
                 path.unlink()
 
 
-def write_report(sweep: Sweep, records: Sequence[Record], *, makes: bool = False) -> Report:
+def write_report(
+    sweep: Sweep, records: Sequence[Record], *, makes: bool = False, table: Table | None = None
+) -> Report:
     """Writes `table.md`, `table.csv`, `table.tex` and one contact sheet a model.
 
     Args:
         records: may lack cells that were asked for: they get a row that says so.
         makes: pictures of the contact sheets that are damaged are made again.
+        table: None is that of the records.
     """
-    table = table_of(sweep, records)
+    if table is None:
+        table = table_of(sweep, records)
     folder = ReportFolder(sweep)
     for suffix, render in FORMATS.items():
         folder.put(f"table.{suffix}", functools.partial(write_text, text=render(table)))
-    _contact_sheets(folder, records, makes=makes)
+    if records:
+        _contact_sheets(folder, records, makes=makes)
     return Report(table=table, files=tuple(folder.files))
 
 

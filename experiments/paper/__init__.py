@@ -1,0 +1,1 @@
+"""The published tables: what they hold, their numbers, our cells beside them."""
