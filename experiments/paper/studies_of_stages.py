@@ -27,7 +27,7 @@ from experiments.paper.paper_setup import PaperSetup
 if TYPE_CHECKING:
     from experiments.cell.sweep import Sweep
 
-STUDIES = ("layer_errors", "polarity_shares", "graph_coverage", "step_curves")
+STUDIES = ("layer_errors", "polarity_shares", "graph_coverage", "error_curves")
 MEASURED = "measured.csv"
 MISSING_COLUMN = "missing"
 

@@ -84,6 +84,7 @@ def _find(sweep: Sweep) -> _Found:
     seen: dict[tuple[str, str], None] = {}
     for cell in sweep.cells:
         try:
+            _ = cell.run_id  # which a cell without its model or data set has not
             record = cell.read_record()
         except UserError as error:
             found.lacking.append(f"{cell.names[0]}: {error}")
