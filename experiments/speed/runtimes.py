@@ -121,7 +121,7 @@ def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class _Files:
+class Files:
     """A block's files and what was told of their products."""
 
     paths: dict[str, Path]
@@ -130,7 +130,7 @@ class _Files:
 
 def variants_of(
     block: Block, folder: Path, *, small: bool, num_threads: int
-) -> tuple[list[Variant], _Files]:
+) -> tuple[list[Variant], Files]:
     """All variants in memory, warm, with what each one's output differs by."""
     torch.manual_seed(0)
     network = block.build(small).eval().requires_grad_(False)
@@ -155,7 +155,7 @@ def variants_of(
                     difference=difference(found),
                 )
             )
-    files = _Files(paths={})
+    files = Files(paths={})
     for what, whole in ((PLAIN, False), (SEGMENTED, True)):
         log.info("%s: %s is quantized and exported", block.name, what)
         files.paths[what] = folder / f"{block.name}_{'segquant' if whole else 'plain'}.onnx"
@@ -201,7 +201,7 @@ def measure(variants: list[Variant], *, rounds: int, seed: int = 0) -> None:
                 variant.seconds.append(time.perf_counter() - begun)
 
 
-def rows_of(block: str, variants: list[Variant], files: _Files) -> list[Row]:
+def rows_of(block: str, variants: list[Variant], files: Files) -> list[Row]:
     """A row a variant, against the fastest of floats."""
     floats = [variant for variant in variants if variant.bits != INT8]
     best = min(floats, key=lambda variant: statistics.median(variant.seconds))
@@ -244,13 +244,13 @@ def _csv(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 
 
-def render(rows: list[Row], *, told: list[str], files: dict[str, _Files]) -> str:
+def render(rows: list[Row], *, told: list[str], files: dict[str, Files]) -> str:
     """The page for a person."""
     parts = ["# int8 against floats on a CPU, blocks of real widths", "", *told, ""]
     for name in dict.fromkeys(row.block for row in rows):
         own = [row for row in rows if row.block == name]
         parts += [f"## {name}", "", f"{BLOCKS[name].what[0].upper()}{BLOCKS[name].what[1:]}.", ""]
-        parts += [_table(own), "", *_verdict(own), ""]
+        parts += [_table(own), "", *verdict(own), ""]
         for (runtime, what), products in files[name].products.items():
             longest = list(products.seconds.items())[:6]
             total = sum(products.seconds.values())
@@ -280,7 +280,7 @@ def _table(rows: list[Row]) -> str:
     return pipe_table(head, body, numeric=[False, False, True, True, True, True])
 
 
-def _verdict(rows: list[Row]) -> list[str]:
+def verdict(rows: list[Row]) -> list[str]:
     """What int8 gains, and what DualScale and segments cost, in words."""
     floats = [row for row in rows if row.bits != INT8]
     best = min(floats, key=lambda row: row.milliseconds)
