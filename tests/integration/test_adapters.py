@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from safetensors.torch import load_file, save_file
 
 from experiments.config.compose import build_cell
@@ -18,6 +19,7 @@ from experiments.errors import UserError
 from experiments.sampling.adapters import adapter_file, check_adapter
 from experiments.sampling.assembled import assemble, load_part
 from experiments.sampling.pipelines import get_denoiser
+from segquant.diffusers import SegQuantConfig
 from tests.conftest import Answer
 
 Segbench = Callable[..., Answer]
@@ -130,3 +132,41 @@ def test_without_peft_the_extra_is_named(
         check_adapter(model, diffusers.StableDiffusionXLPipeline)
     with pytest.raises(UserError, match="PixArtSigmaPipeline takes no adapter"):
         check_adapter(model, diffusers.PixArtSigmaPipeline)
+
+
+def test_an_adapter_on_a_quantized_pipeline_and_one_that_does_not_fit(zoo: Path) -> None:
+    """Unfused it changes the images, unloaded it is gone; what fails to load changes nothing."""
+    pytest.importorskip("peft")
+    mapping = {"unet": SegQuantConfig(weights=8, activations=8)}
+    pipeline = DiffusionPipeline.from_pretrained(
+        zoo / "tiny_unet",
+        torch_dtype=torch.float32,
+        quantization_config=PipelineQuantizationConfig(quant_mapping=mapping),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    part, layer = LAYERS["tiny_unet"]
+    shape = load_part(_model(zoo / "tiny_unet"), part).get_submodule(layer).weight.shape
+
+    def adapter(inner: int) -> dict[str, torch.Tensor]:
+        made = torch.Generator().manual_seed(0)
+        return {
+            f"{part}.{layer}.lora_A.weight": torch.randn(2, inner, generator=made),
+            f"{part}.{layer}.lora_B.weight": torch.randn(shape[0], 2, generator=made),
+        }
+
+    def images() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        asked = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
+        found: torch.Tensor = pipeline("a red circle", generator=generator, **asked).images
+        return found
+
+    own = images()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        pipeline.load_lora_weights(adapter(shape[1] + 1))
+    assert torch.equal(images(), own)
+    pipeline.load_lora_weights(adapter(shape[1]))
+    assert not torch.equal(images(), own)
+    with pytest.raises(ValueError, match="cannot be written: keep the adapter unfused"):
+        pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    assert torch.equal(images(), own)
