@@ -54,7 +54,7 @@ VERBS = {
 }
 _WORDS = {
     "methods": ("name", "a method, or all"),
-    "export": ("DIR", "a folder that segbench quantize wrote"),
+    "export": ("DIR", "what segbench quantize wrote, then height=512 and so on of its call"),
 }
 _OVERRIDES = ("key=value", "Hydra overrides")
 
@@ -167,6 +167,8 @@ class _Version(argparse.Action):
 def _quiet(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    if not verbose:  # torch's word to the authors of torchao, at every start where that is there
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     # waiting threads spin briefly, then sleep: as fast when idle, not tenfold slower when busy
