@@ -15,6 +15,7 @@ from experiments.cell.calibration_inputs import CalibrationInputs
 from experiments.cell.calibration_pass import calibration_of
 from experiments.cell.corrected_denoiser import CorrectedDenoiser
 from experiments.cell.denoiser import Denoiser
+from experiments.cell.exportable import why_not_exported
 from experiments.cell.float_denoiser import FloatDenoiser
 from experiments.cell.kernel_denoiser import KernelDenoiser
 from experiments.cell.learned_corrector import LearnedCorrector
@@ -35,7 +36,6 @@ from experiments.config.plain import plain
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
 from experiments.sampling.correct import why_not_corrected
-from experiments.sampling.execution import why_not_exported
 from experiments.store.digests import digest
 from experiments.store.entries import clear_way
 from experiments.store.folders import Finished, hash_once
@@ -150,13 +150,10 @@ class Cell:
         return QuantizedDenoiser(around=self.around, method=method, bits=bits)
 
     @cached_property
-    def onnx(self) -> OnnxFiles | None:
-        """The quantized denoiser as a file; None where nothing is quantized."""
-        return (
-            None
-            if self.quantized is None
-            else OnnxFiles(around=self.around, quantized=self.quantized)
-        )
+    def onnx(self) -> OnnxFiles:
+        """The quantized denoiser as a file; of a cell that quantizes."""
+        assert self.quantized is not None
+        return OnnxFiles(around=self.around, quantized=self.quantized)
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -166,7 +163,6 @@ class Cell:
         config = self.config
         plain_one: Denoiser = SimulatedDenoiser(quantized=self.quantized)
         if config.execution in RUNTIMES:
-            assert self.onnx is not None
             plain_one = OnnxDenoiser(files=self.onnx, runtime=RUNTIMES[config.execution])
         elif config.execution != "simulated":
             plain_one = KernelDenoiser(

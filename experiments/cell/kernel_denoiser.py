@@ -51,7 +51,7 @@ class KernelDenoiser:
         use = KernelUse(
             any=any_kernel,
             by_layer_class=summarize(entries),
-            left_out=kernel_left_out(report.left_out, execution),
+            left_out=kernel_left_out(report.left_out, ran=any_kernel),
         )
         if self.fuse_activations:
             use.protocol["fused_activations"] = summarize_fused(fuse_activations(module))

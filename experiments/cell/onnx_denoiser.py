@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.cell.denoiser import KernelUse, LoadedDenoiser
 from experiments.cell.onnx_files import FILE
 from experiments.errors import UserError
+from experiments.sampling.execution import kernel_left_out
 from segquant.core.method_interface import QuantizationReport
 from segquant.deploy.onnx_export import OnnxFile
 from segquant.deploy.onnx_running import open_session, products_are_exact, run_elsewhere
@@ -40,7 +41,7 @@ class OnnxDenoiser:
             )
         stage, around = self.files.build(), self.files.around
         said = OnnxFile(**stage.notes["said"])
-        report = QuantizationReport(**stage.notes["report"])
+        report = QuantizationReport.from_dict(stage.notes["report"])
         session = open_session(
             stage.path / FILE, runtime=self.runtime, num_threads=around.num_threads
         )
@@ -48,7 +49,7 @@ class OnnxDenoiser:
         use = KernelUse(
             any=True,
             by_layer_class=_by_layer_class(said, self.runtime),
-            left_out=[item for item in report.left_out if not item.startswith("kernels:")],
+            left_out=kernel_left_out(report.left_out, ran=True),
             protocol={"runtime": {"name": self.runtime, "version": version(self.runtime)}},
         )
         return LoadedDenoiser(module=module, report=report, execution=self.runtime, kernels=use)

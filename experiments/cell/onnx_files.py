@@ -41,4 +41,4 @@ class OnnxFiles(Stage):
             calls = example_calls(pipeline, prompt, config=around.config.model)
         denoiser, report = read_quantized(self.quantized)
         said = export_denoiser(denoiser.to("cpu"), calls, folder / FILE)
-        return {"said": asdict(said), "report": asdict(report)}
+        return {"said": asdict(said), "report": report.to_dict()}

@@ -22,6 +22,7 @@ from experiments.deployment.recorded_sampler import Recording, record_run, stand
 from experiments.deployment.traced_parts import DecoderNetwork, TextNetwork
 from experiments.errors import UserError
 from experiments.sampling.pipelines import get_denoiser
+from segquant.deploy.agreement import nudge, relative_difference
 from segquant.deploy.onnx_export import (
     OnnxFile,
     export_denoiser,
@@ -36,10 +37,8 @@ log = logging.getLogger(__name__)
 
 GENERATE, DENOISER = "generate.py", "denoiser"
 FILE = "model.onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _PROMPT = "a red circle"
 _LEAST_PSNR = 50.0  # dB between two ways to make one image, where nothing in it is chaotic
-_NUDGE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def export_folder(
         said = export_denoiser(denoiser, calls, _place(fresh, DENOISER))
         session = open_session(fresh / DENOISER / FILE)
         found = session.run(feed_of(said, calls[0]))
-        agreement = Agreement(difference=_relative(found, own), nudged=nudged)
+        agreement = Agreement(difference=relative_difference(found, own), nudged=nudged)
         if recording is not None:
             _compare_runs(fresh, recording)
         if folder.is_dir():
@@ -290,7 +289,7 @@ def _compare_runs(folder: Path, recording: Recording) -> None:
         UserError: it is another image.
     """
     pipeline = Pipeline(folder)
-    pipeline.networks["denoiser"] = _StandIn(pipeline.networks["denoiser"], recording.sample)
+    pipeline.networks[DENOISER] = _StandIn(pipeline.networks[DENOISER], recording.sample)
     made = pipeline(_PROMPT, noise=recording.noise.numpy())
     assert recording.image is not None
     error = float(((made - recording.image.numpy()) ** 2).mean())
@@ -316,21 +315,4 @@ def _told(denoiser: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, float]:
     nudged = nudge(call, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         own, moved = (denoiser(**given)[0].float() for given in (call, nudged))
-    return own, _relative(moved, own)
-
-
-def nudge(call: Mapping[str, Any], *, generator: torch.Generator) -> dict[str, Any]:
-    """The arguments, whatever is a float of two dimensions or more moved by a millionth."""
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return nudge(value, generator=generator)
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
-            return value
-        return value * (1 + _NUDGE * torch.randn(value.shape, generator=generator))
-
-    return {name: moved(value) for name, value in call.items()}
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+    return own, relative_difference(moved, own)

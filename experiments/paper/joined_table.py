@@ -63,16 +63,18 @@ def experiment_table(
     setup: PaperSetup | None,
     missing: Sequence[tuple[str, str, str]],
     descriptions: Sequence[Shown] | None = None,
+    commands: bool = True,
 ) -> Table:
     """The table of an experiment: beside its published one, where it has one.
 
     Args:
         missing: the names of cells without a record, each as often as there are such cells.
+        commands: the legend begins with those that make the table and what is not there yet.
     """
     table = make_table(cells, descriptions=descriptions, missing=missing, title=asked.name)
     if setup is not None and setup.table is not None:
         table = _Joined(base=table, asked=asked, setup=setup, published=setup.table).table()
-    states = _states(cells, asked, missing=len(missing))
+    states = _states(cells, asked, missing=len(missing)) if commands else []
     return replace(table, legend=[*states, *table.legend])
 
 

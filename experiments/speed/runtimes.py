@@ -38,6 +38,7 @@ from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import StatisticsRecorder
 from segquant.core.schemes import Bits, TensorScheme
 from segquant.core.smoothing import SmoothingMode
+from segquant.deploy.agreement import relative_difference
 from segquant.deploy.onnx_export import OnnxFile, export_denoiser, export_network
 from segquant.deploy.onnx_profile import Products, profiled_products
 from segquant.deploy.onnx_running import feed_of, open_session, read_said
@@ -137,8 +138,7 @@ def variants_of(
     inputs = block.inputs(network, 0)
     call, wanted = _in_torch(network, inputs)
 
-    def difference(found: torch.Tensor) -> float:
-        return float((found - wanted).norm() / wanted.norm())
+    difference = partial(relative_difference, wanted=wanted)
 
     made = [Variant(runtime="torch", bits="fp32", what="eager fp32", call=call, difference=0.0)]
     if not why_not_compiled(torch.device("cpu")):

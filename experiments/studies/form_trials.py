@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from segquant.deploy.agreement import NUDGE, relative_difference
 from segquant.deploy.other_formats import FormRefused, write_form
 from segquant.deploy.other_formats.form_interface import quantized_layers
-
-NUDGE = 1e-6
 
 
 class Result(Enum):
@@ -61,7 +60,7 @@ class Subject:
         def compare(name: str) -> Callable[..., None]:
             def take(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
                 other = loaded.get_submodule(name)(args[0])
-                found.append(_relative(other, out))
+                found.append(relative_difference(other, out))
 
             return take
 
@@ -78,7 +77,7 @@ class Subject:
         return self.difference(_output(self.denoiser, moved))
 
     def difference(self, found: Tensor) -> float:
-        return _relative(found, self.output)
+        return relative_difference(found, self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +99,6 @@ def _output(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     with torch.no_grad():
         found: Tensor = denoiser(**inputs, return_dict=False)[0]
     return found
-
-
-def _relative(found: Tensor, own: Tensor) -> float:
-    return float((found.double() - own.double()).norm() / own.double().norm())
 
 
 def _is_state(value: Any) -> bool:

@@ -29,13 +29,13 @@ from experiments.cell.onnx_files import FILE
 from experiments.cell.read_quantized import read_quantized
 from experiments.cell.sweep import open_sweep
 from experiments.config.request import read_request
-from experiments.deployment.onnx_folder import nudge
 from experiments.sampling.sample import sample
 from experiments.store.folders import write_text
 from experiments.store.paths import RESULTS
 from experiments.studies.csv_text import csv_text
 from segquant.core.linear import QuantLinear
 from segquant.core.several import named_arguments
+from segquant.deploy.agreement import nudge, relative_difference
 from segquant.deploy.onnx_profile import profiled_products
 from segquant.deploy.onnx_running import RUNTIMES, Session, feed_of, open_session, run_elsewhere
 
@@ -78,11 +78,8 @@ class Agreement:
 
 def measure_cell(cell: Cell, *, prompts: int = PROMPTS) -> list[Agreement]:
     """The cell's file in each runtime; the cell's `execution` must be onnx."""
-    quantized, files = cell.quantized, cell.onnx
-    assert quantized is not None
-    assert files is not None
-    path = files.build().path / FILE
-    denoiser, _ = read_quantized(quantized)
+    path = cell.onnx.build().path / FILE
+    denoiser, _ = read_quantized(cell.onnx.quantized)
     around, config = cell.around, cell.config.model
     chosen = around.dataset.evaluation[:prompts]
 
@@ -97,7 +94,9 @@ def measure_cell(cell: Cell, *, prompts: int = PROMPTS) -> list[Agreement]:
         simulated = images(denoiser)
     unquantized = images(None)
     nudged = [
-        _relative(_call(denoiser, nudge(call, generator=torch.Generator().manual_seed(at))), out)
+        relative_difference(
+            _call(denoiser, nudge(call, generator=torch.Generator().manual_seed(at))), out
+        )
         for at, (call, out) in enumerate(zip(calls, outputs, strict=True))
     ]
     with _nudged(denoiser):
@@ -106,7 +105,8 @@ def measure_cell(cell: Cell, *, prompts: int = PROMPTS) -> list[Agreement]:
     for runtime in RUNTIMES:
         session = open_session(path, runtime=runtime, num_threads=around.num_threads)
         differences = [
-            _relative(_run(session, call), out) for call, out in zip(calls, outputs, strict=True)
+            relative_difference(_run(session, call), out)
+            for call, out in zip(calls, outputs, strict=True)
         ]
         products = profiled_products(path, feed_of(session.said, calls[0]), runtime=runtime)
         made = images(run_elsewhere(around.model.denoiser, session))
@@ -181,10 +181,6 @@ def _call(denoiser: nn.Module, call: Mapping[str, Any]) -> Tensor:
 
 def _run(session: Session, call: Mapping[str, Any]) -> Tensor:
     return session.run(feed_of(session.said, call))
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
 
 
 def _psnr(found: Any, wanted: Any) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 import yaml
 
 from experiments.deployment.onnx_folder import (
-    PACKAGES,
     Exported,
     denoiser_calls,
     export_folder,
@@ -23,6 +21,7 @@ from experiments.deployment.pipeline_folder import check_target
 from experiments.errors import UserError, told_to_the_user
 from experiments.sampling.pipelines import get_denoiser
 from experiments.verbs.answer import Answer
+from segquant.deploy.onnx_running import why_not_installed
 from segquant.deploy.other_formats import FORMS, write_form
 
 ONNX = "onnx"
@@ -68,12 +67,7 @@ def _check_installed(form: str) -> None:
     Raises:
         UserError: a package that writes the format is not there.
     """
-    if form != ONNX:
-        missing = FORMS[form].missing
-    else:
-        lost = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        missing = f"{' and '.join(lost)} not installed: pip install 'segquant-bench[onnx]'"
-        missing = missing if lost else None
+    missing = why_not_installed() if form == ONNX else FORMS[form].missing
     if missing is not None:
         raise UserError(f"--to {form}: {missing}")
 

@@ -59,20 +59,19 @@ def run(options: argparse.Namespace) -> Answer:
     found = _find(sweep)
     if not found.cells and not named:
         raise no_record(sweep)
-    table = None
-    if setup is not None or found.lacking or not found.cells:
-        table = experiment_table(
-            found.cells,
-            asked,
-            setup=setup,
-            missing=found.missing,
-            descriptions=None if found.lacking else shown(sweep.cells[0].around.metrics),
-        )
+    table = experiment_table(
+        found.cells,
+        asked,
+        setup=setup,
+        missing=found.missing,
+        descriptions=None if found.lacking else shown(sweep.cells[0].around.metrics),
+        commands=setup is not None or bool(found.lacking) or not found.cells,
+    )
     records = [cell.record for cell in found.cells]
     report = write_report(sweep, [] if found.lacking else records, table=table)
     if not found.lacking:
         tell_outdated(sweep)
-    tables = [report.table, *_claims(found, asked, setup=setup)]
+    tables = [table, *_claims(found, asked, setup=setup)]
     beside = [] if setup is None else _beside_the_table(sweep, found, tables[1:])
     written = [*report.files, *beside]
     sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(found.lacking)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segquant.deploy.onnx_running import Feed, OnnxRuntimeSession, OpenVinoSession, open_session
+from segquant.deploy.onnx_running import Feed, open_session
 
 _INTEGER = (
     "MatMulIntegerToFloat",
@@ -42,10 +42,9 @@ def profiled_products(path: Path, feed: Feed, *, runtime: str = "onnxruntime") -
         return _of_openvino(path, feed)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, num_threads=1, profile=Path(folder) / "profile")
-        assert isinstance(session, OnnxRuntimeSession)
         session.run(feed)
         session.run(feed)
-        events = json.loads(Path(session.session.end_profiling()).read_text())
+        events = json.loads(Path(session.native.end_profiling()).read_text())
     runs = 2
     seconds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -63,8 +62,7 @@ def profiled_products(path: Path, feed: Feed, *, runtime: str = "onnxruntime") -
 
 def _of_openvino(path: Path, feed: Feed) -> Products:
     session = open_session(path, runtime="openvino", num_threads=1, profile=path)
-    assert isinstance(session, OpenVinoSession)
-    request: Any = session.compiled.create_infer_request()
+    request: Any = session.native.create_infer_request()
     given = {name: value.numpy() for name, value in feed.items()}
     request.infer(given)
     request.infer(given)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,40 +18,20 @@ from segquant.deploy.onnx_products import CODE_MIDDLE
 
 Feed = Mapping[str, Tensor]  # on the CPU, in the types that the file takes
 RUNTIMES = ("onnxruntime", "openvino")
+_WRITERS = ("onnx", "onnxscript")
 
 
-class Session(Protocol):
-    """A file in a runtime."""
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A file in a runtime, on the CPU."""
 
-    @property
-    def said(self) -> OnnxFile: ...
-
-    def run(self, feed: Feed) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class OnnxRuntimeSession:
-    """On the CPU."""
-
-    session: Any
     said: OnnxFile
+    native: Any  # the runtime's own
+    runtime: str
 
     def run(self, feed: Feed) -> Tensor:
-        given = {name: value.numpy() for name, value in feed.items()}
-        return torch.from_numpy(self.session.run(self.said.outputs[:1], given)[0])
-
-
-@dataclass(frozen=True)
-class OpenVinoSession:
-    """On the CPU."""
-
-    compiled: Any
-    said: OnnxFile
-
-    def run(self, feed: Feed) -> Tensor:
-        given = {name: value.numpy() for name, value in feed.items()}
-        # a copy: the array is the runtime's own, which its next call overwrites
-        return torch.from_numpy(self.compiled(given)[self.said.outputs[0]]).clone()
+        """The file's first output."""
+        return _first(self.native, feed, output=self.said.outputs[0])
 
 
 def open_session(
@@ -74,26 +55,56 @@ def open_session(
         ValueError: the file is of another program.
         ModuleNotFoundError: the runtime is not installed.
     """
+    load = _in_openvino if runtime == "openvino" else _in_onnxruntime
     said = read_said(path)
-    if runtime == "openvino":
-        import openvino
+    native = load(str(path), num_threads=num_threads, precision=precision, profile=profile)
+    return Session(said=said, native=native, runtime=runtime)
 
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
-        if profile is not None:
-            settings["PERF_COUNT"] = True
-        if num_threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = num_threads
-        return OpenVinoSession(openvino.Core().compile_model(path, "CPU", settings), said)
+
+def _in_onnxruntime(
+    model: str | bytes, *, num_threads: int | None, precision: str, profile: Path | None
+) -> Any:
     import onnxruntime
 
+    del precision  # what is no product of codes is in float32
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeSession(made, said)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _in_openvino(
+    model: str | bytes, *, num_threads: int | None, precision: str, profile: Path | None
+) -> Any:
+    import openvino
+
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+    if profile is not None:
+        settings["PERF_COUNT"] = True
+    if num_threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = num_threads
+    core = openvino.Core()
+    return core.compile_model(core.read_model(model), "CPU", settings)
+
+
+def _first(native: Any, feed: Feed, *, output: str) -> Tensor:
+    given = {name: value.numpy() for name, value in feed.items()}
+    if hasattr(native, "run"):
+        return torch.from_numpy(native.run([output], given)[0])
+    # a copy: the array is the runtime's own, which its next call overwrites
+    return torch.from_numpy(native(given)[output]).clone()
+
+
+def why_not_installed(runtime: str = "onnxruntime") -> str | None:
+    """What is missing to write a file and to run it there, or None."""
+    lost = [name for name in (*_WRITERS, runtime) if importlib.util.find_spec(name) is None]
+    if not lost:
+        return None
+    extras = "onnx" if runtime == "onnxruntime" else f"onnx,{runtime}"
+    return f"{' and '.join(lost)} not installed: pip install 'segquant-bench[{extras}]'"
 
 
 def read_said(path: Path) -> OnnxFile:
@@ -114,20 +125,9 @@ def read_said(path: Path) -> OnnxFile:
 def products_are_exact(runtime: str) -> bool:
     """Whether 8-bit products keep their sums here: some CPUs without VNNI stop them at 16 bits."""
     size, largest = 64, 127
-    proto = _largest_product(size, largest)
-    x = torch.full((1, 1, size), float(largest)).numpy()
-    if runtime == "openvino":
-        import openvino
-
-        core = openvino.Core()
-        found = core.compile_model(core.read_model(proto), "CPU")({"x": x})["y"]
-    else:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-        found = session.run(["y"], {"x": x})[0]
+    load = _in_openvino if runtime == "openvino" else _in_onnxruntime
+    native = load(_largest_product(size, largest), num_threads=1, precision="f32", profile=None)
+    found = _first(native, {"x": torch.full((1, 1, size), float(largest))}, output="y")
     return bool((found == size * largest**2).all())
 
 

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import segquant.diffusers as deployed
+from segquant.core.layer_pass import quantize_layers
+from segquant.core.layer_plan import LayerPlan
+from segquant.core.recipe import LayerRecipe
+from segquant.core.stepwise import StepRecorder
 from segquant.method import SegQuant
 from tests.unit.core import denoisers
 from tests.unit.core.helpers import bits, calibrate
@@ -45,3 +49,21 @@ def _cast(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 _STATES = ("hidden_states", "encoder_hidden_states", "pooled_projections", "sample")
+
+
+def of_steps(activation: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The small UNet with static scales of its own for the step of each of its inputs."""
+    model, batches, _ = denoisers.ALL["unet"]()
+    calibration = calibrate(model, batches)
+    with torch.no_grad(), StepRecorder(model) as recorder:
+        for batch in batches:
+            model(**batch)
+    calibration.steps = recorder.statistics()
+    quantize_layers(
+        model,
+        calibration=calibration,
+        bits=bits(8, activation),
+        recipe=LayerRecipe(),
+        plan_of=lambda name, linear: LayerPlan(steps=calibration.steps[name]),
+    )
+    return model, batches

@@ -9,13 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import segquant.diffusers as deployed
-from segquant.core.layer_pass import quantize_layers
-from segquant.core.layer_plan import LayerPlan
-from segquant.core.recipe import LayerRecipe
-from segquant.core.stepwise import StepRecorder
-from tests.unit.core import denoisers
-from tests.unit.core.helpers import bits, calibrate
-from tests.unit.deploy.quantized_models import output, quantized
+from tests.unit.deploy.quantized_models import of_steps, output, quantized
 
 
 @pytest.fixture(autouse=True)
@@ -39,19 +33,7 @@ def test_compiled_it_is_one_graph_that_serves_all_steps(name: str) -> None:
 
 
 def test_scales_of_steps_are_in_the_graph() -> None:
-    model, batches, _ = denoisers.ALL["unet"]()
-    calibration = calibrate(model, batches)
-    with torch.no_grad(), StepRecorder(model) as recorder:
-        for batch in batches:
-            model(**batch)
-    calibration.steps = recorder.statistics()
-    quantize_layers(
-        model,
-        calibration=calibration,
-        bits=bits(8, 4),
-        recipe=LayerRecipe(),
-        plan_of=lambda name, linear: LayerPlan(steps=calibration.steps[name]),
-    )
+    model, batches = of_steps(4)
     made: Any = deployed.as_diffusers(model)
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager", dynamic=False)
     wanted = [output(made, batch) for batch in batches]

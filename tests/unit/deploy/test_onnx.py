@@ -16,9 +16,9 @@ from segquant.core import LayerRecipe, LowRankSettings, Rounding, quantize_layer
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.linear import QuantLinear
 from segquant.core.schemes import Bits, NumberFormat
-from segquant.core.stepwise import StepRecorder
 from segquant.core.transforms import InputTransform, hadamard_blocks
 from segquant.deploy import onnx_export
+from segquant.deploy.agreement import nudge, relative_difference
 from segquant.deploy.onnx_layer import NotInOnnx, OnnxLinear
 from segquant.deploy.onnx_products import cut, why_float
 from segquant.method import SegQuant
@@ -35,7 +35,7 @@ from tests.unit.core.helpers import (
     one,
     scheme,
 )
-from tests.unit.deploy.quantized_models import output
+from tests.unit.deploy.quantized_models import of_steps, output
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -192,21 +192,6 @@ def _one_row(call: dict[str, Any], *, denoisers_rows: int) -> dict[str, Any]:
     return {key: first(value) for key, value in call.items()}
 
 
-def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def _nudged(call: dict[str, Any], seed: int) -> dict[str, Any]:
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(item) for key, item in value.items()}
-        if not torch.is_tensor(value) or not value.is_floating_point() or value.dim() < 2:
-            return value
-        return value * (1 + 1e-6 * torch.randn(value.shape, generator=generator(seed)))
-
-    return {key: moved(value) for key, value in call.items()}
-
-
 @pytest.mark.parametrize(
     ("name", "wanted"), [("sd3", "static"), ("flux", "w4a8"), ("unet", "token")]
 )
@@ -224,7 +209,9 @@ def test_a_denoisers_file_multiplies_integers_and_agrees(
     assert said.integer_products > len(layers)
     assert not said.float_layers
     moved = [
-        _relative(output(whole, _nudged(call, seed)), output(whole, call))
+        relative_difference(
+            output(whole, nudge(call, generator=generator(seed))), output(whole, call)
+        )
         for call, seed in itertools.product(batches, range(3))
     ]
     for runtime in running.RUNTIMES:
@@ -235,7 +222,7 @@ def test_a_denoisers_file_multiplies_integers_and_agrees(
         session = running.open_session(path, runtime=runtime, num_threads=1)
         for call in (*batches, _one_row(batches[1], denoisers_rows=2)):
             found = session.run(running.feed_of(session.said, call))
-            assert _relative(found, output(whole, call)) <= max(2 * max(moved), 1e-5)
+            assert relative_difference(found, output(whole, call)) <= max(2 * max(moved), 1e-5)
 
 
 def test_the_file_has_standard_operators_and_nothing_of_its_maker(
@@ -278,19 +265,7 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_scales_of_steps_are_in_the_file(tmp_path: Path) -> None:
-    model, batches, _ = denoisers.ALL["unet"]()
-    calibration = calibrate(model, batches)
-    with torch.no_grad(), StepRecorder(model) as recorder:
-        for batch in batches:
-            model(**batch)
-    calibration.steps = recorder.statistics()
-    quantize_layers(
-        model,
-        calibration=calibration,
-        bits=bits(8, 8),
-        recipe=LayerRecipe(),
-        plan_of=lambda name, linear: LayerPlan(steps=calibration.steps[name]),
-    )
+    model, batches = of_steps(8)
     whole = copy.deepcopy(model)
     path = tmp_path / "model.onnx"
     said = onnx_export.export_denoiser(model, [batches[0]], path)
@@ -298,7 +273,7 @@ def test_scales_of_steps_are_in_the_file(tmp_path: Path) -> None:
     assert not said.float_layers
     for call in batches:
         found = session.run(running.feed_of(said, call))
-        assert _relative(found, output(whole, call)) < 1e-2
+        assert relative_difference(found, output(whole, call)) < 1e-2
     first, last = (output(whole, batch) for batch in (batches[0], batches[-1]))
     assert not torch.equal(first, last)
 
