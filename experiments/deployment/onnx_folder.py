@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from experiments.deployment.generate import CONSTANTS, SAMPLER, Pipeline
 from experiments.deployment.pipeline_folder import CALL
-from experiments.deployment.recorded_sampler import Recording, record_run, stand_in
+from experiments.deployment.recorded_sampler import Recording, record_run, stand_in, standing_in
 from experiments.deployment.traced_parts import DecoderNetwork, TextNetwork
 from experiments.errors import UserError
 from experiments.sampling.pipelines import get_denoiser
@@ -176,7 +176,8 @@ def _recorded(pipeline: Any, settings: Mapping[str, Any], *, seed: int) -> Recor
 def _latents_shape(pipeline: Any, settings: Mapping[str, Any]) -> tuple[int, ...]:
     """Of one image's latents, as the pipeline's own `latents` argument takes them."""
     short = {**settings, "num_inference_steps": 1}
-    latents = pipeline(_PROMPT, output_type="latent", **short).images
+    with standing_in(pipeline, []):
+        latents = pipeline(_PROMPT, output_type="latent", **short).images
     return (1, *latents.shape[1:])
 
 

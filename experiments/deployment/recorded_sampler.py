@@ -9,7 +9,8 @@ same whatever it is, a function of one line costs nothing, and has no chaos in i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,6 @@ from segquant.core.timesteps import timestep_name
 from segquant.deploy.onnx_export import flat_arguments
 
 _EXACT = 1e-4  # relative, of float32 arithmetic in another order
-_IMAGE_LIKE = 3  # dimensions of what is sampled
 
 
 @dataclass(kw_only=True)
@@ -60,16 +60,9 @@ def record_run(pipeline: Any, run: Callable[[Tensor], Any], *, noise: Tensor) ->
     Raises:
         UserError: a step is no line, or the sampler draws noise.
     """
-    recording = Recording(noise=noise)
-    denoiser, scheduler = get_denoiser(pipeline), pipeline.scheduler
-    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
-    own_forward, own_step = denoiser.forward, scheduler.step
+    recording, scheduler = Recording(noise=noise), pipeline.scheduler
     calls: list[dict[str, Any]] = []
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        calls.append(dict(zip(names, args, strict=False)) | kwargs)
-        given = [v for v in flat_arguments(calls[-1]).values() if isinstance(v, Tensor)]
-        return (stand_in(given[0], given[1:]),)
+    own_step = scheduler.step
 
     def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = own_step(model_output, timestep, sample, *args, **kwargs)
@@ -77,16 +70,35 @@ def record_run(pipeline: Any, run: Callable[[Tensor], Any], *, noise: Tensor) ->
         _note(recording, calls[-1], output=model_output, before=sample, after=after)
         return out
 
-    denoiser.forward, scheduler.step = forward, step
+    scheduler.step = step
     try:
-        recording.image = torch.as_tensor(run(noise))
+        with standing_in(pipeline, calls):
+            recording.image = torch.as_tensor(run(noise))
     finally:
-        denoiser.forward = own_forward
         del scheduler.step
     recording.call = calls[0]
     if recording.guided:
         recording.guidance_scale = float(pipeline.guidance_scale)
     return recording
+
+
+@contextmanager
+def standing_in(pipeline: Any, calls: list[dict[str, Any]]) -> Iterator[None]:
+    """`stand_in` in the denoiser's place; its calls' arguments by name go to `calls`."""
+    denoiser = get_denoiser(pipeline)
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(dict(zip(names, args, strict=False)) | kwargs)
+        given = [v for v in flat_arguments(calls[-1]).values() if isinstance(v, Tensor)]
+        return (stand_in(given[0], given[1:]),)
+
+    own = denoiser.forward
+    denoiser.forward = forward
+    try:
+        yield
+    finally:
+        denoiser.forward = own
 
 
 def stand_in(sample: Tensor, others: Sequence[Tensor]) -> Tensor:

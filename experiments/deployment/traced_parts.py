@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,14 +29,6 @@ class _Told:
         if self.ids is None:
             return self.real(text, **asked)
         return SimpleNamespace(input_ids=self.ids, attention_mask=torch.ones_like(self.ids))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """How a pipeline asks one of its tokenizers."""
-
-    tokenizer: Any
-    max_length: int
 
 
 class TextNetwork(nn.Module):
