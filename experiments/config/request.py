@@ -29,7 +29,8 @@ from experiments.store.paths import CONF
 # whose keys are not known here
 _OPEN = ("model.call.", "model.parts.", "model.scheduler.", "metrics.settings.")
 _SWEPT = ("model", "method", "bits", "dataset")  # the groups that an experiment's blocks may name
-_REPLAYED = ("latents", "image")  # of the sampling: a block may name them, as a protocol does
+# of how a cell is sampled and multiplied: a block may name them, as a protocol does
+_REPLAYED = ("latents", "image", "execution", "activation_code")
 _WHERE = ("out", "cluster", "logger", "group")  # decide nothing of what is measured
 
 
