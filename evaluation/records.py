@@ -101,13 +101,19 @@ class Record:
         return label(self.bits, self.settings, group="bits")
 
 
+_CODE = "activation_code"
+
+
 def label(key: str, settings: Mapping[str, Any], *, group: str) -> str:
-    """`smoothquant alpha=0.7` from the key and settings by dotted name."""
+    """`smoothquant alpha=0.7` from the key and settings by dotted name.
+
+    The code of inputs that kernels are told to use stands with the method's own settings.
+    """
     start = f"{group}."
     changed = [
         f"{name.removeprefix(start)}={_short(value)}"
         for name, value in settings.items()
-        if name.startswith(start)
+        if name.startswith(start) or (name == _CODE and group == "method")
     ]
     return " ".join([key, *changed])
 

@@ -303,8 +303,10 @@ def _judge(table_CN: Array, *, seed: int, resamples: int) -> tuple[Estimate, flo
     if len(table_CN) == 1 and resamples > 0 and prompts >= FEWEST_RESAMPLED:
         t_R = _studentized_means(table_CN[0], seed=seed, resamples=resamples)
         low_t, high_t = np.quantile(t_R, [_TAIL, 1 - _TAIL], method="inverted_cdf")
-        low = min(low, mean.value - float(high_t) * mean.error)
-        high = max(high, mean.value - float(low_t) * mean.error)
+        # Where nearly all prompts are equal, many resamples have no spread and bound nothing.
+        low_t, high_t = (float(t) if np.isfinite(t) else 0.0 for t in (low_t, high_t))
+        low = min(low, mean.value - high_t * mean.error)
+        high = max(high, mean.value - low_t * mean.error)
         t = mean.value / mean.error
         tail = min(np.count_nonzero(t_R >= t), np.count_nonzero(t_R <= t))
         p_value = max(p_value, min(1.0, 2 * (tail + 1) / (resamples + 1)))

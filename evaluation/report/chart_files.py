@@ -5,14 +5,20 @@ vl-convert ships Vega, Vega-Lite and vega-embed inside its wheel and runs them w
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, PngImagePlugin
 
 from evaluation.report.chart_specs import Spec
 
 _PNG_SCALE = 2.0
 _WIDTH = 560
+_STAMP = "drawn-from"
 _PAPER = {  # of the files; the page has its own colours, light and dark
     "background": "white",
     "font": "DejaVu Sans",
@@ -48,18 +54,17 @@ def chart_javascript() -> str:
 
 
 def write_chart(spec: Spec, values: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
-    """`stem.png` and `stem.pdf`.
+    """`stem.png` and `stem.pdf`, each with the stamp of what it was drawn from.
 
     Raises:
         NoCharts: the library is not installed.
     """
     library = _library()
-    whole = {**spec, "data": {"values": list(values)}, "config": _PAPER}
-    if "facet" not in spec:
-        whole["width"] = _WIDTH
+    whole = _whole(spec, values)
+    stamp = chart_stamp(spec, values)
     drawn = {
-        ".png": library.vegalite_to_png(whole, scale=_PNG_SCALE),
-        ".pdf": library.vegalite_to_pdf(whole),
+        ".png": stamped_png(library.vegalite_to_png(whole, scale=_PNG_SCALE), stamp),
+        ".pdf": stamped_pdf(library.vegalite_to_pdf(whole), stamp),
     }
     paths = []
     for suffix, content in drawn.items():
@@ -68,3 +73,39 @@ def write_chart(spec: Spec, values: Sequence[dict[str, Any]], stem: Path) -> lis
         path.write_bytes(content)
         paths.append(path)
     return paths
+
+
+def _whole(spec: Spec, values: Sequence[dict[str, Any]]) -> Spec:
+    whole = {**spec, "data": {"values": list(values)}, "config": _PAPER}
+    return whole if "facet" in spec else {**whole, "width": _WIDTH}
+
+
+def chart_stamp(spec: Spec, values: Sequence[dict[str, Any]]) -> str:
+    """What a chart is drawn from, as a digest: a picture whose stamp is another is a stale one."""
+    text = json.dumps(_whole(spec, values), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamped_png(content: bytes, stamp: str) -> bytes:
+    """The picture with the stamp as a text chunk, which viewers pass over."""
+    said = PngImagePlugin.PngInfo()
+    said.add_text(_STAMP, stamp)
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.save(buffer, format="PNG", pnginfo=said, optimize=True)
+    return buffer.getvalue()
+
+
+def stamped_pdf(content: bytes, stamp: str) -> bytes:
+    """The file with the stamp as a comment behind its end, which readers pass over."""
+    return content.rstrip() + f"\n%{_STAMP} {stamp}\n".encode()
+
+
+def read_stamp(path: Path) -> str | None:
+    """The stamp of a picture, or None where it has none."""
+    if path.suffix == ".pdf":
+        last = path.read_bytes().rstrip().rpartition(b"\n")[2].decode("latin-1")
+        return last.removeprefix(f"%{_STAMP} ") if last.startswith(f"%{_STAMP} ") else None
+    with Image.open(path) as picture:
+        stamp = picture.info.get(_STAMP)
+    return None if stamp is None else str(stamp)

@@ -94,21 +94,26 @@ def _front(x: Axis, y: Axis) -> Spec:
     }
 
 
-def error_over_steps(names: Names) -> Spec:
+def error_over_steps(names: Names, *, over: str = "sampling step", log: bool = False) -> Spec:
     """The mean over prompts at each sampling step, in a band of its interval.
 
     Values: model, method, bits, step, error, low, high, text.
+
+    Args:
+        over: what the steps are, where it is not the sampling that takes them.
+        log: whether they lie on a logarithmic axis.
     """
     x = {
         "field": "step",
         "type": "quantitative",
-        "title": "sampling step",
+        "title": over,
         "axis": {"tickMinStep": 1, "format": "d"},
-        "scale": {"nice": False},
+        "scale": {"nice": False} | ({"type": "log", "base": 2} if log else {}),
     }
     colour, dash = {"color": _colour(names)}, {"strokeDash": _dash(names)}
-    told = [_told("method", "method"), _told("bits", "bits"), _told("step", "step")]
+    told = [_told("method", "method"), _told("bits", "bits"), _told("step", over)]
     y = {"type": "quantitative", "scale": {"type": "log"}}
+    title = _STEP_TITLE if not log else "step error, %"
     detail = {"detail": {"field": "bits"}}
     return {
         "height": 320,
@@ -117,7 +122,7 @@ def error_over_steps(names: Names) -> Spec:
             {
                 "mark": {"type": "area", "opacity": 0.14},
                 "encoding": {
-                    "y": {"field": "low", "title": _STEP_TITLE, **y},
+                    "y": {"field": "low", "title": title, **y},
                     "y2": {"field": "high"},
                     **colour,
                     **detail,
@@ -125,12 +130,12 @@ def error_over_steps(names: Names) -> Spec:
             },
             {
                 "mark": {"type": "line", "strokeWidth": 1.6},
-                "encoding": {"y": {"field": "error", "title": _STEP_TITLE, **y}, **colour, **dash},
+                "encoding": {"y": {"field": "error", "title": title, **y}, **colour, **dash},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 28},
                 "encoding": {
-                    "y": {"field": "error", "title": _STEP_TITLE, **y},
+                    "y": {"field": "error", "title": title, **y},
                     **colour,
                     "tooltip": [*told, _told("text", "error %")],
                 },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -76,7 +77,10 @@ class Cell:
         """Why the method does not do these bits, or not this model."""
         reason = self.config.method.unsupported(self.config.bits)
         if reason is None and self.corrected:
-            return why_not_corrected(self.config.model)
+            with contextlib.suppress(
+                UserError
+            ):  # a model that is not here is for its stages to say
+                return why_not_corrected(self.config.model)
         if reason is None and self.quantizes and self.config.execution in RUNTIMES:
             return why_not_exported(self.config)
         return reason

@@ -97,4 +97,5 @@ def table(measured: Measured, *, asked: Asked, setup: PaperSetup) -> Table:
         legend=_LEGEND,
         asked=asked,
         measured=measured,
+        run=False,
     )

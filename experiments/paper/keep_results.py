@@ -8,8 +8,10 @@ are what it says.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
+from evaluation.report.chart_files import stamped_png
 from evaluation.report.render import to_csv, to_markdown
 from evaluation.report.tables import Table
 from experiments.config.request import read_request
@@ -17,6 +19,13 @@ from experiments.errors import UserError
 from experiments.paper.claims import claims_table, find_claims
 from experiments.paper.joined_table import Asked, experiment_table
 from experiments.paper.kept_cells import KEPT, missing_of, read_kept
+from experiments.paper.paper_charts import (
+    CONTACT_SHEETS,
+    Chart,
+    charts_of_cells,
+    charts_of_measured,
+    write_charts,
+)
 from experiments.paper.paper_setup import PaperSetup, paper_setup
 from experiments.paper.studies_of_stages import MEASURED, read_measured, study_of
 from experiments.store.folders import write_text
@@ -42,6 +51,17 @@ def tables_of(name: str, folder: Path) -> dict[str, Table]:
     tables = {"table": experiment_table(cells, asked, setup=setup, missing=missing)}
     claims = claims_table(find_claims(cells, asked, setup=setup or PaperSetup()), title=name)
     return tables if claims is None else {**tables, "claims": claims}
+
+
+def charts_of(name: str, folder: Path) -> list[Chart]:
+    """The charts that an experiment's yaml asks for, from what a folder keeps."""
+    setup = paper_setup(name)
+    if setup is None or setup.figure in (None, CONTACT_SHEETS):
+        return []
+    assert setup.figure is not None
+    if setup.study is not None:
+        return charts_of_measured(setup.figure, read_measured(folder / MEASURED))
+    return charts_of_cells(setup.figure, read_kept(folder / KEPT))
 
 
 def rendered(name: str, folder: Path) -> dict[str, str]:
@@ -70,7 +90,21 @@ def keep(name: str, *, out: Path) -> list[Path]:
     for file, text in rendered(name, target).items():
         write_text(target / file, text)
         written.append(target / file)
-    return written
+    for sheet in sorted(source.glob("contact_sheet_*.png")) if _is_qualitative(name) else []:
+        stamp = kept_stamp(target / KEPT)
+        (target / sheet.name).write_bytes(stamped_png(sheet.read_bytes(), stamp))
+        written.append(target / sheet.name)
+    return written + write_charts(charts_of(name, target), target)
+
+
+def _is_qualitative(name: str) -> bool:
+    setup = paper_setup(name)
+    return setup is not None and setup.figure == CONTACT_SHEETS
+
+
+def kept_stamp(path: Path) -> str:
+    """What a contact sheet was made beside: its cells, as they are kept."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

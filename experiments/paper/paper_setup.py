@@ -16,21 +16,22 @@ from experiments.paper.published_numbers import PublishedRow, PublishedTable, pu
 if TYPE_CHECKING:
     from evaluation.records import Record
 
-_KEYS = ("table", "stands_for", "study")
+_KEYS = ("table", "stands_for", "study", "figure")
 _KEYS_OF_CELLS = ("model", "bits", "method", "dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSetup:
-    """`stands_for`: a model or data set here -> the one of the paper in whose place it stands.
+    """`stands_for`: a model, data set or bits here -> that of the paper in whose place it stands.
 
     `study`: the module in `experiments/paper/` that measures on stored stages, where the table is
-    none of cells.
+    none of cells. `figure`: which of `paper_charts` is drawn beside the table.
     """
 
     table: PublishedTable | None = None
     stands_for: Mapping[str, str] = field(default_factory=dict)
     study: str | None = None
+    figure: str | None = None
 
 
 def paper_setup(experiment: str) -> PaperSetup | None:
@@ -49,6 +50,7 @@ def paper_setup(experiment: str) -> PaperSetup | None:
         table=None if table is None else published_table(str(table)),
         stands_for={str(k): str(v) for k, v in (content.get("stands_for") or {}).items()},
         study=content.get("study"),
+        figure=content.get("figure"),
     )
 
 
@@ -73,8 +75,8 @@ def _is_of(record: Record, config: RunConfig) -> bool:
 
 
 def _is_beside(config: RunConfig, row: PublishedRow, *, stands_for: Mapping[str, str]) -> bool:
-    model, dataset = config.model.name, config.dataset.name
-    ours = {"model": stands_for.get(model, model), "bits": config.bits.name}
+    model, dataset, bits = config.model.name, config.dataset.name, config.bits.name
+    ours = {"model": stands_for.get(model, model), "bits": stands_for.get(bits, bits)}
     if any(row.at.get(key) not in (None, value) for key, value in ours.items()):
         return False
     if row.at.get("dataset") not in (None, stands_for.get(dataset, dataset)):

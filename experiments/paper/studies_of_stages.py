@@ -27,7 +27,10 @@ from experiments.paper.paper_setup import PaperSetup
 if TYPE_CHECKING:
     from experiments.cell.sweep import Sweep
 
-STUDIES = ("layer_errors", "polarity_shares", "graph_coverage", "error_curves")
+STUDIES = (
+    *("layer_errors", "polarity_shares", "graph_coverage"),
+    *("error_curves", "draws_apart", "kernel_times"),
+)
 MEASURED = "measured.csv"
 MISSING_COLUMN = "missing"
 
@@ -100,8 +103,13 @@ def text_table(
     legend: Sequence[str],
     asked: Asked,
     measured: Measured,
+    run: bool = True,
 ) -> Table:
-    """A table whose cells are given; what is missing is a row of its own, with the reason."""
+    """A table whose cells are given; what is missing is a row of its own, with the reason.
+
+    Args:
+        run: whether the experiment has to run first; else the table alone measures all.
+    """
     width = len(titles)
     kinds: dict[tuple[str, str], int] = {}
     for row in measured.missing:
@@ -112,9 +120,12 @@ def text_table(
         [names, f"missing ({count}): {why}", *[NO_VALUE] * (width - 2)]
         for (names, why), count in kinds.items()
     ]
-    lines = [f"Made by: {asked.command}, then segbench table {asked.name}."]
+    table = " ".join(["segbench table", asked.name, *asked.words])
+    maker = asked.command if run else table
+    made = f"{asked.command}, then segbench table {asked.name}" if run else table
+    lines = [f"Made by: {made}."]
     if lost:
-        lines.append(f"Missing: {len(measured.missing)} rows. This makes them: {asked.command}")
+        lines.append(f"Missing: {len(measured.missing)} rows. This makes them: {maker}")
     columns = [
         replace(BLANK, key=title.lower().replace(" ", "_"), title=title, numeric=False)
         for title in titles

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from experiments.speed.setting import CLOSE, FLOAT_CLOSE, SMALL_ROWS, Candidate, Setting
 from segquant.kernels import ActivationCode
-from segquant.kernels.choice import Facts, int_mm_fits
+from segquant.kernels.choice import INT_MM_MIN_ROWS, Facts, int_mm_fits
 from segquant.kernels.encode import encode
 
 
@@ -83,10 +84,9 @@ def _torchao(setting: Setting) -> list[Candidate]:
 
 def naive_dual(setting: Setting) -> list[Candidate]:
     """DualScale as two products with float32 temporaries, in plain torch: what it costs unfused."""
-    packed = setting.packed(ActivationCode.dual)
-    if setting.shape.rows <= SMALL_ROWS:
-        return []
-    if not int_mm_fits(Facts.of(packed), rows=setting.shape.rows) and setting.device.type == "cuda":
+    packed, rows = setting.packed(ActivationCode.dual), setting.shape.rows
+    padded = max(rows, INT_MM_MIN_ROWS)  # which the product asks for on CUDA
+    if not int_mm_fits(Facts.of(packed), rows=padded) and setting.device.type == "cuda":
         return []
     x, w, tensors = setting.x, packed.weight, packed.tensors
     assert tensors.scale_GSP is not None
@@ -95,12 +95,12 @@ def naive_dual(setting: Setting) -> list[Candidate]:
     scale_N, bias_N = packed.weight_scale_SN[0], packed.bias_N
 
     def call() -> Tensor:
-        wide = x.float()
+        wide = F.pad(x.float(), (0, 0, 0, padded - rows))
         above = (wide / positive).round().clamp(0, 127).to(torch.int8)
         below = (wide / negative).round().clamp(-128, 0).to(torch.int8)
         first = torch._int_mm(above, w.T).float() * positive
         second = torch._int_mm(below, w.T).float() * negative
-        return ((first + second) * scale_N + bias_N).to(torch.bfloat16)
+        return ((first + second)[:rows] * scale_N + bias_N).to(torch.bfloat16)
 
     return [
         Candidate(

@@ -7,9 +7,11 @@ import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from evaluation.metrics.metric_catalogue import shown
 from evaluation.records import encode_record
+from evaluation.report.chart_files import NoCharts
 from evaluation.report.render import FORMATS
 from evaluation.report.rows import Scored
 from evaluation.report.tables import Table
@@ -19,6 +21,13 @@ from experiments.errors import UserError
 from experiments.paper.claims import claims_table, find_claims
 from experiments.paper.joined_table import Asked, experiment_table
 from experiments.paper.kept_cells import KEPT, kept_text
+from experiments.paper.paper_charts import (
+    CONTACT_SHEETS,
+    Chart,
+    charts_of_cells,
+    charts_of_measured,
+    write_charts,
+)
 from experiments.paper.paper_setup import PaperSetup, paper_setup
 from experiments.paper.studies_of_stages import study_of
 from experiments.store.folders import write_text
@@ -72,7 +81,9 @@ def run(options: argparse.Namespace) -> Answer:
     if not found.lacking:
         tell_outdated(sweep)
     tables = [table, *_claims(found, asked, setup=setup)]
-    beside = [] if setup is None else _beside_the_table(sweep, found, tables[1:])
+    beside = []
+    if named:
+        beside = _beside_the_table(sweep, found, tables[1:], setup=setup or PaperSetup())
     written = [*report.files, *beside]
     sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(found.lacking)))
     sys.stderr.write("".join(f"wrote {path}\n" for path in written))
@@ -107,7 +118,9 @@ def _claims(found: _Found, asked: Asked, *, setup: PaperSetup | None) -> list[Ta
     return [] if table is None else [table]
 
 
-def _beside_the_table(sweep: Sweep, found: _Found, claims: Sequence[Table]) -> list[object]:
+def _beside_the_table(
+    sweep: Sweep, found: _Found, claims: Sequence[Table], *, setup: PaperSetup
+) -> list[object]:
     folder = ReportFolder(sweep)
     text = kept_text(found.cells)
     folder.put(KEPT, functools.partial(write_text, text=text))
@@ -115,7 +128,24 @@ def _beside_the_table(sweep: Sweep, found: _Found, claims: Sequence[Table]) -> l
         for suffix, render in FORMATS.items():
             write = functools.partial(write_text, text=render(table))
             folder.put(f"claims.{suffix}", write)
+    if setup.figure not in (None, CONTACT_SHEETS):
+        assert setup.figure is not None
+        _draw(folder, charts_of_cells(setup.figure, found.cells))
     return list(folder.files)
+
+
+def _draw(folder: ReportFolder, charts: Sequence[Chart]) -> None:
+    """The figures beside a table, where the library that draws is installed."""
+    for chart in charts:
+        try:
+            folder.put(f"{chart[0]}.png", functools.partial(_chart, chart))
+        except NoCharts as error:
+            sys.stderr.write(f"no figure: {error}\n")
+            return
+
+
+def _chart(chart: Chart, path: Path) -> None:
+    write_charts([chart], path.parent)
 
 
 def _study(sweep: Sweep, setup: PaperSetup, asked: Asked, *, format_: str) -> Answer:
@@ -126,5 +156,7 @@ def _study(sweep: Sweep, setup: PaperSetup, asked: Asked, *, format_: str) -> An
     folder.put("measured.csv", functools.partial(write_text, text=measured.text()))
     for suffix, render in FORMATS.items():
         folder.put(f"table.{suffix}", functools.partial(write_text, text=render(table)))
+    if setup.figure is not None:
+        _draw(folder, charts_of_measured(setup.figure, measured))
     sys.stderr.write("".join(f"wrote {path}\n" for path in folder.files))
     return Answer(FORMATS[format_](table), measured.rows)

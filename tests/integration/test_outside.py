@@ -18,7 +18,7 @@ from experiments.config.places import use_config_dirs
 from experiments.config.request import read_request
 from experiments.store.paths import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/extending.md").read_text()
 SECTION = "## Things of your own"
 DATASET = '''
 from collections.abc import Mapping, Sequence
@@ -74,8 +74,8 @@ noun: circle
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """The folder that the README describes, and a data set in it."""
-    before, section = README.split(SECTION, 1)
+    """The folder that the docs describe, and a data set in it."""
+    before, section = PAGE.split(SECTION, 1)
     code = re.findall(r"```python\n(.*?)```", before.split("## Adding a method", 1)[1], re.S)
     yaml = re.search(r"```yaml\n# (\S+)\n(.*?)```", section, re.S)
     metric = re.search(r"```python\n# (\S+)\n(.*?)```", section, re.S)
@@ -107,11 +107,11 @@ def _segbench(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_folder_of_the_readme_is_read(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_docs_is_read(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mine)
     try:
         use_config_dirs([Path("my/conf")])
-        command = re.search(r"```sh\nsegbench run -m (.*?) --config-dir my/conf\n", README)
+        command = re.search(r"```sh\nsegbench run -m (.*?) --config-dir my/conf\n", PAGE)
         assert command is not None
         cells = read_request(command.group(1).split(), multirun=True).cells
         assert {cell.method_name for cell in cells} == {"rtn", "mine"}
@@ -149,7 +149,7 @@ def test_a_metric_of_it_is_measured_on_images_that_are_there(
 ) -> None:
     arguments = small("tiny_mmdit", "method=mine", "dataset=words", "--config-dir", "my/conf")
     _segbench(mine, "run", *arguments)
-    command = re.search(r"```sh\nsegbench evaluate demo (.*?) --config-dir my/conf\n", README)
+    command = re.search(r"```sh\nsegbench evaluate demo (.*?) --config-dir my/conf\n", PAGE)
     assert command is not None
     (record,) = _segbench(mine, "evaluate", "-m", *arguments, *command.group(1).split())
     assert record["metrics"]["sharpness"]["n"] == 6

@@ -127,6 +127,14 @@ def test_paired_difference_sees_what_unpaired_spread_hides() -> None:
     assert reverse.value == pytest.approx(-difference.value)
 
 
+def test_one_prompt_that_differs_bounds_the_mean() -> None:
+    """A third of the resamples lack it and have no spread: they bound nothing, Student's t does."""
+    values = [1.0] * 31 + [0.999998]
+    found = mean_estimate(values, seed=0)
+    assert math.isfinite(found.low)
+    assert found.low < 1 - 2e-6 / 32 < found.high
+
+
 def test_paired_difference_of_equal_and_infinite_values() -> None:
     same = paired_difference([INF, 3.0, 4.0], [INF, 3.0, 4.0], seed=0, resamples=200)
     assert (same.value, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)

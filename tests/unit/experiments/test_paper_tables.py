@@ -10,24 +10,21 @@ from typing import Any
 import pytest
 
 from evaluation.records import Metric, Record
+from evaluation.report.chart_files import chart_stamp, read_stamp
 from evaluation.report.render import to_csv, to_latex, to_markdown
 from evaluation.report.rows import Scored
 from experiments import cli
 from experiments.config.compose import build_cell
 from experiments.config.places import options
 from experiments.config.run_config import RunConfig
-from experiments.paper.checked_findings import (
-    RELATIONS,
-    Finding,
-    holds,
-    read_findings,
-    read_rows,
-)
+from experiments.errors import UserError
+from experiments.paper.checked_findings import README, found_text, read_topics, with_findings
 from experiments.paper.claims import CONFIRMED, CONTRADICTED, claims_table, find_claims
 from experiments.paper.joined_table import Asked, experiment_table
-from experiments.paper.keep_results import KEPT_RESULTS, rendered
+from experiments.paper.keep_results import KEPT_RESULTS, charts_of, kept_stamp, rendered
 from experiments.paper.kept_cells import KEPT, kept_text, missing_of, read_kept
-from experiments.paper.paper_setup import PaperSetup, config_of
+from experiments.paper.paper_charts import FIGURES, write_charts
+from experiments.paper.paper_setup import PaperSetup, config_of, paper_setup
 from experiments.paper.published_numbers import (
     PROTOCOL_FIELDS,
     UNKNOWN,
@@ -35,7 +32,6 @@ from experiments.paper.published_numbers import (
     PublishedRow,
     PublishedTable,
 )
-from experiments.store.paths import ROOT
 
 PROMPTS = [f"p{number}" for number in range(8)]
 NAMES = ("fp", "rtn", "segquant_a")
@@ -199,7 +195,13 @@ def test_a_committed_table_is_what_its_records_say(folder: Path) -> None:
     for file, text in rendered(folder.name, folder).items():
         assert (folder / file).read_text(encoding="utf-8") == text, file
         if file == "table.md":
-            assert f"Made by: segbench run +experiment={folder.name}" in text
+            ways = (f"segbench run +experiment={folder.name}", f"segbench table {folder.name}")
+            assert any(f"Made by: {way}" in text for way in ways)
+    for stem, spec, values in charts_of(folder.name, folder):
+        for suffix in (".png", ".pdf"):
+            assert read_stamp(folder / f"{stem}{suffix}") == chart_stamp(spec, values)
+    for sheet in folder.glob("contact_sheet_*.png"):
+        assert read_stamp(sheet) == kept_stamp(folder / KEPT)
 
 
 def test_a_stale_table_is_seen(tmp_path: Path) -> None:
@@ -216,13 +218,41 @@ def test_every_tiny_experiment_has_its_result() -> None:
     assert tiny == {folder.name for folder in FOLDERS}
 
 
-@pytest.mark.parametrize("finding", read_findings(), ids=lambda finding: finding.text[:40])
-def test_a_sentence_of_the_findings_is_what_its_table_says(finding: Finding) -> None:
-    assert finding.relation in RELATIONS
-    said = " ".join((ROOT / "docs" / "findings.md").read_text().split())
-    assert finding.text in said
-    assert f"paper/{finding.table}/table.md" in said
-    rows = read_rows(KEPT_RESULTS / finding.table / "table.csv")
-    assert holds(finding, rows)
-    if finding.relation == "apart":  # a table that says the reverse is no support
-        assert not holds(replace(finding, a=finding.b, b=finding.a), rows)
+def test_a_figure_is_asked_for_and_there() -> None:
+    asked = {folder.name for folder in FOLDERS if (setup_of(folder).figure or "") in FIGURES}
+    drawn = {folder.name for folder in FOLDERS if any(folder.glob("*.png"))}
+    assert asked == drawn
+
+
+def setup_of(folder: Path) -> PaperSetup:
+    return paper_setup(folder.name) or PaperSetup()
+
+
+def test_a_figure_of_other_numbers_is_stale(tmp_path: Path) -> None:
+    folder = KEPT_RESULTS / "tiny_paper_error_over_time"
+    ((stem, spec, values),) = charts_of(folder.name, folder)
+    values[0]["error"] += 1
+    assert read_stamp(folder / f"{stem}.png") != chart_stamp(spec, values)
+    (one, two) = write_charts([(stem, spec, values)], tmp_path)
+    assert {read_stamp(one), read_stamp(two)} == {chart_stamp(spec, values)}
+    assert two.read_bytes().startswith(b"%PDF")
+
+
+def test_the_readme_says_what_the_tables_say() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert with_findings(readme, found_text(read_topics())) == readme
+
+
+def test_a_sentence_that_its_table_does_not_bear_out_is_refused() -> None:
+    topics = read_topics()
+    (topic, finding) = next(
+        (topic, one) for topic in topics for one in topic.findings if one.relation == "above"
+    )
+    turned = replace(topic, findings=(replace(finding, a=finding.b, b=finding.a),))
+    with pytest.raises(UserError, match="does not bear out"):
+        found_text([turned])
+    alike = replace(topic, findings=(replace(finding, relation="alike"),))
+    with pytest.raises(UserError, match="is not alike"):
+        found_text([alike])
+    with pytest.raises(UserError, match="no row"):
+        found_text([replace(topic, findings=(replace(finding, a={"model": "other"}),))])
