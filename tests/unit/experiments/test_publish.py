@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evaluation.per_image import read_per_image
+from evaluation.report.chart_files import read_stamp
 from experiments.studies.publish import (
     BEGIN,
     COMPARE_BEGIN,
@@ -15,6 +16,7 @@ from experiments.studies.publish import (
     readme_with_page,
     short,
 )
+from experiments.studies.report_picture import table_stamp
 
 
 def test_the_readmes_table_is_the_committed_one() -> None:
@@ -33,6 +35,8 @@ def test_the_committed_demo_has_what_was_promised() -> None:
     assert "| fp " in rows
     assert "| noise_floor " in rows
     assert (RESULTS / "demo" / "contact_sheet_tiny_mmdit.png").is_file()
+    stamp = read_stamp(RESULTS / "demo" / "report.png")
+    assert stamp == table_stamp(RESULTS / "demo" / "table.csv"), "the picture shows another table"
     for line in rows.splitlines():
         if "w8a8_int8" in line or "w4a8_int" in line:
             assert "n/a" in line  # simulated rows print no speed
