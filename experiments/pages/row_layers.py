@@ -14,7 +14,6 @@ from evaluation.report.page_data import Histogram, LayerPoint
 from experiments.cell.quantized_files import CHECKPOINT
 from segquant.core.checkpoint import KIND
 from segquant.core.files import TENSORS_FILE, read_manifest
-from segquant.core.floats import FloatGrid
 from segquant.core.grids import unpack_int4
 from segquant.core.linear import PACKED_BITS
 from segquant.core.spec_json import spec_from_dict
@@ -89,8 +88,7 @@ def _values(codes: Tensor, described: dict[str, Any]) -> Tensor:
     some = codes[::step]
     if spec.weight.num_bits <= PACKED_BITS:
         some = unpack_int4(some, in_features=spec.in_features)
-    grid = spec.weight.grid
-    return (grid.restore(some) if isinstance(grid, FloatGrid) else some).float()
+    return spec.weight.grid.restore(some)
 
 
 def _histogram(name: str, values: Tensor) -> Histogram:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segquant.core.blocks import block_max, block_min, block_sum, expand_blocks
+from segquant.core.blocks import block_max, block_min, block_power, block_sum, expand_blocks
 from segquant.core.floats import nvfp4_tensor_scale
 from segquant.core.grids import (
     asymmetric_scale,
     by_sign,
     dequantize,
     dual_scales,
+    power_scale,
     quantize,
     symmetric_scale,
 )
@@ -37,7 +38,8 @@ class ActivationGrid:
     def __post_init__(self) -> None:
         assert len(self.blocks) == len(self.dual)
         assert self.scheme.symmetric or not any(self.dual), "DualScale has no zero point"
-        assert not (self.scheme.microscaled and any(self.dual)), "a block has one scale"
+        one_scale = self.scheme.microscaled or self.scheme.by_power
+        assert not (one_scale and any(self.dual)), "a block has one scale"
 
     @property
     def static_count(self) -> int:
@@ -115,6 +117,8 @@ def dynamic_scales(
     x_I: Tensor, *, grid: ActivationGrid, tensor_scale: Tensor | None = None
 ) -> ActivationScales:
     """Steps from the tensor itself, [..., I] -> [..., N] (or [N] for the whole tensor at once)."""
+    if grid.scheme.by_power:
+        return ActivationScales(scale=power_scale(block_power(x_I, grid.blocks)))
     low, high = block_min(x_I, grid.blocks), block_max(x_I, grid.blocks)
     if grid.scheme.microscaled:
         amax = torch.maximum(-low, high).float()

@@ -32,6 +32,14 @@ def block_sum(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([part.sum(-1) for part in torch.split_with_sizes(x_I, list(sizes), -1)], -1)
 
 
+def block_power(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mean square of each block of the last dimension: [..., I] -> [..., N]; float32."""
+    squares = block_sum(x_I.float().square(), sizes)
+    if _equal(sizes):
+        return squares / sizes[0]
+    return squares / torch.tensor(sizes, dtype=torch.float32, device=squares.device)
+
+
 def expand_blocks(value_N: Tensor, sizes: Sequence[int]) -> Tensor:
     """Each block's value at each of its features, [..., N] -> [..., I]; one stays [..., 1]."""
     if len(sizes) == 1:

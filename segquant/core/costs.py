@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from segquant.core.layer import QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.schemes import UNQUANTIZED_BITS
+from segquant.core.transforms import is_stated_by_size
 
 BITS_OF_SCALE = 32
 BITS_OF_EXPONENT = 2  # of a power of two among four
 
 
 def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
-    """Bits of a layer's codes, scales, zero points, smoothing, rotation and low-rank factors."""
+    """Bits of codes, scales, zero points, smoothing, order, rotation and low-rank factors."""
     scheme = quant.spec.weight
     bits = quant.in_features * quant.out_features * scheme.num_bits
     bits += quant.weight_scale.numel() * scheme.scale_bits + scheme.tensor_scale_bits
@@ -27,17 +30,30 @@ def stored_bits(quant: QuantLinear, entry: QuantizedLayer) -> int:
         quant.row_factors,
     ):
         bits += 0 if exact is None else exact.numel() * BITS_OF_SCALE
+    bits += index_bits(quant.in_features) if quant.spec.input_permuted else 0
     bits += 0 if quant.input_power is None else quant.in_features * BITS_OF_EXPONENT
     if quant.input_rotation is not None:
-        learned = quant.input_rotation.numel() * UNQUANTIZED_BITS
-        bits += quant.in_features if quant.spec.rotation_hadamard else learned
+        bits += _rotation_bits(quant, quant.input_rotation)
     return bits + sum(entry.low_rank_parameters) * UNQUANTIZED_BITS
+
+
+def index_bits(features: int) -> int:
+    """Of a permutation: each place names a channel."""
+    return features * (features - 1).bit_length()
+
+
+def _rotation_bits(quant: QuantLinear, rotation_NBB: Tensor) -> int:
+    """Learned numbers in 16 bit; of Hadamard blocks the signs, where there are any."""
+    if not quant.spec.rotation_hadamard:
+        return rotation_NBB.numel() * UNQUANTIZED_BITS
+    return 0 if is_stated_by_size(rotation_NBB) else quant.in_features
 
 
 def extra_macs_per_row(quant: QuantLinear, entry: QuantizedLayer) -> int:
     """Products beyond a plain Linear's: DualScale does its segments twice, low rank adds some.
 
-    A Hadamard rotation's additions are counted as if they were products.
+    A Hadamard rotation's additions are counted as if they were products: log2 B of each channel,
+    for Sylvester's matrix and for the regular one, whose 4 x 4 factor takes 8 additions too.
     """
     pairs = zip(entry.input_segments, entry.dual_scale, strict=True)
     extra = sum(size for size, dual in pairs if dual) * quant.out_features

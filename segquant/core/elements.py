@@ -71,7 +71,9 @@ def _fell_back(entry: QuantizedLayer) -> bool:
 
 def largest_magnitude(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     schemes = (quant.spec.weight, quant.spec.activation)
-    return all(one.range_rule is RangeRule.amax for one in schemes if one.quantized)
+    return all(
+        one.range_rule is RangeRule.amax and not one.by_power for one in schemes if one.quantized
+    )
 
 
 def smoothed(quant: QuantLinear, entry: QuantizedLayer) -> bool:
@@ -108,6 +110,10 @@ def shifted(quant: QuantLinear, entry: QuantizedLayer) -> bool:
 
 def scaled(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     return quant.spec.input_scale
+
+
+def reordered(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return quant.spec.input_permuted
 
 
 def rotated(quant: QuantLinear, entry: QuantizedLayer) -> bool:

@@ -1,9 +1,9 @@
-"""Grids: codes, scales, and the way back; integers here, small floats in `floats`.
+"""Grids: codes, scales, and the way back; integers here, others in `floats` and `lloyd_max`.
 
 A scale is the real value of one step: `x ~ scale * (code - zero_point)`. Scales are float32 always:
 in float16 the step of a small tensor underflows and its reciprocal overflows.
 
-A code is a grid value in units of the scale: an integer, or a small float's value.
+A code is a grid value in units of the scale: an integer, a small float's value, or a level.
 
 Legend: `...` any shape; scales and zero points broadcast against the values.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from segquant.core.floats import SMALLEST_RANGE, FloatGrid
+from segquant.core.lloyd_max import CodebookGrid
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class IntGrid:
         return codes.float()
 
 
-Grid = IntGrid | FloatGrid
+Grid = IntGrid | FloatGrid | CodebookGrid
 
 
 def int_grid(num_bits: int) -> IntGrid:
@@ -54,6 +55,11 @@ def int_grid(num_bits: int) -> IntGrid:
 def symmetric_scale(amax: Tensor, *, grid: Grid) -> Tensor:
     """Step of the symmetric grid that reaches `amax`; 1 where there is nothing to reach."""
     return _step(amax.float(), grid.quant_max)
+
+
+def power_scale(power: Tensor) -> Tensor:
+    """Scale of a codebook for values of this mean square; next to nothing where they are zero."""
+    return power.float().sqrt().clamp(min=SMALLEST_RANGE)
 
 
 def dual_scales(

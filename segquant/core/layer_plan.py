@@ -53,6 +53,7 @@ def quantize_planned(
     bits, transform = plan.bits or bits, plan.transform
     target, inputs = linear, seen
     if transform is not None:
+        _check_uncut(shape, transform, name=name)
         target, inputs = transform.of_linear(linear), transform.of_statistics(seen)
     quant, entry = quantize_linear(
         target,
@@ -77,6 +78,14 @@ def quantize_planned(
     return quant.train(linear.training), entry
 
 
+def _check_uncut(shape: LayerShape, transform: InputTransform, *, name: str) -> None:
+    if transform.permutation_I is not None and len(shape.input) > 1:
+        raise ValueError(
+            f"{name}: its input is cut into {len(shape.input)} segments and its channels are to be "
+            "reordered across them; leave it uncut, or its channels in their order"
+        )
+
+
 def with_transform(
     quant: QuantLinear, transform: InputTransform, *, dtype: torch.dtype
 ) -> QuantLinear:
@@ -86,6 +95,7 @@ def with_transform(
         quant.spec,
         input_shift=transform.shift_I is not None,
         input_scale=transform.scale_I is not None,
+        input_permuted=transform.permutation_I is not None,
         rotation_blocks=0 if rotation is None else rotation.shape[0],
         rotation_hadamard=transform.hadamard,
     )

@@ -25,7 +25,7 @@ from segquant.core.activation import ActivationGrid, ActivationScales, fake_quan
 from segquant.core.declared_type import TypeDeclared, declare_type, declared_type
 from segquant.core.grids import pack_int4, unpack_int4
 from segquant.core.schemes import TensorScheme
-from segquant.core.transforms import InputTransform, rotate
+from segquant.core.transforms import InputTransform, inverse_permutation, rotate
 from segquant.core.weights import WeightGrid, WeightScales, dequantize_weight
 
 PACKED_BITS = 4
@@ -43,6 +43,7 @@ EXACT_BUFFERS = (
     "low_rank_down",
     "input_shift",
     "input_scale",
+    "input_permutation",
     "input_rotation",
     "input_power",
     "step_timesteps",
@@ -67,6 +68,7 @@ class LinearSpec:
     # What precedes smoothing (see `segquant.core.transforms`), and scales per sampling step.
     input_shift: bool = False
     input_scale: bool = False
+    input_permuted: bool = False  # channels are read in another order
     rotation_blocks: int = 0  # blocks of the rotation; 0 for none
     rotation_hadamard: bool = False  # done by additions, and not stored
     input_power: bool = False  # steps of input channels are powers of two of the common one
@@ -125,6 +127,7 @@ class QuantLinear(TypeDeclared):
     low_rank_down: Tensor | None
     input_shift: Tensor | None
     input_scale: Tensor | None
+    input_permutation: Tensor | None
     input_rotation: Tensor | None
     input_power: Tensor | None
     step_timesteps: Tensor | None
@@ -195,6 +198,8 @@ class QuantLinear(TypeDeclared):
         size = self.in_features // blocks if blocks else 0
         self._make("input_shift", wide if spec.input_shift else None, torch.float32, device)
         self._make("input_scale", wide if spec.input_scale else None, torch.float32, device)
+        permutation = wide if spec.input_permuted else None
+        self._make("input_permutation", permutation, torch.int32, device)
         rotation = (blocks, size, size) if blocks else None
         self._make("input_rotation", rotation, torch.float32, device)
         self._make("input_power", wide if spec.input_power else None, torch.float32, device)
@@ -329,11 +334,13 @@ class QuantLinear(TypeDeclared):
     @property
     def transform(self) -> InputTransform | None:
         """What is done to the input before smoothing, or None."""
-        if (self.input_shift, self.input_scale, self.input_rotation) == (None, None, None):
+        parts = (self.input_shift, self.input_scale, self.input_permutation, self.input_rotation)
+        if all(part is None for part in parts):
             return None
         return InputTransform(
             shift_I=self.input_shift,
             scale_I=self.input_scale,
+            permutation_I=self.input_permutation,
             rotation_NBB=self.input_rotation,
             hadamard=self.spec.rotation_hadamard,
         )
@@ -352,6 +359,8 @@ class QuantLinear(TypeDeclared):
             total_OI = torch.cat(rows)
         if self.input_rotation is not None:
             total_OI = rotate(total_OI, self.input_rotation.transpose(1, 2))
+        if self.input_permutation is not None:
+            total_OI = total_OI.index_select(-1, inverse_permutation(self.input_permutation))
         if self.input_scale is not None:
             total_OI = total_OI / self.input_scale
         return total_OI.to(dense_OI.dtype)
@@ -407,6 +416,8 @@ class QuantLinear(TypeDeclared):
             parts.append("dual scale")
         if spec.rank:
             parts.append(f"rank {spec.rank}")
+        if spec.input_permuted:
+            parts.append("channels reordered")
         if spec.rotation_blocks:
             parts.append(f"rotated in {spec.rotation_blocks} blocks")
         if spec.steps:

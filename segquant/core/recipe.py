@@ -78,4 +78,6 @@ def no_dual_scale(activation: TensorScheme) -> str | None:
         return "activations in 16 bit"
     if activation.microscaled:
         return f"a block of {activation.number_format.name} has one scale"
+    if activation.by_power:
+        return f"a row of {activation.number_format.name} has one scale, its root mean square"
     return None if activation.symmetric else "asymmetric activations"

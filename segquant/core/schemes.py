@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from segquant.core.floats import FloatGrid, FloatKind, ScaleRounding
 from segquant.core.grids import Grid, int_grid
+from segquant.core.lloyd_max import CodebookGrid
 from segquant.core.ranges import RangeRule
 
 UNQUANTIZED_BITS = 16
@@ -26,6 +27,7 @@ class NumberFormat(Enum):
     nvfp4 = "nvfp4"  # e2m1 in blocks of 16 with e4m3 scales, and one float32 scale per tensor
     mxfp4 = "mxfp4"  # e2m1 in blocks of 32 with power-of-two scales
     mxfp8 = "mxfp8"  # e4m3 in blocks of 32 with power-of-two scales
+    lloyd_max = "lloyd_max"  # 2 to 8 bits: a codebook for normal values over their root mean square
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class TensorScheme:
                 f"num_bits={self.num_bits}; use one of {list(QUANTIZED_BITS)}, "
                 f"or {UNQUANTIZED_BITS} for not quantized"
             )
+        if self.by_power:
+            self._check_codebook()
         grouped = self.granularity is Granularity.per_group
         if grouped and (self.group_size is None or self.group_size < 1):
             raise ValueError(
@@ -112,7 +116,7 @@ class TensorScheme:
             raise ValueError(f"range_percentile={self.range_percentile}; give one in (50, 100]")
         if self.range_rule is RangeRule.amax:
             return
-        if self.dynamic or self.microscaled:
+        if self.dynamic or self.microscaled or self.by_power:
             what = "dynamic=true" if self.dynamic else f"number_format={self.number_format.name}"
             raise ValueError(
                 f"range_rule={self.range_rule.name} with {what}; such scales reach the largest "
@@ -132,6 +136,20 @@ class TensorScheme:
                 f"its blocks are fixed: set per_group and {rule.block_size}"
             )
 
+    def _check_codebook(self) -> None:
+        name = f"number_format={self.number_format.name}"
+        if not self.quantized:
+            raise ValueError(
+                f"{name} with num_bits={self.num_bits}; use one of {list(QUANTIZED_BITS)}"
+            )
+        if not self.symmetric:
+            raise ValueError(f"{name} with symmetric=false; its levels are symmetric: set it true")
+        if self.granularity is Granularity.per_tensor:
+            raise ValueError(
+                f"{name} with granularity=per_tensor; its scale is the root mean square of a row: "
+                "set per_channel (weights), per_token (activations) or per_group"
+            )
+
     @property
     def _rule(self) -> _FormatRule | None:
         return _RULES.get(self.number_format)
@@ -143,6 +161,8 @@ class TensorScheme:
     @property
     def grid(self) -> Grid:
         """The values that an element may take, in units of its scale."""
+        if self.by_power:
+            return CodebookGrid(self.num_bits)
         if self._rule is None or self._rule.element is None:
             return int_grid(self.num_bits)
         return FloatGrid(self._rule.element)
@@ -151,6 +171,11 @@ class TensorScheme:
     def microscaled(self) -> bool:
         """Whether scales are themselves on a grid, in blocks of a fixed size."""
         return self._rule is not None and self._rule.block_size is not None
+
+    @property
+    def by_power(self) -> bool:
+        """Whether a scale is a root mean square, and not what reaches the largest value."""
+        return self.number_format is NumberFormat.lloyd_max
 
     @property
     def calibrated(self) -> bool:
@@ -174,6 +199,7 @@ class TensorScheme:
             return "16 bit"
         plain = self.number_format is NumberFormat.integer
         parts = [f"int{self.num_bits}" if plain else self.number_format.name]
+        parts[0] += str(self.num_bits) if self.by_power else ""
         parts.append(self.granularity.name)
         if self.group_size is not None:
             parts.append(str(self.group_size))

@@ -11,12 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segquant.core.blocks import block_max, block_min, block_sum, expand_blocks, expand_rows
+from segquant.core.blocks import (
+    block_max,
+    block_min,
+    block_power,
+    block_sum,
+    expand_blocks,
+    expand_rows,
+)
 from segquant.core.floats import FloatGrid, e4m3_block_scales, e8m0_block_scales, nvfp4_tensor_scale
 from segquant.core.grids import (
     Grid,
     asymmetric_scale,
     dequantize,
+    power_scale,
     quantize,
     symmetric_scale,
 )
@@ -68,7 +76,12 @@ class WeightScales:
 
 
 def weight_scales(w_OI: Tensor, *, grid: WeightGrid) -> WeightScales:
-    """Steps that reach each block of rows and of input features, as far as the range rule says."""
+    """Steps that reach each block of rows and of input features, as far as the range rule says.
+
+    A codebook's are the blocks' root mean squares.
+    """
+    if grid.scheme.by_power:
+        return WeightScales(scale=power_scale(block_power(w_OI, grid.blocks)))
     low_ON, high_ON = block_min(w_OI, grid.blocks), block_max(w_OI, grid.blocks)
     if grid.scheme.microscaled:
         return WeightScales(scale=microscales((-low_ON).maximum(high_ON), scheme=grid.scheme))

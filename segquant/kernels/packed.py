@@ -91,7 +91,7 @@ def why_not(quant: QuantLinear) -> str | None:
     if not activation.quantized:
         return "activations in 16 bit"
     if quant.transform is not None or spec.input_power:
-        return "an input that is shifted, scaled or rotated first"
+        return "an input that is shifted, scaled, reordered or rotated first"
     if spec.steps:
         return "activation scales per sampling step"
     formats = (weight.number_format, activation.number_format)

@@ -55,12 +55,13 @@ def given(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 FEW_BITS = ("w8a8_int8", "w8a8_int8_token", "w4a8_int", "w4a4_int_group32", "w8a8_fp8")
+ALSO = {"permuquant": ("w4a4_nvfp4",)}  # what few there are for it is wider than these denoisers
 
 
 def _bits(method: str, family: str) -> list[str]:
     """All of them on one family, another for the next method; some on the others, to save time."""
     turn = _methods().index(method) % len(FAMILIES)
-    return options("bits") if FAMILIES[turn] == family else list(FEW_BITS)
+    return options("bits") if FAMILIES[turn] == family else [*FEW_BITS, *ALSO.get(method, ())]
 
 
 def _methods() -> list[str]:

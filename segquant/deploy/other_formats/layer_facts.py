@@ -25,6 +25,7 @@ class Beyond(Enum):
     steps = "activation scales that differ from sampling step to sampling step"
     shift = "a shift of the input"
     balance = "a scale of each input channel before all else"
+    order = "another order of the input's channels"
     rotation = "a rotation of the input"
     power = "steps of input channels that are powers of two of a common one"
     zero_point = "zero points: written here for symmetric grids alone"
@@ -43,6 +44,7 @@ def beyond(layer: QuantLinear, *, known: Collection[Beyond] = ()) -> list[str]:
         Beyond.steps: spec.steps > 0,
         Beyond.shift: spec.input_shift,
         Beyond.balance: spec.input_scale,
+        Beyond.order: spec.input_permuted,
         Beyond.rotation: spec.rotation_blocks > 0,
         Beyond.power: spec.input_power,
         Beyond.zero_point: not (spec.weight.symmetric and spec.activation.symmetric),

@@ -82,6 +82,9 @@ ABSENT = [
     ("dmq_les", "w4a8_int", "sd3", "power-of-two scaling", "no static common step"),
     ("adaround", "w4a8_int", "sd3", "learned static steps", "no activation has static steps"),
     ("mixdq", "w8a16_int", "sd3", "inputs of the most sensitive", "no input is one of integers"),
+    ("orbitquant", "w8a16_int", "sd3", "codebooks for inputs", "16 bit"),
+    ("rtn", "w4a4_lloyd", "sd3", "range from the largest magnitude", "another range rule"),
+    ("segquant_a", "w4a4_lloyd", "sd3", "DualScale", "root mean square"),
 ]  # fmt: skip
 
 
@@ -106,6 +109,10 @@ PRESENT = [
     # The sines and cosines of a timestep are a concatenation.
     ("qdiffusion", "w8a8_int8", "sd3", "split quantizers", "timestep_embedder.linear_1"),
     ("dmq_les", "w8a8_int8", "sd3", "power-of-two scaling", "timestep_embedder.linear_1"),
+    ("orbitquant", "w4a4_int", "sd3", "modulation by integer weights alone", "norm1.linear"),
+    ("orbitquant", "w4a4_int", "z_image", "Lloyd-Max codebooks for weights", "to_q"),
+    ("convrot", "w8a8_int8_token", "sd3", "regular Hadamard transform", "attn.to_q"),
+    ("permuquant", "w4a4_nvfp4", "sd3", "channels sorted", "timestep_embedder.linear_1"),
 ]
 
 
@@ -149,6 +156,9 @@ class Unreadable(nn.Module):
         return self.linear(x[x[:, 0] > 0])
 
 
+BITS = {"orbitquant": ("w4a4_int",)}  # codebooks in place of integers, over rows
+
+
 @pytest.mark.parametrize("method", sorted(options("method")))
 def test_no_method_claims_a_layers_element_without_a_layer(
     method: str, given: dict[str, Given]
@@ -157,7 +167,7 @@ def test_no_method_claims_a_layers_element_without_a_layer(
     if method.startswith("peer_"):
         pytest.skip("a library's row says what the library does")
     ran = 0
-    for bits in ("w4a4_nvfp4", "w8a8_int8"):
+    for bits in BITS.get(method, ("w4a4_nvfp4", "w8a8_int8")):
         config = build(compose_config([f"method={method}", f"bits={bits}"]), method_name=method)
         if config.method.unsupported(config.bits) is not None:
             continue

@@ -95,6 +95,9 @@ def plans() -> dict[str, Any]:
     ends = torch.ones(3, 64)
     return {
         "rotated": LayerPlan(transform=InputTransform(rotation_NBB=blocks, hadamard=True)),
+        "reordered": LayerPlan(
+            transform=InputTransform(permutation_I=torch.arange(64, dtype=torch.int32).flip(0))
+        ),
         "shifted": LayerPlan(transform=InputTransform(shift_I=ends[0], scale_I=2 * ends[0])),
         "powers": LayerPlan(power_I=2 * ends[0]),
         "steps": LayerPlan(

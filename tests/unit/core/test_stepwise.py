@@ -139,6 +139,7 @@ def transform(features: int) -> InputTransform:
     return InputTransform(
         shift_I=torch.linspace(0.1, 0.4, features),
         scale_I=torch.logspace(-1, 1, features),
+        permutation_I=torch.randperm(features, generator=generator(2)).int(),
         rotation_NBB=hadamard_blocks(features, block_size=8, generator=generator(1)),
         hadamard=True,
     )

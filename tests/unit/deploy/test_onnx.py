@@ -113,6 +113,7 @@ def test_low_rank_and_what_precedes_smoothing_are_in_it() -> None:
     turned = InputTransform(
         shift_I=torch.linspace(0, 1, FEATURES),
         scale_I=torch.linspace(1, 2, FEATURES),
+        permutation_I=torch.randperm(FEATURES, generator=generator(3)).int(),
         rotation_NBB=hadamard_blocks(FEATURES, block_size=16, generator=generator(0)),
     )
     model, seen = one(FEATURES, 24), correlated(64, FEATURES, seed=1)
