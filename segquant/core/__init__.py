@@ -6,6 +6,7 @@ from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
 from segquant.core.cuts import Boundaries, moved_boundaries
 from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, smoothing_by
+from segquant.core.floats import ScaleRule
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
@@ -57,6 +58,7 @@ __all__ = [
     "RangeRule",
     "Replay",
     "Rounding",
+    "ScaleRule",
     "Sequential",
     "SmoothingMode",
     "SmoothingSettings",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from segquant.core.floats import ScaleRule
 from segquant.core.layer import NOT_GPTQ, QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.ranges import RangeRule
@@ -72,6 +73,14 @@ def _fell_back(entry: QuantizedLayer) -> bool:
 def largest_magnitude(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     schemes = (quant.spec.weight, quant.spec.activation)
     return all(one.range_rule is RangeRule.amax for one in schemes if one.quantized)
+
+
+def six_or_four(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return quant.spec.weight.scale_rule is ScaleRule.four_over_six
+
+
+def six_or_four_inputs(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return quant.spec.activation.scale_rule is ScaleRule.four_over_six
 
 
 def smoothed(quant: QuantLinear, entry: QuantizedLayer) -> bool:
