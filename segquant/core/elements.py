@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segquant.core.floats import ScaleRule
-from segquant.core.layer import NOT_GPTQ, QuantizedLayer
+from segquant.core.layer import LEARNED_ROUNDING, NOT_GPTQ, RANGES_KEPT, QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.ranges import RangeRule
+from segquant.core.rounding import Rounding
 
 NO_LAYER = "no Linear is quantized at these bits"
 
@@ -64,6 +65,16 @@ def _to_nearest(quant: QuantLinear, entry: QuantizedLayer) -> bool:
 
 def by_gptq(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     return entry.rounding == "gptq" and not _fell_back(entry)
+
+
+def by_signround(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return entry.rounding == "signround"
+
+
+def narrowed(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    """Whether its ranges were learned with its rounding."""
+    learned = [note for note in entry.notes if note.startswith(LEARNED_ROUNDING)]
+    return bool(learned) and not learned[0].endswith(RANGES_KEPT)
 
 
 def _fell_back(entry: QuantizedLayer) -> bool:
@@ -144,4 +155,18 @@ def of_layers(names: frozenset[str]) -> Has:
 TO_NEAREST = Element(
     name="rounding to nearest", has=_to_nearest, otherwise="no weight is rounded so"
 )
+BY_SIGNROUND = Element(
+    name="SignRound: rounding learned by signed gradients",
+    has=by_signround,
+    otherwise="every layer fell back to nearest",
+)
 BY_GPTQ = Element(name="GPTQ", has=by_gptq, otherwise="every layer fell back to nearest")
+
+
+def rounded_by(rounding: Rounding) -> Element:
+    """The element of how weights are rounded."""
+    return {
+        Rounding.rtn: TO_NEAREST,
+        Rounding.gptq: BY_GPTQ,
+        Rounding.signround: BY_SIGNROUND,
+    }[rounding]

@@ -1,4 +1,6 @@
-"""How weights land on their grid: to nearest (`rtn`), or by GPTQ.
+"""How weights land on their grid: to nearest (`rtn`), by GPTQ, or learned.
+
+What is learned: `segquant.core.signed_rounding`.
 
 GPTQ rounds column after column and lets the columns that are still free make up for the error,
 which minimises tr(D H D^T), D = W - Q(W), H = X^T X. With U the upper Cholesky factor of the
@@ -33,6 +35,12 @@ SMALL_TRIANGLE = 128
 class Rounding(Enum):
     rtn = "rtn"
     gptq = "gptq"
+    signround = "signround"
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether it needs the Gram matrix of a layer's input."""
+        return self is not Rounding.rtn
 
 
 class GptqVariant(Enum):

@@ -54,7 +54,14 @@ def given(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return request.param, model, calibration, batches
 
 
-FEW_BITS = ("w8a8_int8", "w8a8_int8_token", "w4a8_int", "w4a4_int_group32", "w8a8_fp8")
+FEW_BITS = (
+    "w8a8_int8",
+    "w8a8_int8_token",
+    "w4a8_int",
+    "w4a4_int_group32",
+    "w8a8_fp8",
+    "w4a4_nvfp4",
+)
 
 
 def _bits(method: str, family: str) -> list[str]:
