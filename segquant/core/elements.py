@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segquant.core.floats import ScaleRule
-from segquant.core.layer import LEARNED_ROUNDING, NOT_GPTQ, RANGES_KEPT, QuantizedLayer
+from segquant.core.layer import CORRECTED, LEARNED_ROUNDING, NOT_GPTQ, RANGES_KEPT, QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.ranges import RangeRule
 from segquant.core.rounding import Rounding
@@ -65,6 +65,10 @@ def _to_nearest(quant: QuantLinear, entry: QuantizedLayer) -> bool:
 
 def by_gptq(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     return entry.rounding == "gptq" and not _fell_back(entry)
+
+
+def corrected(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return by_gptq(quant, entry) and CORRECTED in entry.notes
 
 
 def by_signround(quant: QuantLinear, entry: QuantizedLayer) -> bool:

@@ -19,6 +19,7 @@ from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.lowrank import LowRank, factor_dtype, low_rank_branch
 from segquant.core.recipe import LayerRecipe, effective_shape, partitions
 from segquant.core.rounding import (
+    Correction,
     Factor,
     FactorCache,
     Rounded,
@@ -49,6 +50,7 @@ from segquant.core.weights import (
 
 LEARNED_ROUNDING = "learned rounding: the weight's error on the calibration's inputs is"
 RANGES_KEPT = "ranges as they were"
+CORRECTED = "corrected for what the quantized layers before it do to its input"
 NOT_GPTQ = "rounded to nearest, not by GPTQ"
 
 
@@ -152,6 +154,7 @@ def _quantize_linear(
         gram_key=seen.gram_II,
         factors=factors,
         notes=notes,
+        mismatch_II=_moved(seen.mismatch_II, w_OI.device),
     )
     quant = job.build(linear, w_OI, groups, factors_GI)
     error = relative_error(linear, quant, inputs.sample_TI, with_bias=False)
@@ -171,6 +174,8 @@ class _Job:
     gram_key: Tensor | None  # the calibration's own Gram matrix, by identity
     factors: FactorCache
     notes: list[str]
+    mismatch_II: Tensor | None = None
+    smoothed_OI: Tensor | None = None  # the weight that meets the smoothed input
 
     def build(
         self, linear: nn.Linear, w_OI: Tensor, groups: tuple[int, ...], factors_GI: Tensor | None
@@ -187,6 +192,7 @@ class _Job:
         branch = self._branch(smoothed_OI, row_factors, grid, linear.weight.dtype)
         residual_OI = smoothed_OI if branch is None else smoothed_OI - branch.product()
         scales = weight_scales(residual_OI, grid=grid)
+        self.smoothed_OI = smoothed_OI
         codes_OI, scales = self._codes(residual_OI, scales, grid, groups, factors_GI)
         spec = self._spec(linear, groups if factors_GI is not None else (), branch)
         quant = QuantLinear(spec, device=w_OI.device, dtype=linear.weight.dtype)
@@ -260,13 +266,31 @@ class _Job:
             return self._signround(residual_OI, scales, grid, groups, factors_GI)
         rows = scales.per_row(grid)
         if factors_GI is None:
-            rounded = self._gptq(residual_OI, rows, grid, self._plain_factor())
+            factor, correction = self._plain_factor(), self._correction()
+            rounded = self._gptq(residual_OI, rows, grid, factor, correction)
             return rounded.codes_OI, scales
         codes_OI = torch.empty_like(residual_OI)
-        for at, gram_II in self._grams(groups, factors_GI, residual_OI.device):
-            factor = gptq_factor(gram_II, settings=self.recipe.gptq)
-            codes_OI[at] = self._gptq(residual_OI[at], _rows_at(rows, at), grid, factor).codes_OI
+        for (at, gram_II), factors_I in zip(
+            self._grams(groups, factors_GI, residual_OI.device), factors_GI, strict=True
+        ):
+            factor, own = gptq_factor(gram_II, settings=self.recipe.gptq), _rows_at(rows, at)
+            correction = self._correction(at, factors_I)
+            codes_OI[at] = self._gptq(residual_OI[at], own, grid, factor, correction).codes_OI
         return codes_OI, scales
+
+    def _correction(
+        self, at: Tensor | slice = slice(None), factors_I: Tensor | float = 1.0
+    ) -> Correction | None:
+        """For rows whose input is divided by these factors; None where inputs are as they were."""
+        mismatch_II = self.mismatch_II
+        if mismatch_II is None or not self.recipe.gptq.corrected:
+            return None
+        assert self.smoothed_OI is not None
+        diagonal_I = self._gram().diagonal() / (factors_I * factors_I)
+        pull_OI = (self.smoothed_OI[at] / factors_I) @ mismatch_II / factors_I
+        if bool(pull_OI.any()) and CORRECTED not in self.notes:
+            self.notes.append(CORRECTED)
+        return Correction(pull_OI=pull_OI, diagonal_I=diagonal_I)
 
     def _grams(
         self, groups: tuple[int, ...], factors_GI: Tensor, device: torch.device
@@ -306,7 +330,12 @@ class _Job:
         return learned.codes_OI, learned.scales
 
     def _gptq(
-        self, w_OI: Tensor, rows: WeightScales, grid: WeightGrid, factor: Factor | None
+        self,
+        w_OI: Tensor,
+        rows: WeightScales,
+        grid: WeightGrid,
+        factor: Factor | None,
+        correction: Correction | None,
     ) -> Rounded:
         rounded = gptq(
             w_OI,
@@ -314,6 +343,7 @@ class _Job:
             scales=rows,
             grid=_row_grid(grid, rows=w_OI.shape[0]),
             block_size=self.recipe.gptq.block_size,
+            correction=correction,
         )
         if rounded.fallback is not None:
             self.notes.append(f"{NOT_GPTQ}: {rounded.fallback}")

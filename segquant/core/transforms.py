@@ -82,6 +82,7 @@ class InputTransform:
             low_I=low_I,
             high_I=high_I,
             gram_II=self._of_gram(seen.gram_II),
+            mismatch_II=self._of_gram(seen.mismatch_II),
         )
 
     def _of_gram(self, gram_II: Tensor | None) -> Tensor | None:
