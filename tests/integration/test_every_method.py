@@ -63,6 +63,16 @@ FEW_BITS = (
     "w4a4_nvfp4",
 )
 
+# Learned rounding is slow; what it learns is tested elsewhere.
+FEW_ITERATIONS = {
+    "signround": ("method.iterations=3",),
+    "svdquant_signround": (
+        "method.signround_iterations=3",
+        "method.iterations=2",
+        "method.smooth_grids=2",
+    ),
+}
+
 
 def _bits(method: str, family: str) -> list[str]:
     """All of them on one family, another for the next method; some on the others, to save time."""
@@ -86,7 +96,8 @@ def test_a_method_does_every_bits_it_supports(
     family, model, calibration, batches = given
     done = 0
     for bits_name in _bits(name, family):
-        config = build(compose_config([f"method={name}", f"bits={bits_name}"]), method_name=name)
+        words = [f"method={name}", f"bits={bits_name}", *FEW_ITERATIONS.get(name, ())]
+        config = build(compose_config(words), method_name=name)
         reason = config.method.unsupported(config.bits)
         if reason is not None:
             assert len(reason) > 20
