@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 from segquant.core import (
-    BY_GPTQ,
-    TO_NEAREST,
     Bits,
     Calibration,
     Element,
@@ -21,6 +19,7 @@ from segquant.core import (
     StatisticsNeeds,
     elements,
     quantize_layers,
+    rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.transforms import (
@@ -61,7 +60,7 @@ class QuaRot:
             raise ValueError(f"block_size={self.block_size}; give a power of two of at least 4")
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(gram=self.rounding is Rounding.gptq, rows=self.sample_rows)
+        return StatisticsNeeds(gram=self.rounding.reads_gram, rows=self.sample_rows)
 
     def unsupported(self, bits: Bits) -> str | None:
         return unsupported_rotation(bits)
@@ -79,7 +78,7 @@ class QuaRot:
             elements=[
                 rotation_by("online Hadamard rotation of the Linears' inputs"),
                 *([rotation_by("random signs")] if self.random_signs else []),
-                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
+                rounded_by(self.rounding),
             ],
             left_out=[
                 "rotations folded into weights: modulation stands between (see the docstring)",

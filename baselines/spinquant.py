@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from baselines.budget import Budget, iterations, shortened
 from baselines.quarot import layer_generator, not_rotated, rotation_by, unsupported_rotation
 from segquant.core import (
-    BY_GPTQ,
-    TO_NEAREST,
     Bits,
     Calibration,
     GptqSettings,
@@ -23,6 +21,7 @@ from segquant.core import (
     Rounding,
     StatisticsNeeds,
     quantize_layers,
+    rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.learned import activation_ste
@@ -71,7 +70,7 @@ class SpinQuant:
         return iterations(self.budget, quick=QUICK_STEPS, paper=PAPER_STEPS)
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(gram=self.rounding is Rounding.gptq, rows=self.sample_rows)
+        return StatisticsNeeds(gram=self.rounding.reads_gram, rows=self.sample_rows)
 
     def unsupported(self, bits: Bits) -> str | None:
         if not bits.activation.quantized:
@@ -102,7 +101,7 @@ class SpinQuant:
             plan_of=plan_of,
             elements=[
                 rotation_by("rotation learned by Cayley SGD, weights in 16 bit meanwhile"),
-                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
+                rounded_by(self.rounding),
             ],
             left_out=[
                 "the model's own loss: each layer's output error is minimised",

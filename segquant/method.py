@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant.core import (
-    BY_GPTQ,
     ENOUGH_PROMPTS,
     FOLDING,
-    TO_NEAREST,
     AlphaGrid,
     Bits,
     Boundaries,
@@ -31,6 +29,7 @@ from segquant.core import (
     elements,
     moved_boundaries,
     quantize_layers,
+    rounded_by,
     shape_from_graph,
     smoothing_by,
     whole,
@@ -96,7 +95,7 @@ class SegQuant:
         self._recipe()  # refuses values out of range, before anything runs
 
     def needs(self) -> StatisticsNeeds:
-        gram = self.rounding is Rounding.gptq or self.use_gram
+        gram = self.rounding.reads_gram or self.use_gram
         return StatisticsNeeds(
             gram=gram,
             rows=self.sample_rows,
@@ -195,7 +194,7 @@ class SegQuant:
         if self.rank:
             name, why = f"low-rank branch, rank {self.rank} per {whose}", "no weight leaves room"
             done.append(Element(name=name, has=elements.low_rank, otherwise=why))
-        done.append(BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST)
+        done.append(rounded_by(self.rounding))
         if self.sequential is not Sequential.none:
             done.append(f"later layers see earlier ones' error (sequential={self.sequential.name})")
         return [*done, *self._switches()]

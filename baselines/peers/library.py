@@ -19,6 +19,7 @@ from segquant.core import (
     NumberFormat,
     QuantizationReport,
     RangeRule,
+    ScaleRule,
     StatisticsNeeds,
     TensorScheme,
 )
@@ -105,9 +106,10 @@ def is_fp8_static(bits: Bits) -> bool:
 
 
 def is_nvfp4(bits: Bits) -> bool:
-    """NVFP4 weights and inputs."""
+    """NVFP4 weights and inputs, every block's largest value at 6."""
     weight, activation = bits.weight, bits.activation
-    return weight.number_format is activation.number_format is NumberFormat.nvfp4
+    plain = weight.scale_rule is activation.scale_rule is ScaleRule.amax
+    return plain and weight.number_format is activation.number_format is NumberFormat.nvfp4
 
 
 def _plain(scheme: TensorScheme, *, num_bits: int, granularity: Granularity) -> bool:

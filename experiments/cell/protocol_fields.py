@@ -101,6 +101,10 @@ def describe(cell: Cell) -> dict[str, Any]:
             "weight": bits.weight.range_rule.name,
             "activation": bits.activation.range_rule.name,
         },
+        "scale_rule": {
+            "weight": bits.weight.scale_rule.name,
+            "activation": bits.activation.scale_rule.name,
+        },
         "keep_patterns": list(bits.keep),
         "keep_budget": bits.keep_budget,
         "mixed_bits": list(bits.mixed_bits),

@@ -35,7 +35,7 @@ from experiments.sampling.trajectory import (
     recorded_calls,
     replay_of,
 )
-from experiments.speed.plain_loop import PlainLayer, plain_loop
+from experiments.speed.plain_loop import LOOPED, PlainLayer, plain_loop
 from segquant.core import Bits, Calibration, Rounding, StatisticsRecorder
 from segquant.method import SegQuant
 
@@ -59,7 +59,7 @@ class Cost:
     output_error: float  # of the quantized denoiser on the calibration inputs, relative, squared
 
 
-def measure(config: RunConfig, *, roundings: Sequence[Rounding] = tuple(Rounding)) -> list[Cost]:
+def measure(config: RunConfig, *, roundings: Sequence[Rounding] = LOOPED) -> list[Cost]:
     """Both ways for each rounding, each in a fresh process, so that no memory is left over.
 
     Sampling the inputs is common to both and is not timed, nor is loading the model.

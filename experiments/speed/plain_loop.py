@@ -28,6 +28,7 @@ from segquant.core.schemes import Bits, Granularity
 from segquant.core.smoothing import smoothing_factors
 from segquant.core.weights import WeightGrid, dequantize_weight, quantize_weight, weight_scales
 
+LOOPED = (Rounding.rtn, Rounding.gptq)  # what the released code rounds by
 ALPHAS = tuple(n / 10 for n in range(11))
 
 

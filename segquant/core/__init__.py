@@ -5,7 +5,8 @@ from segquant.core.calibration import Calibration, Replay
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.correction import Corrector
 from segquant.core.cuts import Boundaries, moved_boundaries
-from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, smoothing_by
+from segquant.core.elements import BY_GPTQ, TO_NEAREST, Element, rounded_by, smoothing_by
+from segquant.core.floats import ScaleRule
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.layer_pass import quantize_layers
 from segquant.core.linear import QuantLinear
@@ -27,6 +28,7 @@ from segquant.core.segments import LayerShape, shape_from_graph, whole
 from segquant.core.sensitivity import choose_kept_layers, layer_sensitivities
 from segquant.core.sequential import Sequential
 from segquant.core.shared import FOLDING, NOT_FOLDED
+from segquant.core.signed_rounding import SignRoundSettings
 from segquant.core.smoothing import AlphaGrid, SmoothingMode, SmoothingSettings
 
 __all__ = [
@@ -57,7 +59,9 @@ __all__ = [
     "RangeRule",
     "Replay",
     "Rounding",
+    "ScaleRule",
     "Sequential",
+    "SignRoundSettings",
     "SmoothingMode",
     "SmoothingSettings",
     "StatisticsNeeds",
@@ -71,6 +75,7 @@ __all__ = [
     "load_quantized",
     "moved_boundaries",
     "quantize_layers",
+    "rounded_by",
     "save_quantized",
     "shape_from_graph",
     "smoothing_by",

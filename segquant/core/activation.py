@@ -95,7 +95,7 @@ def static_scales(
     """
     if grid.scheme.microscaled:
         amax = torch.maximum(-low_I, high_I).amax()
-        return ActivationScales(scale=nvfp4_tensor_scale(amax)[None])
+        return ActivationScales(scale=nvfp4_tensor_scale(amax, rule=grid.scheme.scale_rule)[None])
     low_N, high_N = block_min(low_I, grid.blocks), block_max(high_I, grid.blocks)
     rule = grid.scheme.range_rule
     if rule is RangeRule.amax:
@@ -119,11 +119,10 @@ def dynamic_scales(
     """Steps from the tensor itself, [..., I] -> [..., N] (or [N] for the whole tensor at once)."""
     if grid.scheme.by_power:
         return ActivationScales(scale=power_scale(block_power(x_I, grid.blocks)))
-    low, high = block_min(x_I, grid.blocks), block_max(x_I, grid.blocks)
     if grid.scheme.microscaled:
-        amax = torch.maximum(-low, high).float()
-        scales = microscales(amax, scheme=grid.scheme, tensor_scale=tensor_scale)
+        scales = microscales(x_I, blocks=grid.blocks, scheme=grid.scheme, tensor_scale=tensor_scale)
         return ActivationScales(scale=scales)
+    low, high = block_min(x_I, grid.blocks), block_max(x_I, grid.blocks)
     if grid.scheme.granularity is Granularity.per_tensor:
         low, high = _rows(low).amin(0), _rows(high).amax(0)
     return scales_from_range(low, high, grid=grid)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from segquant.core.layer import NOT_GPTQ, QuantizedLayer
+from segquant.core.floats import ScaleRule
+from segquant.core.layer import CORRECTED, LEARNED_ROUNDING, NOT_GPTQ, RANGES_KEPT, QuantizedLayer
 from segquant.core.linear import QuantLinear
 from segquant.core.ranges import RangeRule
+from segquant.core.rounding import Rounding
 
 NO_LAYER = "no Linear is quantized at these bits"
 
@@ -65,6 +67,20 @@ def by_gptq(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     return entry.rounding == "gptq" and not _fell_back(entry)
 
 
+def corrected(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return by_gptq(quant, entry) and CORRECTED in entry.notes
+
+
+def by_signround(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return entry.rounding == "signround"
+
+
+def narrowed(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    """Whether its ranges were learned with its rounding."""
+    learned = [note for note in entry.notes if note.startswith(LEARNED_ROUNDING)]
+    return bool(learned) and not learned[0].endswith(RANGES_KEPT)
+
+
 def _fell_back(entry: QuantizedLayer) -> bool:
     return any(note.startswith(NOT_GPTQ) for note in entry.notes)
 
@@ -74,6 +90,14 @@ def largest_magnitude(quant: QuantLinear, entry: QuantizedLayer) -> bool:
     return all(
         one.range_rule is RangeRule.amax and not one.by_power for one in schemes if one.quantized
     )
+
+
+def six_or_four(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return quant.spec.weight.scale_rule is ScaleRule.four_over_six
+
+
+def six_or_four_inputs(quant: QuantLinear, entry: QuantizedLayer) -> bool:
+    return quant.spec.activation.scale_rule is ScaleRule.four_over_six
 
 
 def smoothed(quant: QuantLinear, entry: QuantizedLayer) -> bool:
@@ -141,4 +165,18 @@ def of_layers(names: frozenset[str]) -> Has:
 TO_NEAREST = Element(
     name="rounding to nearest", has=_to_nearest, otherwise="no weight is rounded so"
 )
+BY_SIGNROUND = Element(
+    name="SignRound: rounding learned by signed gradients",
+    has=by_signround,
+    otherwise="every layer fell back to nearest",
+)
 BY_GPTQ = Element(name="GPTQ", has=by_gptq, otherwise="every layer fell back to nearest")
+
+
+def rounded_by(rounding: Rounding) -> Element:
+    """The element of how weights are rounded."""
+    return {
+        Rounding.rtn: TO_NEAREST,
+        Rounding.gptq: BY_GPTQ,
+        Rounding.signround: BY_SIGNROUND,
+    }[rounding]

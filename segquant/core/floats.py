@@ -25,6 +25,9 @@ E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-9  # its smallest subnormal
 E5M2_MAX = 57344.0
 E2M1_MAX = 6.0
+FOUR_OVER_SIX = 6.0 / 4.0  # by how much a block's scale grows where its largest value becomes 4
+# The largest e4m3 scale with a neighbour 1.5 times as large on the grid: 256 and 384.
+E4M3_MAX_FOUR_OVER_SIX = 256.0
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E8M0_LIMIT = 127
 
@@ -34,6 +37,13 @@ class ScaleRounding(Enum):
 
     floor = "floor"  # as the standard has it; the block's largest value may saturate
     ceil = "ceil"  # the least that saturates nothing; torchao's RCEIL
+
+
+class ScaleRule(Enum):
+    """What a block's largest value is mapped to in nvfp4."""
+
+    amax = "amax"  # to e2m1's largest, 6
+    four_over_six = "four_over_six"  # to 6 or to 4, whichever leaves the smaller squared error
 
 
 class FloatKind(Enum):
@@ -95,10 +105,15 @@ def e4m3_block_scales(amax_N: Tensor, *, tensor_scale: Tensor) -> Tensor:
     return torch.where(amax_N > 0, kept_N * tensor_scale, torch.ones_like(kept_N))
 
 
-def nvfp4_tensor_scale(amax: Tensor) -> Tensor:
-    """NVFP4's second scale: the block with the largest value gets e4m3's largest."""
+def nvfp4_tensor_scale(amax: Tensor, *, rule: ScaleRule = ScaleRule.amax) -> Tensor:
+    """NVFP4's second scale: the block with the largest value gets e4m3's largest.
+
+    Under `four_over_six` it gets 256, as a scale 1.5 times as large must have room: 448 has none,
+    and 256 is the largest whose 1.5-fold is on the grid. Source: arXiv 2512.02010 and its code.
+    """
     reach = amax.float()
-    return torch.where(reach < SMALLEST_RANGE, 1.0, reach / (E2M1_MAX * E4M3_MAX))
+    largest = E4M3_MAX if rule is ScaleRule.amax else E4M3_MAX_FOUR_OVER_SIX
+    return torch.where(reach < SMALLEST_RANGE, 1.0, reach / (E2M1_MAX * largest))
 
 
 def e8m0_block_scales(

@@ -52,6 +52,9 @@ class LayerStatistics:
     sample_part_T: Tensor | None = None
     priority_T: Tensor | None = None  # the sampled rows' draws (float64), smallest first
     parts: tuple[int, ...] = (0,)  # which were seen, ascending; `sample_part_T` counts in these
+    # (X - X~)^T X~ with the unquantized denoiser's inputs X, where X~ are a quantized one's
+    # (`segquant.core.mismatch`); never stored
+    mismatch_II: Tensor | None = None
     shared_with: tuple[str, ...] = ()  # other layers that read the same tensors at every call
 
     @property

@@ -6,6 +6,7 @@ T sampled rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +19,7 @@ from segquant.core.linear import LinearSpec, QuantLinear
 from segquant.core.lowrank import LowRank, factor_dtype, low_rank_branch
 from segquant.core.recipe import LayerRecipe, effective_shape, partitions
 from segquant.core.rounding import (
+    Correction,
     Factor,
     FactorCache,
     Rounded,
@@ -28,6 +30,7 @@ from segquant.core.rounding import (
 )
 from segquant.core.schemes import Bits, Granularity
 from segquant.core.segments import LayerShape
+from segquant.core.signed_rounding import ranges_are_learned, signround
 from segquant.core.smoothing import (
     Alpha,
     LayerInput,
@@ -45,6 +48,9 @@ from segquant.core.weights import (
     weight_scales,
 )
 
+LEARNED_ROUNDING = "learned rounding: the weight's error on the calibration's inputs is"
+RANGES_KEPT = "ranges as they were"
+CORRECTED = "corrected for what the quantized layers before it do to its input"
 NOT_GPTQ = "rounded to nearest, not by GPTQ"
 
 
@@ -148,6 +154,7 @@ def _quantize_linear(
         gram_key=seen.gram_II,
         factors=factors,
         notes=notes,
+        mismatch_II=_moved(seen.mismatch_II, w_OI.device),
     )
     quant = job.build(linear, w_OI, groups, factors_GI)
     error = relative_error(linear, quant, inputs.sample_TI, with_bias=False)
@@ -167,6 +174,8 @@ class _Job:
     gram_key: Tensor | None  # the calibration's own Gram matrix, by identity
     factors: FactorCache
     notes: list[str]
+    mismatch_II: Tensor | None = None
+    smoothed_OI: Tensor | None = None  # the weight that meets the smoothed input
 
     def build(
         self, linear: nn.Linear, w_OI: Tensor, groups: tuple[int, ...], factors_GI: Tensor | None
@@ -183,7 +192,8 @@ class _Job:
         branch = self._branch(smoothed_OI, row_factors, grid, linear.weight.dtype)
         residual_OI = smoothed_OI if branch is None else smoothed_OI - branch.product()
         scales = weight_scales(residual_OI, grid=grid)
-        codes_OI = self._codes(residual_OI, scales, grid, groups, factors_GI)
+        self.smoothed_OI = smoothed_OI
+        codes_OI, scales = self._codes(residual_OI, scales, grid, groups, factors_GI)
         spec = self._spec(linear, groups if factors_GI is not None else (), branch)
         quant = QuantLinear(spec, device=w_OI.device, dtype=linear.weight.dtype)
         tensors: dict[str, Tensor | None] = {
@@ -248,27 +258,84 @@ class _Job:
         grid: WeightGrid,
         groups: tuple[int, ...],
         factors_GI: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, WeightScales]:
+        """Codes, and the scales that they are on."""
         if self.recipe.rounding is Rounding.rtn:
-            return quantize_weight(residual_OI, scales=scales, grid=grid)
+            return quantize_weight(residual_OI, scales=scales, grid=grid), scales
+        if self.recipe.rounding is Rounding.signround:
+            return self._signround(residual_OI, scales, grid, groups, factors_GI)
         rows = scales.per_row(grid)
         if factors_GI is None:
-            rounded = self._gptq(residual_OI, rows, grid, self._plain_factor())
-            return rounded.codes_OI
-        group_O = torch.tensor(groups, device=residual_OI.device).repeat_interleave(
-            torch.tensor(self.shape.output, device=residual_OI.device)
-        )
+            factor, correction = self._plain_factor(), self._correction()
+            rounded = self._gptq(residual_OI, rows, grid, factor, correction)
+            return rounded.codes_OI, scales
         codes_OI = torch.empty_like(residual_OI)
+        for (at, gram_II), factors_I in zip(
+            self._grams(groups, factors_GI, residual_OI.device), factors_GI, strict=True
+        ):
+            factor, own = gptq_factor(gram_II, settings=self.recipe.gptq), _rows_at(rows, at)
+            correction = self._correction(at, factors_I)
+            codes_OI[at] = self._gptq(residual_OI[at], own, grid, factor, correction).codes_OI
+        return codes_OI, scales
+
+    def _correction(
+        self, at: Tensor | slice = slice(None), factors_I: Tensor | float = 1.0
+    ) -> Correction | None:
+        """For rows whose input is divided by these factors; None where inputs are as they were."""
+        mismatch_II = self.mismatch_II
+        if mismatch_II is None or not self.recipe.gptq.corrected:
+            return None
+        assert self.smoothed_OI is not None
+        diagonal_I = self._gram().diagonal() / (factors_I * factors_I)
+        pull_OI = (self.smoothed_OI[at] / factors_I) @ mismatch_II / factors_I
+        if bool(pull_OI.any()) and CORRECTED not in self.notes:
+            self.notes.append(CORRECTED)
+        return Correction(pull_OI=pull_OI, diagonal_I=diagonal_I)
+
+    def _grams(
+        self, groups: tuple[int, ...], factors_GI: Tensor, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each smoothing group its rows and the Gram matrix of the input that they read."""
+        group_O = torch.tensor(groups, device=device).repeat_interleave(
+            torch.tensor(self.shape.output, device=device)
+        )
         for group, factors_I in enumerate(factors_GI):
             at = (group_O == group).nonzero().flatten()
-            factor = gptq_factor(
-                self._gram() / (factors_I[:, None] * factors_I), settings=self.recipe.gptq
-            )
-            codes_OI[at] = self._gptq(residual_OI[at], _rows_at(rows, at), grid, factor).codes_OI
-        return codes_OI
+            yield at, self._gram() / (factors_I[:, None] * factors_I)
+
+    def _signround(
+        self,
+        residual_OI: Tensor,
+        scales: WeightScales,
+        grid: WeightGrid,
+        groups: tuple[int, ...],
+        factors_GI: Tensor | None,
+    ) -> tuple[Tensor, WeightScales]:
+        grams: list[tuple[Tensor | slice, Tensor]] = [(slice(None), self._gram())]
+        if factors_GI is not None:
+            grams = list(self._grams(groups, factors_GI, residual_OI.device))
+
+        def times_gram(wrong_OI: Tensor) -> Tensor:
+            if len(grams) == 1:
+                return wrong_OI @ grams[0][1]
+            product_OI = torch.empty_like(wrong_OI)
+            for at, gram_II in grams:
+                product_OI[at] = wrong_OI[at] @ gram_II
+            return product_OI
+
+        settings = self.recipe.signround
+        learned = signround(residual_OI, times_gram, scales=scales, grid=grid, settings=settings)
+        fixed = "" if ranges_are_learned(grid.scheme, settings) else f", {RANGES_KEPT}"
+        self.notes.append(f"{LEARNED_ROUNDING} {learned.remaining:.3g} of to nearest's{fixed}")
+        return learned.codes_OI, learned.scales
 
     def _gptq(
-        self, w_OI: Tensor, rows: WeightScales, grid: WeightGrid, factor: Factor | None
+        self,
+        w_OI: Tensor,
+        rows: WeightScales,
+        grid: WeightGrid,
+        factor: Factor | None,
+        correction: Correction | None,
     ) -> Rounded:
         rounded = gptq(
             w_OI,
@@ -276,6 +343,7 @@ class _Job:
             scales=rows,
             grid=_row_grid(grid, rows=w_OI.shape[0]),
             block_size=self.recipe.gptq.block_size,
+            correction=correction,
         )
         if rounded.fallback is not None:
             self.notes.append(f"{NOT_GPTQ}: {rounded.fallback}")
@@ -331,7 +399,7 @@ def _row_grid(grid: WeightGrid, *, rows: int) -> WeightGrid:
 def needs_gram(recipe: LayerRecipe) -> bool:
     """Whether the recipe reads Gram matrices."""
     searched = recipe.smoothing.mode is SmoothingMode.search and recipe.smoothing.use_gram
-    return searched or recipe.rounding is Rounding.gptq
+    return searched or recipe.rounding.reads_gram
 
 
 def layer_input(seen: LayerStatistics, device: torch.device, *, gram: bool) -> LayerInput:

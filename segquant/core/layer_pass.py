@@ -23,7 +23,7 @@ from segquant.core.other_weights import OtherWeight, other_weights
 from segquant.core.over_fit import OverFit
 from segquant.core.plain_linears import linear_layers
 from segquant.core.recipe import LayerRecipe
-from segquant.core.rounding import FactorCache
+from segquant.core.rounding import FactorCache, Rounding
 from segquant.core.schemes import BITS_OF_BYTE, UNQUANTIZED_BITS, Bits
 from segquant.core.segments import LayerShape, whole
 from segquant.core.sensitivity import choose_kept_layers, reason_to_keep
@@ -97,6 +97,7 @@ def quantize_layers(
         sequential=recipe.sequential,
         wanted=chosen,
         gram=needs_gram(recipe),
+        mismatch=recipe.gptq.corrected and recipe.rounding is Rounding.gptq,
     ):
         forwards += stage.forwards
         done |= _quantize_stage(

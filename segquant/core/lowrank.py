@@ -39,6 +39,7 @@ class LowRankSettings:
 
     rank: int = 0
     iterations: int = 1
+    early_stop: bool = True  # at the first iteration that is no better; false: all, the best kept
     budget: LowRankBudget = LowRankBudget.iso
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ def low_rank_branch(
     """The branch of a (smoothed) weight, or None for rank 0.
 
     With more than one iteration, L = SVD(W - Q(R)) and R = W - L are taken in turn, the pair with
-    the smallest error is kept, and the loop stops when the error rises.
+    the smallest error is kept, and with early_stop the loop ends when the error rises.
 
     Args:
         output: sizes of the output segments; they matter to the budget alone.
@@ -169,7 +170,8 @@ def low_rank_branch(
         branch = svd(w_OI - residual_OI)
         residual_OI = quantized(w_OI - branch.product())
         branch_error = error(residual_OI, branch)
-        if branch_error >= best_error:
+        if branch_error < best_error:
+            best, best_error = branch, branch_error
+        elif settings.early_stop:
             break
-        best, best_error = branch, branch_error
     return best

@@ -10,6 +10,7 @@ from segquant.core.rounding import GptqSettings, Rounding
 from segquant.core.schemes import Bits, Granularity, TensorScheme
 from segquant.core.segments import LayerShape
 from segquant.core.sequential import Sequential
+from segquant.core.signed_rounding import SignRoundSettings
 from segquant.core.smoothing import Partition, SmoothingMode, SmoothingSettings
 
 
@@ -20,6 +21,7 @@ class LayerRecipe:
     smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
     rounding: Rounding = Rounding.rtn
     gptq: GptqSettings = field(default_factory=GptqSettings)
+    signround: SignRoundSettings = field(default_factory=SignRoundSettings)
     low_rank: LowRankSettings = field(default_factory=LowRankSettings)
     dual_scale: bool = False
     sequential: Sequential = Sequential.none

@@ -1,10 +1,18 @@
-"""How weights land on their grid: to nearest (`rtn`), or by GPTQ.
+"""How weights land on their grid: to nearest (`rtn`), by GPTQ, or learned.
+
+What is learned: `segquant.core.signed_rounding`.
 
 GPTQ rounds column after column and lets the columns that are still free make up for the error,
 which minimises tr(D H D^T), D = W - Q(W), H = X^T X. With U the upper Cholesky factor of the
 inverse of the damped H (H^-1 = U^T U), column i's error e = (w_i - q_i) / U_ii is taken from the
 later columns as w_j -= e U_ij. Source: GPTQ (arXiv 2210.17323), section 3.3 and algorithm 1.
 The factor matters: the raw inverse in its place forgets that earlier columns are fixed.
+
+With inputs X~ of a partly quantized denoiser and X of the unquantized one, what is to be minimised
+is ||X W^T - X~ Q^T||^2: H = X~^T X~, and GPTQ starts from its unconstrained minimum
+W + W M H^-1, M = (X - X~)^T X~, but for the first column, which is rounded as the best against the
+others as they were: w_1 + (W M)_1 / H_11. Source: Qronos (arXiv 2505.11695), algorithm 1, whose
+later columns are GPTQ's by its theorem. With X~ = X it is GPTQ.
 
 Two departures from the authors' code: a dead input channel keeps its weights (rounded to nearest)
 instead of having them set to zero, and a group's scale comes from the weights before rounding.
@@ -33,6 +41,12 @@ SMALL_TRIANGLE = 128
 class Rounding(Enum):
     rtn = "rtn"
     gptq = "gptq"
+    signround = "signround"
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether it needs the Gram matrix of a layer's input."""
+        return self is not Rounding.rtn
 
 
 class GptqVariant(Enum):
@@ -49,12 +63,15 @@ class GptqSettings:
     act_order: bool = False  # columns with the largest inputs first
     segment_hessians: bool = False  # one H per input segment, cross terms dropped
     variant: GptqVariant = GptqVariant.cholesky
+    corrected: bool = False  # for inputs that differ from the unquantized denoiser's (Qronos)
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
             raise ValueError(f"damping={self.damping}; give a number above 0, usually 0.01")
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size}; give at least 1, usually 128")
+        if self.corrected and self.variant is not GptqVariant.cholesky:
+            raise ValueError("corrected with variant=released; set variant=cholesky")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,28 @@ class Factor:
     order_I: Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """W M of the weight that meets the inputs, and the diagonal of H, before damping."""
+
+    pull_OI: Tensor
+    diagonal_I: Tensor
+
+    def shift(self, factor: Factor) -> Tensor:
+        """W M H^-1, with H damped as in the factor."""
+        if factor.order_I is None:
+            return (self.pull_OI @ factor.factor_II.T) @ factor.factor_II
+        shift_OI = torch.empty_like(self.pull_OI)
+        ordered_OI = self.pull_OI[:, factor.order_I]
+        shift_OI[:, factor.order_I] = (ordered_OI @ factor.factor_II.T) @ factor.factor_II
+        return shift_OI
+
+    def first(self, w_OI: Tensor, column: int) -> Tensor:
+        """The best value of a column with the others as they are; of a dead one its own."""
+        power = float(self.diagonal_I[column])
+        return w_OI[:, column] + (self.pull_OI[:, column] / power if power > 0 else 0)
+
+
 def gptq_factor(gram_II: Tensor, *, settings: GptqSettings) -> Factor | None:
     """What `gptq` needs of a Gram matrix; None where no damping makes it positive definite."""
     order_I = None
@@ -110,6 +149,7 @@ def gptq(
     scales: WeightScales,
     grid: WeightGrid,
     block_size: int,
+    correction: Correction | None = None,
 ) -> Rounded:
     """Codes by GPTQ on fixed scales; to nearest, with the reason, where there is no factor."""
     if factor is None:
@@ -117,7 +157,11 @@ def gptq(
         codes_OI = quantize_weight(w_OI, scales=scales, grid=grid)
         return Rounded(codes_OI=codes_OI, fallback=reason)
     order_I = factor.order_I
-    w_IO = w_OI.float().T
+    w_OI, first_O = w_OI.float(), None
+    if correction is not None:
+        first_O = correction.first(w_OI, 0 if order_I is None else int(order_I[0]))
+        w_OI = w_OI + correction.shift(factor)
+    w_IO = w_OI.T
     codes_IO = _columns(
         # A copy: _columns writes its argument.
         w_IO.clone(memory_format=torch.contiguous_format) if order_I is None else w_IO[order_I],
@@ -125,6 +169,7 @@ def gptq(
         scales=_by_column(scales, grid=grid, order_I=order_I),
         grid=grid.codes,
         block_size=block_size,
+        first_O=first_O,
     )
     if order_I is None:
         return Rounded(codes_OI=codes_IO.T)
@@ -186,9 +231,19 @@ def segment_gram(gram_II: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _columns(
-    w_IO: Tensor, factor_II: Tensor, *, scales: WeightScales, grid: Grid, block_size: int
+    w_IO: Tensor,
+    factor_II: Tensor,
+    *,
+    scales: WeightScales,
+    grid: Grid,
+    block_size: int,
+    first_O: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 1 on the transposed weight, whose columns are contiguous rows here."""
+    """Algorithm 1 on the transposed weight, whose columns are contiguous rows here.
+
+    Args:
+        first_O: what is rounded in the first column's place.
+    """
     codes_IO = torch.empty_like(w_IO)
     count = w_IO.shape[0]
     for start in range(0, count, block_size):
@@ -199,7 +254,8 @@ def _columns(
         for i in range(stop - start):
             scale_O = scales.scale[start + i]
             zero_O = None if scales.zero_point is None else scales.zero_point[start + i]
-            code_O = quantize(w_BO[i], scale=scale_O, grid=grid, zero_point=zero_O)
+            wanted_O = w_BO[i] if first_O is None or start + i else first_O
+            code_O = quantize(wanted_O, scale=scale_O, grid=grid, zero_point=zero_O)
             value_O = dequantize(code_O, scale=scale_O, zero_point=zero_O)
             codes_IO[start + i] = code_O
             errors_BO[i] = (w_BO[i] - value_O) / factor_BB[i, i]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from segquant.core.floats import FloatGrid, FloatKind, ScaleRounding
+from segquant.core.floats import FloatGrid, FloatKind, ScaleRounding, ScaleRule
 from segquant.core.grids import Grid, int_grid
 from segquant.core.lloyd_max import CodebookGrid
 from segquant.core.ranges import RangeRule
@@ -77,19 +77,16 @@ class TensorScheme:
     range_rule: RangeRule = RangeRule.amax
     range_percentile: float = 99.9  # with range_rule=percentile
     scale_rounding: ScaleRounding = ScaleRounding.floor  # of the MX formats' powers of two
+    scale_rule: ScaleRule = ScaleRule.amax  # of nvfp4's blocks
 
     def __post_init__(self) -> None:
         self.granularity = Granularity(self.granularity)
         self.number_format = NumberFormat(self.number_format)
         self.range_rule = RangeRule(self.range_rule)
         self.scale_rounding = ScaleRounding(self.scale_rounding)
+        self.scale_rule = ScaleRule(self.scale_rule)
         self._check_range()
-        if self.scale_rounding is not ScaleRounding.floor and self.number_format not in _MX:
-            raise ValueError(
-                f"scale_rounding={self.scale_rounding.name} with "
-                f"number_format={self.number_format.name}; only the scales of "
-                f"{' and '.join(mx.name for mx in _MX)} are powers of two: set it to floor"
-            )
+        self._check_block_scales()
         if self._rule is not None:
             self._check_format(self._rule)
         elif self.num_bits != UNQUANTIZED_BITS and self.num_bits not in QUANTIZED_BITS:
@@ -121,6 +118,20 @@ class TensorScheme:
             raise ValueError(
                 f"range_rule={self.range_rule.name} with {what}; such scales reach the largest "
                 "value of their own rows or blocks: set range_rule=amax"
+            )
+
+    def _check_block_scales(self) -> None:
+        if self.scale_rounding is not ScaleRounding.floor and self.number_format not in _MX:
+            raise ValueError(
+                f"scale_rounding={self.scale_rounding.name} with "
+                f"number_format={self.number_format.name}; only the scales of "
+                f"{' and '.join(mx.name for mx in _MX)} are powers of two: set it to floor"
+            )
+        nvfp4 = self.number_format is NumberFormat.nvfp4
+        if self.scale_rule is not ScaleRule.amax and not nvfp4:
+            raise ValueError(
+                f"scale_rule={self.scale_rule.name} with number_format={self.number_format.name}; "
+                "only a block of nvfp4 has a choice of scales: set it to amax"
             )
 
     def _check_format(self, rule: _FormatRule) -> None:
@@ -212,6 +223,8 @@ class TensorScheme:
             parts.append("mse")
         if self.scale_rounding is ScaleRounding.ceil:
             parts.append("scales up")
+        if self.scale_rule is ScaleRule.four_over_six:
+            parts.append("4/6")
         return " ".join(parts)
 
 

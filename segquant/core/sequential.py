@@ -10,19 +10,21 @@ ones, so it takes no run; every other stage takes one over the whole set.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segquant.core.calibration import Calibration
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.linear import QuantLinear
+from segquant.core.mismatch import MismatchRecorder
 from segquant.core.plain_linears import linear_layers
 from segquant.core.several import called_parts, part_of_layer
 
@@ -55,12 +57,15 @@ def stages(
     sequential: Sequential,
     wanted: Sequence[str],
     gram: bool,
+    mismatch: bool = False,
 ) -> Iterator[Stage]:
     """The wanted layers, stage by stage; the caller quantizes each before it asks for the next.
 
     Args:
         wanted: names of Linears that were called during calibration.
         gram: whether Gram matrices are to be recorded again.
+        mismatch: whether to record how inputs differ from the unquantized denoiser's, of which a
+            copy is kept and run beside the quantized one: twice the forwards.
 
     Raises:
         ValueError: the calibration holds nothing to run the denoiser on.
@@ -78,19 +83,32 @@ def stages(
     plan = stage_layers(
         denoiser, order=order, calibration=calibration, sequential=sequential, wanted=set(wanted)
     )
+    unquantized = copy.deepcopy(denoiser) if mismatch else None
     rows = max(calibration.statistics[name].sample_TI.shape[0] for name in wanted)
     for number, layers in enumerate(plan):
         if number == 0:
             yield Stage(layers=layers, statistics=calibration.statistics, forwards=forwards)
             continue
         recorder = StatisticsRecorder(denoiser, layers=layers, gram=gram, sample_rows=rows)
+        differences: dict[str, Tensor] = {}
         with torch.no_grad(), recorder:
-            replay(denoiser)
+            if unquantized is None:
+                replay(denoiser)
+            else:
+                beside = MismatchRecorder(denoiser, unquantized, layers=layers)
+                with beside:
+                    replay(denoiser)
+                differences = beside.mismatches()
         for module in denoiser.modules():
             if isinstance(module, QuantLinear):
                 module.release()
         logger.info("stage %d of %d: %s", number + 1, len(plan), ", ".join(layers))
-        yield Stage(layers=layers, statistics=recorder.statistics(), forwards=recorder.forwards)
+        seen = {
+            name: replace(one, mismatch_II=differences.get(name))
+            for name, one in recorder.statistics().items()
+        }
+        forwards = recorder.forwards * (1 if unquantized is None else 2)
+        yield Stage(layers=layers, statistics=seen, forwards=forwards)
 
 
 def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[str], int]:

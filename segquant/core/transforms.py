@@ -98,6 +98,7 @@ class InputTransform:
             part_low_PI=part_low_PI,
             part_high_PI=part_high_PI,
             gram_II=self._of_gram(seen.gram_II),
+            mismatch_II=self._of_gram(seen.mismatch_II),
         )
 
     def _of_gram(self, gram_II: Tensor | None) -> Tensor | None:

@@ -19,7 +19,14 @@ from segquant.core.blocks import (
     expand_blocks,
     expand_rows,
 )
-from segquant.core.floats import FloatGrid, e4m3_block_scales, e8m0_block_scales, nvfp4_tensor_scale
+from segquant.core.floats import (
+    FOUR_OVER_SIX,
+    FloatGrid,
+    ScaleRule,
+    e4m3_block_scales,
+    e8m0_block_scales,
+    nvfp4_tensor_scale,
+)
 from segquant.core.grids import (
     Grid,
     asymmetric_scale,
@@ -82,9 +89,9 @@ def weight_scales(w_OI: Tensor, *, grid: WeightGrid) -> WeightScales:
     """
     if grid.scheme.by_power:
         return WeightScales(scale=power_scale(block_power(w_OI, grid.blocks)))
-    low_ON, high_ON = block_min(w_OI, grid.blocks), block_max(w_OI, grid.blocks)
     if grid.scheme.microscaled:
-        return WeightScales(scale=microscales((-low_ON).maximum(high_ON), scheme=grid.scheme))
+        return WeightScales(scale=microscales(w_OI, blocks=grid.blocks, scheme=grid.scheme))
+    low_ON, high_ON = block_min(w_OI, grid.blocks), block_max(w_OI, grid.blocks)
     if grid.scheme.range_rule is RangeRule.percentile:
         return _scales(*_tails(w_OI, grid=grid), grid=grid)
     low, high = low_ON, high_ON
@@ -142,15 +149,35 @@ def fake_quantize_weight(w_OI: Tensor, *, grid: WeightGrid) -> Tensor:
 
 
 def microscales(
-    amax_N: Tensor, *, scheme: TensorScheme, tensor_scale: Tensor | None = None
+    x_I: Tensor,
+    *,
+    blocks: tuple[int, ...],
+    scheme: TensorScheme,
+    tensor_scale: Tensor | None = None,
 ) -> Tensor:
-    """Scales of a microscaled format's blocks, float32 [..., N].
+    """Scales of a microscaled format's blocks, float32 [..., I] -> [..., N].
 
     Args:
         tensor_scale: nvfp4's scale of the tensor; None takes it from the tensor itself.
     """
-    if scheme.number_format is NumberFormat.nvfp4:
-        outer_scale = nvfp4_tensor_scale(amax_N.amax()) if tensor_scale is None else tensor_scale
-        return e4m3_block_scales(amax_N, tensor_scale=outer_scale)
-    assert isinstance(scheme.grid, FloatGrid)
-    return e8m0_block_scales(amax_N, grid=scheme.grid, rounding=scheme.scale_rounding)
+    amax_N = torch.maximum(-block_min(x_I, blocks), block_max(x_I, blocks)).float()
+    if scheme.number_format is not NumberFormat.nvfp4:
+        assert isinstance(scheme.grid, FloatGrid)
+        return e8m0_block_scales(amax_N, grid=scheme.grid, rounding=scheme.scale_rounding)
+    outer_scale = tensor_scale
+    if outer_scale is None:
+        outer_scale = nvfp4_tensor_scale(amax_N.amax(), rule=scheme.scale_rule)
+    six_N = e4m3_block_scales(amax_N, tensor_scale=outer_scale)
+    if scheme.scale_rule is ScaleRule.amax:
+        return six_N
+    four_N = e4m3_block_scales(amax_N * FOUR_OVER_SIX, tensor_scale=outer_scale)
+    errors = [_block_error(x_I, scale_N, blocks, grid=scheme.grid) for scale_N in (six_N, four_N)]
+    return torch.where(errors[1] < errors[0], four_N, six_N)
+
+
+@torch.no_grad()
+def _block_error(x_I: Tensor, scale_N: Tensor, blocks: tuple[int, ...], *, grid: Grid) -> Tensor:
+    """Squared error of each block on these scales, to nearest."""
+    scale = expand_blocks(scale_N, blocks)
+    wrong = dequantize(quantize(x_I, scale=scale, grid=grid), scale=scale).sub_(x_I)
+    return block_sum(wrong.square_(), blocks)

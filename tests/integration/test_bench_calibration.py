@@ -12,7 +12,7 @@ import torch
 
 from baselines.smooth_search import SmoothSearch
 from experiments.speed import calibration_cost as bench_calibration
-from experiments.speed.plain_loop import ALPHAS, plain_loop
+from experiments.speed.plain_loop import ALPHAS, LOOPED, plain_loop
 from experiments.studies import alpha_check
 from segquant.core.rounding import Rounding
 from tests.conftest import Answer
@@ -44,7 +44,7 @@ def test_the_command_states_both_ways(segbench: Segbench, small: Small) -> None:
     assert set(found["ratios"]) == {"rtn", "gptq"}
 
 
-@pytest.mark.parametrize("rounding", list(Rounding))
+@pytest.mark.parametrize("rounding", LOOPED)
 def test_the_loop_takes_22_passes_and_quantizes(rounding: Rounding) -> None:
     """One to trace, two for ten of the eleven candidates, one to finish."""
     model, x = one(32, 24), correlated(256, 32, seed=0, spread=1.0)

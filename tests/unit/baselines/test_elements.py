@@ -71,6 +71,8 @@ LEARNED = ("method.iterations=4", "method.calls=1")
 QUICK = {"svdquant": ("method.iterations=1", "method.smooth_grids=2")} | dict.fromkeys(
     ("adaround", "qdiffusion", "ptq4dm", "ptq4dit"), LEARNED
 )
+QUICK["signround"] = ("method.iterations=3",)
+QUICK["svdquant_signround"] = (*QUICK["svdquant"], "method.signround_iterations=3")
 
 # method, bits, denoiser, an element that no layer has, a word of the reason
 ABSENT = [

@@ -88,7 +88,7 @@ def test_twenty_methods_take_as_many_forwards_as_one() -> None:
         RoundToNearest(),
         SmoothSearch(),
         *(Gptq(damping=0.01 * n) for n in range(1, 10)),
-        *(SegQuant(seg_linear=False, dual_scale=False, rank=rank) for rank in range(5)),
+        *(SegQuant(seg_linear=False, dual_scale=False, rank=rank) for rank in range(4)),
         *(
             SegQuant(seg_linear=False, dual_scale=False, smoothing=none, rounding=rounding, rank=1)
             for rounding in Rounding
