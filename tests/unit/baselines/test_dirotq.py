@@ -1,5 +1,7 @@
 """DiRotQ against an independent float64 statement of its equation."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,9 @@ import torch
 
 from baselines.dirotq import DirotQ
 from segquant.core import Bits, Calibration, LowRankSettings, Rounding
+from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.principal import principal_basis, random_orthogonal
+from segquant.deploy.onnx_layer import OnnxLinear
 from tests.unit.baselines.test_published import (
     FEATURES,
     TOKEN,
@@ -164,3 +168,13 @@ def test_the_row_says_what_it_has(given: Any) -> None:
     ]
     _, plain = quantized(DirotQ(mix=False), TOKEN, given)
     assert any("mix=false" in words for words in plain.left_out)
+
+
+@pytest.mark.parametrize("how", [TOKEN, GROUPS], ids=lambda how: how.name)
+def test_it_is_saved_and_exported_as_it_runs(given: Any, how: Bits, tmp_path: Path) -> None:
+    made, report = quantized(DirotQ(), how, given)
+    save_quantized(made, tmp_path / "saved", report)
+    loaded, _ = load_quantized(copy.deepcopy(given[0]), tmp_path / "saved")
+    assert torch.equal(outputs(made), outputs(loaded))
+    x = correlated(6, FEATURES, seed=5)
+    torch.testing.assert_close(OnnxLinear(made.first)(x), made.first(x), rtol=1e-4, atol=1e-4)
