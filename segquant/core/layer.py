@@ -191,6 +191,8 @@ class _Job:
         grid = self._weight_grid()
         branch = self._branch(smoothed_OI, row_factors, grid, linear.weight.dtype)
         residual_OI = smoothed_OI if branch is None else smoothed_OI - branch.product()
+        if self.recipe.low_rank.leading:
+            residual_OI[:, : self.recipe.low_rank.rank] = 0  # no second, quantized reading of them
         scales = weight_scales(residual_OI, grid=grid)
         self.smoothed_OI = smoothed_OI
         codes_OI, scales = self._codes(residual_OI, scales, grid, groups, factors_GI)

@@ -35,21 +35,33 @@ class LowRankBudget(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankSettings:
-    """Rank 0 is no branch. One iteration is a single truncated SVD."""
+    """Rank 0 is no branch. One iteration is a single truncated SVD.
+
+    `leading`: the branch carries the first `rank` input features as they are, and the quantized
+    weight has zeros there; its down factor is a selection, which is neither stored nor multiplied.
+    """
 
     rank: int = 0
     iterations: int = 1
     early_stop: bool = True  # at the first iteration that is no better; false: all, the best kept
     budget: LowRankBudget = LowRankBudget.iso
+    leading: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"rank={self.rank}; give 0 for no low-rank branch, or more")
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}; give at least 1 (a single SVD)")
+        if self.leading and self.iterations > 1:
+            raise ValueError(
+                f"leading=true with iterations={self.iterations}; the first features are taken "
+                "whole and nothing is refined: set iterations=1"
+            )
 
     def parameters(self, *, output: Sequence[int], inputs: Sequence[int]) -> list[int]:
         """Numbers in the down and in the up factor; the zeros between segments are not stored."""
+        if self.leading:
+            return [0, min(self.rank, sum(inputs)) * sum(output)]
         if self.budget is LowRankBudget.iso:
             output, inputs = (sum(output),), (sum(inputs),)
         pairs = [(o, i, min(self.rank, o, i)) for o in output for i in inputs]
@@ -103,6 +115,12 @@ def truncated_svd(w_OI: Tensor, *, rank: int, dtype: torch.dtype) -> LowRank:
     return LowRank(up_OR=up.to(dtype), down_RI=down.to(dtype))
 
 
+def leading_branch(w_OI: Tensor, *, rank: int, dtype: torch.dtype) -> LowRank:
+    """The weight's first `rank` input features."""
+    down_RI = torch.eye(rank, w_OI.shape[1], device=w_OI.device)
+    return LowRank(up_OR=w_OI[:, :rank].to(dtype), down_RI=down_RI.to(dtype))
+
+
 def range_sketch(w_OI: Tensor, *, rank: int) -> Tensor:
     """Orthonormal columns [O, rank + oversampling] that span nearly all of the top directions."""
     width = min(rank + OVERSAMPLING, *w_OI.shape)
@@ -153,6 +171,8 @@ def low_rank_branch(
     """
     if settings.rank == 0:
         return None
+    if settings.leading:
+        return leading_branch(w_OI, rank=min(settings.rank, w_OI.shape[1]), dtype=dtype)
 
     def svd(target_OI: Tensor) -> LowRank:
         if settings.budget is LowRankBudget.iso:
