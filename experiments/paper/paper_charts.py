@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluation.report.chart_files import chart_stamp, read_stamp, write_chart
 from evaluation.report.chart_specs import Names, Spec, error_over_steps, pareto
-from evaluation.report.page_rows import axes, names_of, pareto_values
+from evaluation.report.page_rows import axes, pareto_values
 from evaluation.report.rows import Scored
 from evaluation.report.tables import make_table
 from evaluation.statistics import mean_over_runs
@@ -60,10 +60,9 @@ def _pareto(x_key: str, y_keys: Sequence[str]) -> Callable[[Sequence[Scored]], I
         y = next((known[key] for key in y_keys if key in known), None)
         if x_key not in known or y is None:
             return
-        names = names_of(table)
         for model in dict.fromkeys(row.pooled.record.model for row in table.rows):
             values = pareto_values(table, x=known[x_key], y=y, model=model)
-            yield f"figure_{model}", pareto(known[x_key], y, names), values
+            yield f"figure_{model}", pareto(known[x_key], y, _drawn(values)), values
 
     return charts
 
@@ -92,18 +91,21 @@ def _error_over_time(measured: Measured) -> Iterator[Chart]:
 
 def _curves(found: _Errors, **of_axis: Any) -> Iterator[Chart]:
     """A line for each method and bits; a point with an error of 0 has no place."""
-    names = Names(
-        methods=list(dict.fromkeys(method for _, method, _, _ in found)),
-        bits=list(dict.fromkeys(bits for _, _, bits, _ in found)),
-    )
-    spec = error_over_steps(names, **of_axis)
     for model in dict.fromkeys(key[0] for key in found):
         values = [
             _point(method, bits, step, errors)
             for (own, method, bits, step), errors in found.items()
             if own == model and min(errors) > 0
         ]
-        yield f"figure_{model}", spec, values
+        yield f"figure_{model}", error_over_steps(_drawn(values), **of_axis), values
+
+
+def _drawn(values: Sequence[dict[str, Any]]) -> Names:
+    """The methods and bits that a chart has a point of: its legend names no others."""
+    return Names(
+        methods=list(dict.fromkeys(value["method"] for value in values)),
+        bits=list(dict.fromkeys(value["bits"] for value in values)),
+    )
 
 
 def _point(method: str, bits: str, step: int, errors: Sequence[float]) -> dict[str, Any]:
