@@ -21,7 +21,10 @@ EXECUTIONS = (
     *("onnxruntime", "openvino"),  # which run an exported file
 )
 MACHINE_UNITS = ("s", "bytes")  # metrics in these units differ between two runs of one cell
-_VOLATILE_FIELDS = ("seconds", "peak_memory_bytes", "environment", "times_utc", "traceback")
+_VOLATILE_FIELDS = (
+    *("seconds", "peak_memory_bytes", "quantize_peak_memory_bytes"),
+    *("environment", "times_utc", "traceback"),
+)
 _OWN = "sha256"  # in the file: of all the rest
 _NON_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
@@ -85,6 +88,7 @@ class Record:
     )
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    quantize_peak_memory_bytes: int | None = None  # of the process that quantized, meanwhile
     weight_bytes: int | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

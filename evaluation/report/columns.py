@@ -19,6 +19,8 @@ NO_VALUE = "-"  # the record does not hold it
 HEADLINE_FROM = 2048  # images below which a distance that is biased then is no headline
 IDENTICAL = "_identical"  # ends the name of the entry that counts what a mean leaves out
 _BYTES_PER_MB = 1e6
+_BYTES_PER_GB = 1e9
+CODE_PRODUCTS = "extra_products_of_codes"  # in a record's protocol, of kernels told which code
 _LARGEST_DECIMALS = 6
 _ROUNDING = 1e-9  # a half-width of 0.1 in floating point is still one of 0.1
 
@@ -177,12 +179,16 @@ def granularity(record: Record) -> str:
 
 
 def default_columns(
-    records: Sequence[Record], *, descriptions: Sequence[Shown] | None = None
+    records: Sequence[Record],
+    *,
+    descriptions: Sequence[Shown] | None = None,
+    costs: bool = False,
 ) -> list[Column]:
     """The columns of a comparison; a metric that no record knows gets none.
 
     Args:
         descriptions: of the metrics; None for those of every metric that is known here.
+        costs: those of quantizing too.
     """
     if descriptions is None:
         descriptions = shown(all_metrics())
@@ -194,7 +200,8 @@ def default_columns(
         several_calibrations=len(draws) > 1,
     )
     columns += _metric_columns(descriptions, present=present, records=records)
-    return columns + _cost_columns()
+    more = quantizing_columns() if costs else []
+    return [*columns, *_cost_columns(), *more, _STATUS]
 
 
 def expand(item: Shown, *, names: set[str]) -> list[Shown]:
@@ -344,14 +351,47 @@ def _cost_columns() -> list[Column]:
             legend="seconds per image; n/a where quantization is simulated: its speed says nothing",
             cell=_speed_cell,
         ),
-        Column(
-            key="status",
-            title="Status",
-            legend="ok, skipped, failed or missing, with the reason below",
-            cell=_status_cell,
-            numeric=False,
+    ]
+
+
+def quantizing_columns() -> list[Column]:
+    """What quantizing a model takes once, and what its products take ever after."""
+    return [
+        number_column(
+            "extra_macs_fraction",
+            title="Extra products %",
+            legend="multiply-accumulates of DualScale, low rank and rotations beyond a plain "
+            "Linear's, over all Linears'; of the inputs' code that ran, where one was chosen",
+            number=_extra_products,
+            scale=100,
+        ),
+        number_column(
+            "calibration_forwards",
+            title="Calibration forwards",
+            legend="of the denoiser",
+            number=lambda r: r.calibration_forwards or None,
+            digits=0,
+        ),
+        number_column(
+            "quantize_seconds",
+            title="Seconds to quantize",
+            legend="once, after the calibration, on the machine of the record; of a row of several "
+            "draws, the first's",
+            number=lambda r: r.seconds.get("quantize"),
+        ),
+        number_column(
+            "quantize_peak_memory_bytes",
+            title="Peak GB to quantize",
+            legend="of the process meanwhile, the model in it, in 10^9 bytes",
+            number=lambda r: r.quantize_peak_memory_bytes,
+            scale=1 / _BYTES_PER_GB,
         ),
     ]
+
+
+def _extra_products(record: Record) -> float | None:
+    found: float | None = record.protocol.get(CODE_PRODUCTS, record.extra_macs_fraction)
+    return found
 
 
 def _speed_cell(record: Record) -> Cell:
@@ -369,3 +409,12 @@ def _speed_cell(record: Record) -> Cell:
 def _status_cell(record: Record) -> Cell:
     note = record.reason if record.status != "ok" else ""
     return Cell(text=record.status, value=record.status, note=note)
+
+
+_STATUS = Column(
+    key="status",
+    title="Status",
+    legend="ok, skipped, failed or missing, with the reason below",
+    cell=_status_cell,
+    numeric=False,
+)

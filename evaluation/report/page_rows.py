@@ -12,7 +12,7 @@ from typing import Any
 
 from evaluation.records import Record, encode_record
 from evaluation.report.chart_specs import Axis, Names
-from evaluation.report.columns import Cell, Column, number_column
+from evaluation.report.columns import Cell, Column, quantizing_columns
 from evaluation.report.marks import Row
 from evaluation.report.page_data import PageData, RowExtras, plain_values
 from evaluation.report.tables import Table
@@ -27,32 +27,6 @@ _LOG_FROM = 20.0  # largest over smallest: such an axis is logarithmic, and has 
 _QUALITY_FIRST = ("step_error", "psnr", "lpips", "ssim")  # the axis that a page opens with
 
 
-def extra_axes() -> list[Column]:
-    """Costs that a table has no column for."""
-    return [
-        number_column(
-            "extra_macs_fraction",
-            title="Extra products %",
-            legend="of DualScale and low rank, over all Linears' products",
-            number=lambda r: r.extra_macs_fraction,
-            scale=100,
-        ),
-        number_column(
-            "calibration_forwards",
-            title="Calibration forwards",
-            legend="of the denoiser",
-            number=lambda r: r.calibration_forwards or None,
-            digits=0,
-        ),
-        number_column(
-            "quantize_seconds",
-            title="Seconds to quantize",
-            legend="once, on the machine of the record; no speed of sampling",
-            number=lambda r: r.seconds.get("quantize"),
-        ),
-    ]
-
-
 def names_of(table: Table) -> Names:
     records = [row.pooled.record for row in table.rows]
     return Names(
@@ -64,7 +38,8 @@ def names_of(table: Table) -> Names:
 def drawn_columns(table: Table) -> list[Column]:
     """Whatever is a number: the table's columns, and costs that it has none for."""
     known = [column for column in table.columns if column.numeric]
-    return known + extra_axes()
+    keys = {column.key for column in known}
+    return known + [column for column in quantizing_columns() if column.key not in keys]
 
 
 def axes(table: Table) -> list[Axis]:

@@ -64,6 +64,7 @@ def make_table(
     descriptions: Sequence[Shown] | None = None,
     missing: Sequence[tuple[str, str, str]] = (),
     title: str = "",
+    costs: bool = False,
 ) -> Table:
     """Arrange records.
 
@@ -75,13 +76,14 @@ def make_table(
         columns: None for `default_columns`, which `descriptions` of metrics are for.
         missing: (model, method, bits) that were asked for and have no record; each gets a row.
         title: first words of the caption.
+        costs: what quantizing took stands in columns of its own.
     """
     cells = [*cells, *(Scored(record=_no_record(*names)) for names in dict.fromkeys(missing))]
     if not cells:
         raise ValueError("no records: run the cells first, or say which are missing")
     records = [cell.record for cell in cells]
     if columns is None:
-        columns = default_columns(records, descriptions=descriptions)
+        columns = default_columns(records, descriptions=descriptions, costs=costs)
     chosen = list(columns)
     per_image = {column.metric: column.per_image for column in chosen if column.metric}
     pooled = {id(row.record): row for row in pool(cells, columns=per_image)}

@@ -205,6 +205,7 @@ def fill_costs(record: Record, cell: Cell) -> None:
         quantized = cell.quantized.build()
         record.calibration_forwards = quantized.notes["forwards"]
         record.protocol[_FLOPS] = quantized.notes[_FLOPS]
+        record.quantize_peak_memory_bytes = quantized.peak_memory_bytes
         calibration = quantized.notes["calibration_seconds"]
         record.seconds |= {"calibration": calibration, "quantize": quantized.seconds}
     each = images.notes["seconds_per_image"]

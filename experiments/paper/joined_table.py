@@ -71,7 +71,13 @@ def experiment_table(
         missing: the names of cells without a record, each as often as there are such cells.
         commands: the legend begins with those that make the table and what is not there yet.
     """
-    table = make_table(cells, descriptions=descriptions, missing=missing, title=asked.name)
+    table = make_table(
+        cells,
+        descriptions=descriptions,
+        missing=missing,
+        title=asked.name,
+        costs=setup is not None and setup.costs,
+    )
     if setup is not None and setup.table is not None:
         table = _Joined(base=table, asked=asked, setup=setup, published=setup.table).table()
     states = _states(cells, asked, missing=len(missing)) if commands else []

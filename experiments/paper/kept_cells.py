@@ -14,7 +14,11 @@ from typing import Any
 
 from evaluation.metrics.flat_images import FlatImages
 from evaluation.records import Record, decode_metric, encode_record
-from evaluation.report.columns import IDENTICAL, default_columns
+from evaluation.report.columns import (
+    CODE_PRODUCTS,
+    IDENTICAL,
+    default_columns,
+)
 from evaluation.report.rows import DRAW, SHARED_PROTOCOL_FIELDS, UNQUANTIZED, Scored
 from experiments.config.naming import names
 from experiments.config.run_config import RunConfig
@@ -27,6 +31,7 @@ _PROTOCOL = (
     *SHARED_PROTOCOL_FIELDS,
     *(DRAW, "calibration_prompts", "calibration_seed", "n", "activation_dynamic"),
     *("weight_granularity", "activation_granularity", "dataset"),
+    CODE_PRODUCTS,
     *("linears_quantized", "linears_kept", "linear_weights_quantized_fraction"),
 )
 _DROPPED: dict[str, Any] = {

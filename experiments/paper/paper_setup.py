@@ -16,7 +16,7 @@ from experiments.paper.published_numbers import PublishedRow, PublishedTable, pu
 if TYPE_CHECKING:
     from evaluation.records import Record
 
-_KEYS = ("table", "stands_for", "study", "figure")
+_KEYS = ("table", "stands_for", "study", "figure", "costs")
 _KEYS_OF_CELLS = ("model", "bits", "method", "dataset")
 
 
@@ -26,12 +26,14 @@ class PaperSetup:
 
     `study`: the module in `experiments/paper/` that measures on stored stages, where the table is
     none of cells. `figure`: which of `paper_charts` is drawn beside the table.
+    `costs`: whether the table has columns of what quantizing took.
     """
 
     table: PublishedTable | None = None
     stands_for: Mapping[str, str] = field(default_factory=dict)
     study: str | None = None
     figure: str | None = None
+    costs: bool = False
 
 
 def paper_setup(experiment: str) -> PaperSetup | None:
@@ -51,6 +53,7 @@ def paper_setup(experiment: str) -> PaperSetup | None:
         stands_for={str(k): str(v) for k, v in (content.get("stands_for") or {}).items()},
         study=content.get("study"),
         figure=content.get("figure"),
+        costs=bool(content.get("costs", False)),
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evaluation.metrics.metric_catalogue import shown
@@ -48,6 +48,11 @@ class _Found:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recorded(parser)
     parser.add_argument("--format", choices=tuple(FORMATS), default="md")
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="columns of what quantizing took: forwards, seconds, memory, extra products",
+    )
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -58,6 +63,8 @@ def run(options: argparse.Namespace) -> Answer:
     sweep = recorded_sweep(options)
     named = sweep.name in choices("experiment")
     setup = paper_setup(sweep.name) if named else None
+    if options.costs:
+        setup = replace(setup or PaperSetup(), costs=True)
     asked = Asked(
         name=sweep.name,
         words=tuple(options.overrides),
@@ -74,7 +81,7 @@ def run(options: argparse.Namespace) -> Answer:
         setup=setup,
         missing=found.missing,
         descriptions=None if found.lacking else shown(sweep.cells[0].around.metrics),
-        commands=setup is not None or bool(found.lacking) or not found.cells,
+        commands=named or bool(found.lacking) or not found.cells,
     )
     records = [cell.record for cell in found.cells]
     report = write_report(sweep, [] if found.lacking else records, table=table)
