@@ -8,8 +8,6 @@ from torch import nn
 
 from baselines.quarot import layer_generator, not_rotated, rotation_by, unsupported_rotation
 from segquant.core import (
-    BY_GPTQ,
-    TO_NEAREST,
     Bits,
     Calibration,
     GptqSettings,
@@ -18,6 +16,7 @@ from segquant.core import (
     Rounding,
     StatisticsNeeds,
     quantize_layers,
+    rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.transforms import (
@@ -63,7 +62,7 @@ class ConvRot:
             )
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(gram=self.rounding is Rounding.gptq, rows=self.sample_rows)
+        return StatisticsNeeds(gram=self.rounding.reads_gram, rows=self.sample_rows)
 
     def unsupported(self, bits: Bits) -> str | None:
         return unsupported_rotation(bits)
@@ -83,7 +82,7 @@ class ConvRot:
             elements=[
                 rotation_by("regular Hadamard transform of groups of the Linears' inputs"),
                 *([rotation_by("random signs")] if self.random_signs else []),
-                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
+                rounded_by(self.rounding),
             ],
             left_out=[
                 "a list of the Linears to rotate for each model: all that are quantized are",

@@ -11,8 +11,6 @@ from torch import nn
 
 from baselines.quarot import layer_generator, unsupported_rotation
 from segquant.core import (
-    BY_GPTQ,
-    TO_NEAREST,
     Bits,
     Calibration,
     Element,
@@ -24,6 +22,7 @@ from segquant.core import (
     StatisticsNeeds,
     elements,
     quantize_layers,
+    rounded_by,
 )
 from segquant.core.input_statistics import LayerStatistics
 from segquant.core.layer_plan import LayerPlan
@@ -154,7 +153,7 @@ class DirotQ:
         done: list[Element | str] = [
             Element(name=one, has=elements.low_rank, otherwise=why) for one in names
         ]
-        return [*done, BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST]
+        return [*done, rounded_by(self.rounding)]
 
 
 def _drawn_as(name: str, seen: LayerStatistics) -> str:

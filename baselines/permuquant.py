@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core import (
-    BY_GPTQ,
-    TO_NEAREST,
     Bits,
     Calibration,
     Element,
@@ -24,6 +22,7 @@ from segquant.core import (
     StatisticsNeeds,
     elements,
     quantize_layers,
+    rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
 from segquant.core.outputs import layer_problem
@@ -66,7 +65,7 @@ class PermuQuant:
             raise ValueError(f"sample_rows={self.sample_rows}; give at least 2, half to judge by")
 
     def needs(self) -> StatisticsNeeds:
-        return StatisticsNeeds(gram=self.rounding is Rounding.gptq, rows=self.sample_rows)
+        return StatisticsNeeds(gram=self.rounding.reads_gram, rows=self.sample_rows)
 
     def unsupported(self, bits: Bits) -> str | None:
         if not any(one.quantized and one.group_size for one in (bits.weight, bits.activation)):
@@ -100,7 +99,7 @@ class PermuQuant:
                     has=elements.reordered,
                     otherwise="it falls in no layer",
                 ),
-                BY_GPTQ if self.rounding is Rounding.gptq else TO_NEAREST,
+                rounded_by(self.rounding),
             ],
             left_out=[
                 "orders absorbed into the modules before: an index select of each layer's input"

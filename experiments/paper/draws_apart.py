@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 _HEAD = ("model", "method", "bits", "draw", "metric", "better", "value")
 _METRICS = {"step_error": "lower", "psnr": "higher"}
+_SHOWN = {"step_error": ("step error %", 100.0), "psnr": ("PSNR dB", 1.0)}
 _TITLES = (
     *("Model", "Bits", "Method", "Metric", "Mean", "Lowest to highest draw"),
     *("SD of draws", "SD of methods' means", "Best in"),
 )
 _LEGEND = (
     "Mean over calibration draws, [95 % interval, Student's t]; each draw's number is of the same "
-    "evaluation prompts. Step error as a share, PSNR in dB.",
+    "evaluation prompts.",
     "SD of draws: between this row's draws; SD of methods' means: between the rows of its model "
     "and bits. A draw matters where the first is no small part of the second.",
     "Best in: draws in which no other method of the model and bits is better.",
@@ -68,9 +69,10 @@ def table(measured: Measured, *, asked: Asked, setup: PaperSetup) -> Table:
             for r in measured.there
             if (r["model"], r["bits"], r["metric"]) == (model, bits, metric)
         ]
+        title, scale = _SHOWN.get(str(metric), (str(metric), 1.0))
         by_method: dict[str, dict[str, float]] = {}
         for row in own:
-            by_method.setdefault(row["method"], {})[str(row["draw"])] = float(row["value"])
+            by_method.setdefault(row["method"], {})[str(row["draw"])] = scale * float(row["value"])
         best = max if own[0]["better"] == "higher" else min
         draws = sorted({draw for values in by_method.values() for draw in values})
         winners = [
@@ -84,7 +86,7 @@ def table(measured: Measured, *, asked: Asked, setup: PaperSetup) -> Table:
             within = f"{statistics.stdev(numbers):.3g}" if len(numbers) > 1 else ""
             body.append(
                 [
-                    *(str(model), str(bits), str(method), str(metric), _mean(numbers)),
+                    *(str(model), str(bits), str(method), title, over_draws(numbers)),
                     f"{min(numbers):.4g} to {max(numbers):.4g}",
                     *(within, between, f"{winners.count(method)} of {len(draws)}"),
                 ]
@@ -97,10 +99,3 @@ def table(measured: Measured, *, asked: Asked, setup: PaperSetup) -> Table:
         asked=asked,
         measured=measured,
     )
-
-
-def _mean(numbers: list[float]) -> str:
-    """Percent for shares, so that three decimals tell something."""
-    if max(numbers) < 1:
-        return f"{over_draws([100 * number for number in numbers])} %"
-    return over_draws(numbers)

@@ -18,6 +18,7 @@ from experiments.config.compose import build_cell
 from experiments.config.places import options
 from experiments.config.run_config import RunConfig
 from experiments.errors import UserError
+from experiments.paper import draws_apart
 from experiments.paper.checked_findings import README, found_text, read_topics, with_findings
 from experiments.paper.claims import CONFIRMED, CONTRADICTED, claims_table, find_claims
 from experiments.paper.joined_table import Asked, experiment_table
@@ -32,6 +33,7 @@ from experiments.paper.published_numbers import (
     PublishedRow,
     PublishedTable,
 )
+from experiments.paper.studies_of_stages import Measured
 
 PROMPTS = [f"p{number}" for number in range(8)]
 NAMES = ("fp", "rtn", "segquant_a")
@@ -184,6 +186,52 @@ def test_a_table_of_nothing_yet_names_the_command(
     assert "Missing: 5 of 5 cells" in said
     assert f"segbench run +experiment=paper_dci out={tmp_path}" in said
     assert "22.19 unverified" in said
+
+
+def test_a_study_without_its_device_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["table", "paper_kernels", f"out={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "missing (1): device='cuda', but torch sees no CUDA device" in said
+    assert f"This makes them: segbench table paper_kernels out={tmp_path}" in said
+
+
+def test_what_quantizing_took_stands_in_columns_when_asked_for() -> None:
+    dear = cell("rtn", 30, extra_macs_fraction=0.25, calibration_forwards=49)
+    coded = cell("segquant_a", 33, extra_macs_fraction=0.25, quantize_peak_memory_bytes=3 * 10**9)
+    coded.record.protocol["extra_products_of_codes"] = 0.0
+    setup = PaperSetup(costs=True)
+    table = experiment_table([dear, coded], ASKED, setup=setup, missing=[])
+    made = {
+        column.key: [row.cells[at].text for row in table.rows]
+        for at, column in enumerate(table.columns)
+    }
+    assert made["extra_macs_fraction"] == ["25.00", "0.00"]
+    assert made["calibration_forwards"] == ["49", "-"]
+    assert made["quantize_peak_memory_bytes"] == ["-", "3.00"]
+    plain = experiment_table([dear, coded], ASKED, setup=None, missing=[])
+    assert "extra_macs_fraction" not in {column.key for column in plain.columns}
+
+
+def test_draws_are_set_against_methods() -> None:
+    measured = Measured(head=draws_apart._HEAD)
+    for method, values in {"rtn": (3.0, 5.0), "gptq": (4.0, 6.0), "mine": (4.5, 5.5)}.items():
+        for draw, value in enumerate(values):
+            measured.add(
+                **{"model": "m", "method": method, "bits": "b", "draw": draw},
+                **{"metric": "psnr", "better": "higher", "value": value},
+            )
+    measured.add(model="m", method="late", bits="b", draw=0, missing="no record in the store")
+    text = to_markdown(draws_apart.table(measured, asked=ASKED, setup=PaperSetup()))
+    rows = {line.split("|")[3].strip(): line for line in text.splitlines() if "| PSNR dB" in line}
+    assert "1 of 2" in rows["gptq"], rows
+    assert "1 of 2" in rows["mine"]
+    assert "0 of 2" in rows["rtn"]
+    assert "1.41" in rows["rtn"]  # between its draws
+    assert "0.577" in rows["rtn"]  # between 4, 5 and 5
+    assert "missing (1): no record in the store" in text
 
 
 FOLDERS = sorted(path for path in KEPT_RESULTS.iterdir() if path.is_dir())
