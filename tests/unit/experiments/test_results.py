@@ -40,7 +40,7 @@ def test_the_sweep_has_every_method_at_every_bits() -> None:
     too_wide = {"w4a4_int_group64"}  # for layers of 160 features
     of_one_method = {"w4a4_lloyd", "w4a4_nvfp4_46"}  # what orbitquant and four_over_six impose
     assert bits == set(options("bits")) - {"w16a16"} - too_wide - of_one_method
-    apart = {"fp", "noise_floor", "segquant_seg_only", "segquant_dual_only"}
+    apart = {"fp", "noise_floor", "segquant_seg_only", "segquant_dual_only", "composed"}
     peers = {name for name in options("method") if name.startswith("peer_")}
     assert methods | newer == set(options("method")) - apart - peers
 
