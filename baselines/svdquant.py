@@ -150,7 +150,7 @@ class SvdQuant:
         if self.modulation_in_16_bit and conditioning_of(calibration.graph, name) == MODULATION:
             own = replace(bits, activation=TensorScheme(num_bits=16))
             notes.append("modulation: its input stays in 16 bit")
-        elif self.unsigned_shift and _unsigned(bits) and _after_gelu(calibration.graph, name):
+        elif self.unsigned_shift and _unsigned(bits) and after_gelu(calibration.graph, name):
             own = replace(bits, activation=replace(bits.activation, symmetric=False))
             shift_I = torch.full((linear.in_features,), GELU_SHIFT)
             notes.append(f"input after GELU shifted by {GELU_SHIFT}, unsigned")
@@ -261,7 +261,7 @@ def _input_in_16_bit(bits: Bits) -> elements.Has:
     return lambda quant, entry: bits.activation.quantized and not quant.spec.activation.quantized
 
 
-def _after_gelu(graph: object, name: str) -> bool:
+def after_gelu(graph: object, name: str) -> bool:
     """Whether all of a layer's input is proven to lie between GELU's minimum and infinity."""
     try:
         parts = graph[name].input_segments  # type: ignore[index]

@@ -22,7 +22,7 @@ from segquant.core.grids import (
     quantize,
     symmetric_scale,
 )
-from segquant.core.ranges import RangeRule, block_tails, least_error
+from segquant.core.ranges import RangeRule, block_tails, least_error, least_error_apart
 from segquant.core.schemes import Granularity, TensorScheme
 from segquant.core.weights import microscales
 
@@ -110,7 +110,12 @@ def static_scales(
         wrong_TI = fake_quantize(sample_TI, grid=grid, static=static) - sample_TI
         return block_sum(wrong_TI.square_().sum(0), grid.blocks)
 
-    return scales_from_range(*least_error(low_N, high_N, error=error), grid=grid)
+    low, high = least_error(low_N, high_N, error=error)
+    if any(grid.dual):
+        apart = least_error_apart(low_N, high_N, error=error)
+        dual = torch.tensor(grid.dual, device=low.device)
+        low, high = torch.where(dual, apart[0], low), torch.where(dual, apart[1], high)
+    return scales_from_range(low, high, grid=grid)
 
 
 def dynamic_scales(

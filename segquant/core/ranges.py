@@ -1,7 +1,8 @@
 """The range that a scale reaches: all values, all but the furthest, or what costs least error.
 
 `percentile` leaves the furthest values beyond either end to be clipped. `mse` shrinks the range of
-all values by common factors and keeps, for each scale, the one of least squared error.
+all values by common factors and keeps, for each scale, the one of least squared error; under
+DualScale either end has a scale, and a factor, of its own.
 
 Legend: T sampled rows, K values of one scale, N blocks of input features.
 """
@@ -50,11 +51,24 @@ def least_error(
     Args:
         error: squared error per scale of a range, in the shape of `low`.
     """
-    best = error(low, high)
+    factor = _best_factor(lambda shrink: error(low * shrink, high * shrink))
+    return low * factor, high * factor
+
+
+def least_error_apart(
+    low: Tensor, high: Tensor, *, error: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same with a factor for either end, where no value's error depends on both."""
+    low = low * _best_factor(lambda shrink: error(low * shrink, high))
+    return low, high * _best_factor(lambda shrink: error(low, high * shrink))
+
+
+def _best_factor(error: Callable[[float], Tensor]) -> Tensor:
+    best = error(1.0)
     factor = torch.ones_like(best)
     for n in range(1, SHRINK_TRIES):
         shrink = 1.0 - SHRINK_STEP * n
-        shrunk_error = error(low * shrink, high * shrink)
+        shrunk_error = error(shrink)
         factor = torch.where(shrunk_error < best, shrink, factor)
         best = torch.minimum(shrunk_error, best)
-    return low * factor, high * factor
+    return factor
