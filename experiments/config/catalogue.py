@@ -189,7 +189,7 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 def _needs(needs: dict[str, Any]) -> list[str]:
     words = {
         "gram": "Gram matrices",
-        "graph": "the static graph",
+        "graph": "static graph",
         "replay": "replayed calls",
         "steps": "statistics per step",
         "capture_bytes": "stored calls",
