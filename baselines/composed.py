@@ -44,9 +44,10 @@ class Composed:
     """What rotation, a low-rank branch and rounding each gain, with nothing else that differs.
 
     `Y = X' L1 L2 + Q(X') Q(R)`, `X' = X R_h`, `W' = W R_h = L1 L2 + R`: each part may be missing,
-    and without any it is rtn. It is no published method: it takes QuaRot's rotation (arXiv
-    2404.00456), SVDQuant's branch (arXiv 2411.05007) and GPTQ (arXiv 2210.17323) apart, where
-    published rows have each with other settings around it (no smoothing, no layer in 16 bit here).
+    and without any it is rtn. It is no published method: published rows have each part with other
+    settings around it (here: no smoothing, no layer in 16 bit).
+    Source: of the rotation QuaRot, arXiv 2404.00456, and ConvRot, arXiv 2512.03673; of the branch
+    SVDQuant, arXiv 2411.05007; of the rounding GPTQ, arXiv 2210.17323.
 
     Left out: smoothing, folding, inputs of some layers in 16 bit.
     Cost: the sum of what is switched on: see quarot, svdquant and gptq.
