@@ -7,7 +7,7 @@ from enum import Enum
 
 from torch import nn
 
-from baselines.quarot import layer_generator, not_rotated, rotation_by, unsupported_rotation
+from baselines.quarot import hadamard_plan, layer_generator, rotation_by, unsupported_rotation
 from segquant.core import (
     Bits,
     Calibration,
@@ -23,12 +23,6 @@ from segquant.core import (
     rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
-from segquant.core.transforms import (
-    InputTransform,
-    hadamard_blocks,
-    regular_block,
-    rotation_block,
-)
 
 
 class Rotation(Enum):
@@ -99,18 +93,8 @@ class Composed:
         if self.rotation is Rotation.none:
             return LayerPlan()
         regular = self.rotation is Rotation.regular
-        block_of = regular_block if regular else rotation_block
-        size = block_of(linear.in_features, largest=self.block_size)
-        if size == 0:
-            return LayerPlan(notes=(not_rotated(linear),))
-        rotation_NBB = hadamard_blocks(
-            linear.in_features,
-            block_size=size,
-            generator=None if regular else layer_generator(name, seed=self.seed),
-            regular=regular,
-        )
-        transform = InputTransform(rotation_NBB=rotation_NBB, hadamard=True)
-        return LayerPlan(transform=transform, notes=(f"rotated in blocks of {size}",))
+        generator = None if regular else layer_generator(name, seed=self.seed)
+        return hadamard_plan(linear, largest=self.block_size, generator=generator, regular=regular)
 
     def _elements(self) -> list[Element | str]:
         done: list[Element | str] = []

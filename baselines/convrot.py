@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from baselines.quarot import layer_generator, not_rotated, rotation_by, unsupported_rotation
+from baselines.quarot import hadamard_plan, layer_generator, rotation_by, unsupported_rotation
 from segquant.core import (
     Bits,
     Calibration,
@@ -19,12 +19,7 @@ from segquant.core import (
     rounded_by,
 )
 from segquant.core.layer_plan import LayerPlan
-from segquant.core.transforms import (
-    InputTransform,
-    hadamard_blocks,
-    is_power_of_four,
-    regular_block,
-)
+from segquant.core.transforms import is_power_of_four
 
 
 @dataclass(kw_only=True)
@@ -92,15 +87,12 @@ class ConvRot:
         )
 
     def _plan(self, name: str, linear: nn.Linear) -> LayerPlan:
-        size = regular_block(linear.in_features, largest=self.group_size)
-        if size == 0:
-            return LayerPlan(notes=(not_rotated(linear),))
         generator = layer_generator(name, seed=self.seed) if self.random_signs else None
-        rotation_NBB = hadamard_blocks(
-            linear.in_features, block_size=size, generator=generator, regular=True
+        plan = hadamard_plan(
+            linear, largest=self.group_size, generator=generator, regular=True, parts="groups"
         )
-        note = f"rotated in groups of {size}"
-        if size < self.group_size:
-            note += f": {self.group_size} does not divide {linear.in_features} input features"
-        transform = InputTransform(rotation_NBB=rotation_NBB, hadamard=True)
-        return LayerPlan(transform=transform, notes=(note,))
+        if plan.transform is None or plan.transform.block_size == self.group_size:
+            return plan
+        (note,) = plan.notes
+        why = f"{self.group_size} does not divide {linear.in_features} input features"
+        return replace(plan, notes=(f"{note}: {why}",))

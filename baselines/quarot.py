@@ -26,6 +26,7 @@ from segquant.core.transforms import (
     SMALLEST_ROTATION,
     InputTransform,
     hadamard_blocks,
+    regular_block,
     rotation_block,
 )
 
@@ -88,15 +89,37 @@ class QuaRot:
         )
 
     def _plan(self, name: str, linear: nn.Linear) -> LayerPlan:
-        size = rotation_block(linear.in_features, largest=self.block_size)
-        if size == 0:
-            return LayerPlan(notes=(not_rotated(linear),))
         generator = layer_generator(name, seed=self.seed) if self.random_signs else None
-        rotation_NBB = hadamard_blocks(linear.in_features, block_size=size, generator=generator)
-        note = f"rotated in blocks of {size}"
-        return LayerPlan(
-            transform=InputTransform(rotation_NBB=rotation_NBB, hadamard=True), notes=(note,)
-        )
+        return hadamard_plan(linear, largest=self.block_size, generator=generator)
+
+
+def hadamard_plan(
+    linear: nn.Linear,
+    *,
+    largest: int,
+    generator: torch.Generator | None,
+    regular: bool = False,
+    parts: str = "blocks",
+) -> LayerPlan:
+    """A layer whose input is rotated by Hadamard blocks, with a note of their size.
+
+    Args:
+        largest: the size that blocks have at most; they divide the input features.
+        generator: of random signs before the blocks; None for none.
+        regular: blocks without a column of ones, whose sizes are powers of four.
+        parts: what the note calls them.
+    """
+    block_of = regular_block if regular else rotation_block
+    size = block_of(linear.in_features, largest=largest)
+    if size == 0:
+        return LayerPlan(notes=(not_rotated(linear),))
+    rotation_NBB = hadamard_blocks(
+        linear.in_features, block_size=size, generator=generator, regular=regular
+    )
+    return LayerPlan(
+        transform=InputTransform(rotation_NBB=rotation_NBB, hadamard=True),
+        notes=(f"rotated in {parts} of {size}",),
+    )
 
 
 def not_rotated(linear: nn.Linear) -> str:

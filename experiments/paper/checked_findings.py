@@ -94,8 +94,12 @@ def judge(findings: Sequence[Finding], *, results: Path = KEPT_RESULTS) -> list[
     Raises:
         UserError: a row or column is not in the table.
     """
+    tables = {
+        name: _table(results / name / KEPT)
+        for name in dict.fromkeys(one.table for one in findings if one.relation != "read")
+    }
     compared = {
-        number: _compare(one, results=results)
+        number: _compare(one, table=tables[one.table])
         for number, one in enumerate(findings)
         if one.relation != "read"
     }
@@ -149,16 +153,27 @@ def with_findings(readme: str, text: str) -> str:
     return made
 
 
-def _compare(finding: Finding, *, results: Path) -> tuple[Estimate, float]:
-    path = results / finding.table / KEPT
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A committed table's rows, and the per-image column of each metric."""
+
+    rows: list[Pooled]
+    per_image: Mapping[str, str]
+
+
+def _table(path: Path) -> _Table:
     done = [cell for cell in read_kept(path) if cell.record.status == "ok"]
-    columns = {c.metric: c for c in default_columns([cell.record for cell in done]) if c.metric}
-    column = columns.get(finding.column)
-    if column is None or not column.per_image:
+    columns = default_columns([cell.record for cell in done])
+    per_image = {column.metric: column.per_image for column in columns if column.metric}
+    return _Table(rows=pool(done, columns=per_image), per_image=per_image)
+
+
+def _compare(finding: Finding, *, table: _Table) -> tuple[Estimate, float]:
+    column = table.per_image.get(finding.column)
+    if not column:
         raise UserError(f"{finding.table} has no scores of {finding.column!r} prompt by prompt")
-    rows = pool(done, columns={name: one.per_image for name, one in columns.items()})
-    a, b = (_row(rows, at, table=finding.table) for at in (finding.a, finding.b))
-    found = pair(a, b, column.per_image)
+    a, b = (_row(table.rows, at, table=finding.table) for at in (finding.a, finding.b))
+    found = pair(a, b, column)
     if found is None:
         raise UserError(f"{finding.table}: no scores of {finding.column} at {dict(finding.a)}")
     if finding.column in _RATIOS:

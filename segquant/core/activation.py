@@ -110,6 +110,8 @@ def static_scales(
         wrong_TI = fake_quantize(sample_TI, grid=grid, static=static) - sample_TI
         return block_sum(wrong_TI.square_().sum(0), grid.blocks)
 
+    if all(grid.dual):
+        return scales_from_range(*least_error_apart(low_N, high_N, error=error), grid=grid)
     low, high = least_error(low_N, high_N, error=error)
     if any(grid.dual):
         apart = least_error_apart(low_N, high_N, error=error)
