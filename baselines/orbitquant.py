@@ -51,13 +51,14 @@ class OrbitQuant:
     Left out: the codebook of the coordinates' exact (beta) law for each width: its normal limit
     (core/lloyd_max.py says what that costs); blocks wider than `block_size`; row norms in bfloat16:
     float32 here. Which embeddings and heads stay in 16 bit is the bits' business (`keep`).
-    Cost: no forward and nothing of the calibration (its rows measure the reported error alone); at
+    Cost: no forward and nothing of the calibration (its rows measure the reported error alone, and
+    without a `seed` its draw of prompts seeds R, so that draws of a sweep are draws of R); at
     run time an index select, I log2 B additions and a norm a row; log2 I + 1 bits a channel, and
     products of levels, which integer kernels do not have: simulated.
     """
 
     block_size: int = 1024
-    seed: int = 0  # of the permutation and the signs of each width
+    seed: int | None = None  # of each width's permutation and signs; None: the calibration draw's
     modulation_in_16_bit: bool = True
     sample_rows: int = 256
 
@@ -97,11 +98,13 @@ class OrbitQuant:
             bits, weight=with_codebook(bits.weight), activation=with_codebook(bits.activation)
         )
 
+        seed = calibration.draw if self.seed is None else self.seed
+
         def plan_of(name: str, linear: nn.Linear) -> LayerPlan:
             modulation = conditioning_of(calibration.graph, name) == MODULATION
             if self.modulation_in_16_bit and modulation:
                 return _modulation_plan(linear, bits=bits)
-            return self._plan(linear)
+            return self._plan(linear, seed=seed)
 
         return quantize_layers(
             denoiser,
@@ -151,12 +154,12 @@ class OrbitQuant:
             TO_NEAREST,
         ]
 
-    def _plan(self, linear: nn.Linear) -> LayerPlan:
+    def _plan(self, linear: nn.Linear, *, seed: int | str) -> LayerPlan:
         features = linear.in_features
         size = rotation_block(features, largest=self.block_size)
         if size == 0:
             return LayerPlan(notes=(f"{not_rotated(linear)}; its codebook stays",))
-        generator = layer_generator(f"{features} input features", seed=self.seed)
+        generator = layer_generator(f"{features} input features", seed=seed)
         permutation_I = torch.randperm(features, generator=generator).int()
         rotation_NBB = hadamard_blocks(features, block_size=size, generator=generator)
         transform = InputTransform(

@@ -135,7 +135,7 @@ def rotation_by(name: str) -> Element:
     return Element(name=name, has=elements.rotated, otherwise=why)
 
 
-def layer_generator(name: str, *, seed: int) -> torch.Generator:
+def layer_generator(name: str, *, seed: int | str) -> torch.Generator:
     """A CPU generator that depends on the seed and the layer's name, not on the layers' order."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

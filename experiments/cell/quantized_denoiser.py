@@ -60,6 +60,7 @@ class QuantizedDenoiser(Stage):
         """The sweep's calibration, as far as this method asked for it."""
         needs = self.method.needs()
         held = self.calibration().read()
+        held.draw = self.around.prompts_hash.calibration
         if needs.graph:
             held.graph = self.around.graph
         if needs.replay:

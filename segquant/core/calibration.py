@@ -55,6 +55,7 @@ class Calibration:
     # What a method may ask for beyond (StatisticsNeeds): saved and loaded on their own.
     steps: StepStatistics | None = field(default=None, repr=False)
     captured: CapturedCalls | None = field(default=None, repr=False)
+    draw: str = ""  # names the draw of the calibration's prompts, for what is random beside them
     # Where layers are quantized, one at a time; None: where each of them lies.
     device: torch.device | None = None
 

@@ -65,6 +65,7 @@ class StatisticsNeeds:
             steps=calibration.steps if self.steps else None,
             captured=within,
             device=calibration.device,
+            draw=calibration.draw,
         )
 
 

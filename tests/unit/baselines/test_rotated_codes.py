@@ -184,7 +184,7 @@ def on_codebook(x: Tensor, num_bits: int) -> Tensor:
     return norms / root * levels[nearest.abs().argmin(-1)]
 
 
-ALL_CODED = OrbitQuant(modulation_in_16_bit=False)
+ALL_CODED = OrbitQuant(modulation_in_16_bit=False, seed=0)
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (2, 4), (3, 8)], ids=str)
@@ -266,6 +266,18 @@ def test_each_setting_of_orbitquant_reaches_the_computation(
     assert not torch.equal(before, after)
     assert OrbitQuant(sample_rows=9).needs().rows == 9
     assert OrbitQuant().needs().graph != ALL_CODED.needs().graph
+
+
+def test_draws_of_the_calibration_are_draws_of_orbitquants_rotation(given: Any) -> None:
+    model, calibration = given
+    drawn = replace(ALL_CODED, seed=None)
+
+    def made(method: OrbitQuant, draw: str) -> Tensor:
+        return outputs(quantized(method, TOKEN, (model, replace(calibration, draw=draw)))[0])
+
+    assert torch.equal(made(drawn, "a"), made(drawn, "a"))
+    assert not torch.equal(made(drawn, "a"), made(drawn, "b"))
+    assert torch.equal(made(ALL_CODED, "a"), made(ALL_CODED, "b"))
 
 
 FP8 = TensorScheme(num_bits=8, number_format=NumberFormat.fp8_e4m3)
