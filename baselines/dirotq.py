@@ -49,8 +49,8 @@ class DirotQ:
     Unverified: that W U1 stays in 16 bit. The abstract says so of the coefficients X U1 alone.
     Cost: no forward beyond the calibration; an eigendecomposition a layer. At run time I * I
     products a row for the basis, which modulation keeps from being folded, and r O for U1's. The
-    basis is stored in 16 bit for every layer, although q, k and v could share one; so are the zero
-    codes under U1: both are counted.
+    basis is counted in 16 bit, once for layers that read one tensor; so are the zero codes under
+    U1. Where a basis serves one Linear alone, its I * I numbers weigh more than the codes.
     """
 
     share: float = 0.125  # of the input features, in 16 bit

@@ -35,7 +35,11 @@ class Replay(Protocol):
     """Runs a denoiser on the calibration's inputs, those that the unquantized one was given."""
 
     def __call__(self, denoiser: nn.Module, *, calls: int | None = None) -> None:
-        """Every input in its order, or the first few of each denoiser."""
+        """Every input in its order, or the first few of each denoiser.
+
+        What the denoiser returns is not to be read: a forward may end as soon as it has said what
+        is recorded of it.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segquant.core.calibration import Calibration
-from segquant.core.costs import extra_macs_per_row, stored_bits
+from segquant.core.costs import extra_macs_per_row, rotated_alike, stored_bits
 from segquant.core.elements import Element, sort_elements
 from segquant.core.fold_smoothing import FoldSite, fold_smoothing
 from segquant.core.layer import QuantizedLayer, needs_gram
@@ -52,11 +52,12 @@ class _Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class _Done:
-    """A layer's replacement, what the report says of it, and the rows of its calibration."""
+    """A layer's replacement, what the report says of it, and what its calibration saw."""
 
     quant: QuantLinear
     entry: QuantizedLayer
     rows: int
+    shared_with: tuple[str, ...]  # layers that read the same input
 
 
 def quantize_layers(
@@ -193,7 +194,9 @@ def _quantize_stage(
         entry.notes += [layer_bits[name].reason] if layer_bits[name].reason else []
         quant.release()
         replace_module(denoiser, old=resting, new=quant.to(resting.weight.device))
-        done[name] = _Done(quant=quant, entry=entry, rows=seen.rows)
+        done[name] = _Done(
+            quant=quant, entry=entry, rows=seen.rows, shared_with=tuple(seen.shared_with)
+        )
     return done
 
 
@@ -250,6 +253,7 @@ def _cost(
         kept_weights=sum(other.weights for other in others.values()),
         kept_bits=sum(other.stored_bits for other in others.values()),
     )
+    charged: set[str] = set()
     for name, weights in linears.items():
         if name not in done:
             cost.kept_weights += weights
@@ -260,8 +264,15 @@ def _cost(
         made = done[name]
         cost.macs += weights * made.rows
         cost.quantized_weights += weights
-        cost.quantized_bits += stored_bits(made.quant, made.entry)
-        cost.extra_macs += extra_macs_per_row(made.quant, made.entry) * made.rows
+        turns = not any(
+            rotated_alike(made.quant, done[other].quant)
+            for other in made.shared_with
+            if other in charged
+        )
+        charged.add(name)
+        cost.quantized_bits += stored_bits(made.quant, made.entry, rotation=turns)
+        extra = extra_macs_per_row(made.quant, made.entry, rotation=turns)
+        cost.extra_macs += extra * made.rows
     return cost
 
 

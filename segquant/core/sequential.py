@@ -5,7 +5,8 @@ denoiser is run over the calibration's inputs again before each stage, with all 
 quantized already, and the stage's statistics are recorded anew. Of several denoisers, each is run
 on what the unquantized others gave it. Source: GPTQ (arXiv 2210.17323),
 section 4: one Transformer block after the other. The first stage's inputs are the unquantized
-ones, so it takes no run; every other stage takes one over the whole set.
+ones, so it takes no run; every other stage takes one over the whole set, each forward of which ends
+before the stage's last Linear, if all forwards of the calibration called the same Linears.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -22,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from segquant.core.calibration import Calibration
+from segquant.core.early_end import ending_after, is_steady
 from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.linear import QuantLinear
 from segquant.core.mismatch import MismatchRecorder
 from segquant.core.plain_linears import linear_layers
-from segquant.core.several import called_parts, part_of_layer
+from segquant.core.several import Denoisers, called_parts, part_of_layer
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +83,11 @@ def stages(
             f"sequential={sequential.name} runs the denoiser on the calibration's inputs, and this "
             "calibration kept none; set calibration.replay, or sequential=none"
         )
-    order, forwards = call_order(denoiser, calibration=calibration)
+    once, forwards = calls_of_one_forward(denoiser, calibration=calibration)
+    order = [*once, *(name for name in calibration.statistics if name not in once)]
+    calls = {name: seen.calls for name, seen in calibration.statistics.items()}
+    # the parts of several may be called with what others return
+    steady = not isinstance(denoiser, Denoisers) and is_steady(once=once, calls=calls)
     plan = stage_layers(
         denoiser, order=order, calibration=calibration, sequential=sequential, wanted=set(wanted)
     )
@@ -91,12 +99,14 @@ def stages(
             continue
         recorder = StatisticsRecorder(denoiser, layers=layers, gram=gram, sample_rows=rows)
         differences: dict[str, Tensor] = {}
+        ending = partial(ending_after, layers=layers, once=once) if steady else nullcontext
         with torch.no_grad(), recorder:
             if unquantized is None:
-                replay(denoiser)
+                with ending(denoiser):
+                    replay(denoiser)
             else:
                 beside = MismatchRecorder(denoiser, unquantized, layers=layers)
-                with beside:
+                with beside, ending(unquantized), ending(denoiser):
                     replay(denoiser)
                 differences = beside.mismatches()
         for module in denoiser.modules():
@@ -111,12 +121,14 @@ def stages(
         yield Stage(layers=layers, statistics=seen, forwards=forwards)
 
 
-def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[str], int]:
-    """Linears in the order of their first call, from one forward of each denoiser.
+def calls_of_one_forward(
+    denoiser: nn.Module, *, calibration: Calibration
+) -> tuple[dict[str, int], int]:
+    """Linears in the order of their first call, how often one forward of each denoiser calls them.
 
-    Those that it misses come last. Also the number of forwards.
+    Also the number of forwards.
     """
-    order: dict[str, None] = {}
+    once: dict[str, int] = {}
     called: list[nn.Module] = []
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -126,7 +138,7 @@ def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[s
     for name, linear in linear_layers(denoiser).items():
 
         def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            order.setdefault(name)
+            once[name] = once.get(name, 0) + 1
 
         handles.append(linear.register_forward_pre_hook(see))
     assert calibration.replay is not None
@@ -136,8 +148,7 @@ def call_order(denoiser: nn.Module, *, calibration: Calibration) -> tuple[list[s
     finally:
         for handle in handles:
             handle.remove()
-    missed = [name for name in calibration.statistics if name not in order]
-    return [*order, *missed], len(called)
+    return once, len(called)
 
 
 def stage_layers(

@@ -1,14 +1,17 @@
 """DiRotQ against an independent float64 statement of its equation."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from baselines.dirotq import DirotQ
+from baselines.quarot import QuaRot
 from segquant.core import Bits, Calibration, LowRankSettings, Rounding
 from segquant.core.checkpoint import load_quantized, save_quantized
 from segquant.core.principal import principal_basis, random_orthogonal
@@ -21,7 +24,15 @@ from tests.unit.baselines.test_published import (
     quantized,
     setting,
 )
-from tests.unit.core.helpers import GROUP, bits, correlated, generator, power_ratio, scheme
+from tests.unit.core.helpers import (
+    GROUP,
+    bits,
+    calibrate,
+    correlated,
+    generator,
+    power_ratio,
+    scheme,
+)
 
 TO_NEAREST = DirotQ(rounding=Rounding.rtn)
 HEAD = 2  # 1/8 of 16 features
@@ -178,3 +189,36 @@ def test_it_is_saved_and_exported_as_it_runs(given: Any, how: Bits, tmp_path: Pa
     assert torch.equal(outputs(made), outputs(loaded))
     x = correlated(6, FEATURES, seed=5)
     torch.testing.assert_close(OnnxLinear(made.first)(x), made.first(x), rtol=1e-4, atol=1e-4)
+
+
+class Pair(nn.Module):
+    """Two Linears that read one tensor, and one that reads another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k = nn.Linear(32, 16), nn.Linear(32, 16)
+        self.out = nn.Linear(16, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.q(x) * self.k(x).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("method", "shared"), [(DirotQ(), True), (QuaRot(random_signs=True), False)]
+)
+def test_a_rotation_of_one_input_is_charged_once(method: Any, shared: bool) -> None:
+    """Signs that each layer draws are other rotations of one input: each is charged."""
+    model = Pair()
+    calibration = calibrate(model, [correlated(256, 32, seed=0)])
+    of = {name: calibration.statistics[name].shared_with for name in ("q", "out")}
+    assert of == {"q": ("k",), "out": ()}
+    alone = {name: replace(seen, shared_with=()) for name, seen in calibration.statistics.items()}
+    reports = [
+        method.quantize(Pair(), calibration=one, bits=TOKEN)
+        for one in (calibration, replace(calibration, statistics=alone))
+    ]
+    bits = [r.effective_bits_per_weight * (2 * 32 * 16 + 16 * 32) for r in reports]
+    macs = [r.extra_macs_fraction * (2 * 32 * 16 + 16 * 32) for r in reports]
+    assert bits[1] - bits[0] == pytest.approx(32 * 32 * 16 if shared else 0)
+    assert macs[1] - macs[0] == pytest.approx(32 * 32 if shared else 0)

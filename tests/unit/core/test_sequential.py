@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.gptq import Gptq
+from baselines.qronos import Qronos
+from segquant.core import sequential
 from segquant.core.calibration import Calibration
 from segquant.core.grids import int_grid
 from segquant.core.layer_pass import quantize_layers
@@ -16,7 +18,7 @@ from segquant.core.linear import QuantLinear
 from segquant.core.plain_linears import linear_layers
 from segquant.core.recipe import LayerRecipe
 from segquant.core.rounding import Rounding
-from segquant.core.sequential import Sequential, block_of_layers, call_order, stage_layers
+from segquant.core.sequential import Sequential, block_of_layers, calls_of_one_forward, stage_layers
 from segquant.graph import analyze
 from segquant.method import SegQuant
 from tests.unit.core import denoisers
@@ -54,11 +56,11 @@ class Residual(nn.Module):
 
 
 def plan(model: nn.Module, calibration: Calibration, how: Sequential) -> list[tuple[str, ...]]:
-    order, forwards = call_order(model, calibration=calibration)
+    once, forwards = calls_of_one_forward(model, calibration=calibration)
     assert forwards == 1
     return stage_layers(
         model,
-        order=order,
+        order=list(once),
         calibration=calibration,
         sequential=how,
         wanted=set(calibration.statistics),
@@ -180,6 +182,52 @@ def test_the_report_states_the_forwards_and_the_layers_in_module_order() -> None
         names = [entry["name"] for entry in report.layers_quantized]
         assert names == list(linear_layers(model))
         assert all(isinstance(m, QuantLinear) for m in (quant.first, quant.last))
+
+
+class Counted(Residual):
+    """A Residual that counts its whole forwards, and may leave a block out of one."""
+
+    def __init__(self, *, leaves_out: bool = False) -> None:
+        super().__init__(blocks=3)
+        self.leaves_out, self.called, self.ended = leaves_out, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.called += 1
+        x = self.first(self.first(x))  # twice in every forward
+        for number, block in enumerate(self.blocks):
+            if not (self.leaves_out and number == 1 and self.called % 2):
+                x = x + block["down"](torch.nn.functional.silu(block["up"](x)))
+        self.ended += 1
+        return self.last(x)
+
+
+@pytest.mark.parametrize("method", [Gptq(sequential=Sequential.blocks), Qronos()])
+def test_forwards_end_where_the_stage_has_seen_its_inputs(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same denoiser bit for bit as from whole forwards."""
+    x = correlated(64, 32, seed=0)
+    calibration = replayed(Counted(), list(x.split(16)))
+    quick, slow = Counted(), Counted()
+    report = method.quantize(quick, calibration=calibration, bits=bits(4, 8))
+    assert quick.ended == 1 + 4  # the order, and four batches up to the input of `last`
+    assert "forward" not in vars(quick)
+    monkeypatch.setattr(sequential, "is_steady", lambda **_: False)
+    whole = method.quantize(slow, calibration=calibration, bits=bits(4, 8))
+    assert slow.ended == 1 + 4 * 4
+    assert report == whole
+    for name, value in slow.state_dict().items():
+        assert torch.equal(value, quick.state_dict()[name]), name
+
+
+def test_forwards_that_leave_a_layer_out_run_to_their_ends() -> None:
+    x = torch.randn(64, 32, generator=generator(0))
+    model = Counted(leaves_out=True)
+    calibration = replayed(model, list(x.split(16)))
+    assert calibration.statistics["blocks.1.up"].calls == 2
+    model.called, model.ended = 0, 0
+    Gptq(sequential=Sequential.blocks).quantize(model, calibration=calibration, bits=bits(4, 8))
+    assert model.ended == 1 + 4 * 4
 
 
 def test_layers_that_are_kept_take_no_run() -> None:

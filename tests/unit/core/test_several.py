@@ -21,7 +21,7 @@ from segquant.core.input_statistics import LayerStatistics, StatisticsRecorder
 from segquant.core.linear import QuantLinear
 from segquant.core.predictions import said_by
 from segquant.core.recorded_calls import CallRecorder, CapturedCalls
-from segquant.core.sequential import Sequential, block_of_layers, call_order
+from segquant.core.sequential import Sequential, block_of_layers, calls_of_one_forward
 from segquant.core.several import PART, Denoisers, called_parts, part_of_call, together
 from segquant.core.stepwise import StepRecorder, follow_steps
 from tests.unit.core.helpers import bits, generator
@@ -190,8 +190,8 @@ def test_in_sequence_every_denoiser_has_stages_of_its_own() -> None:
     with StatisticsRecorder(whole, gram=True) as recorder:
         run(modules)
     calibration = Calibration(statistics=recorder.statistics(), forwards=5, replay=_replay(modules))
-    order, forwards = call_order(whole, calibration=calibration)
-    assert order == list(recorder.statistics())
+    once, forwards = calls_of_one_forward(whole, calibration=calibration)
+    assert list(once) == list(recorder.statistics())
     assert forwards == 5  # this replay runs them all
     method = Gptq(sequential=Sequential.blocks)
     report = method.quantize(whole, calibration=calibration, bits=bits())
