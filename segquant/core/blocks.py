@@ -83,4 +83,4 @@ def _cut(x_I: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _equal(sizes: Sequence[int]) -> bool:
-    return all(size == sizes[0] for size in sizes)
+    return sizes.count(sizes[0]) == len(sizes)
