@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STUDIES = (
     *("layer_errors", "polarity_shares", "graph_coverage"),
-    *("error_curves", "draws_apart", "kernel_times", "factor_effects"),
+    *("error_curves", "draws_apart", "kernel_times", "factor_effects", "error_coherence"),
 )
 MEASURED = "measured.csv"
 MISSING_COLUMN = "missing"
