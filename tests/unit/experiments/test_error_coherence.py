@@ -28,7 +28,7 @@ def test_a_shrunk_output_is_said_by_its_gain() -> None:
     exact = torch.randn(CALLS, PROMPTS, FEATURES, generator=generator(0)).double()
     for row in summed(0.9 * exact, exact):
         assert row["gain"] == pytest.approx(0.9)
-        assert row["error"] == row["drift"] == pytest.approx(0.01)
+        assert (row["error"], row["drift"]) == (pytest.approx(0.01), pytest.approx(0.01))
 
 
 def test_each_prompt_is_as_numpy_says() -> None:
