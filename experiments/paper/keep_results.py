@@ -2,7 +2,7 @@
 
 `python -m experiments.paper.keep_results tiny_paper_main --out runs`, after `segbench table`. The
 tables are made from what is kept, not copied, so that a test can make them again and see that they
-are what it says.
+are what it says. What `segbench compare` left beside them is copied, as layers' errors are not kept.
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ def keep(name: str, *, out: Path) -> list[Path]:
     for file, text in rendered(name, target).items():
         write_text(target / file, text)
         written.append(target / file)
+    for compared in [*sorted(source.glob("compare_*.md")), *sorted(source.glob("compare_*.csv"))]:
+        write_text(target / compared.name, compared.read_text(encoding="utf-8"))
+        written.append(target / compared.name)
     for sheet in sorted(source.glob("contact_sheet_*.png")) if _is_qualitative(name) else []:
         stamp = kept_stamp(target / KEPT)
         (target / sheet.name).write_bytes(stamped_png(sheet.read_bytes(), stamp))

@@ -7,17 +7,22 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
 from evaluation.records import Record
-from evaluation.report.comparison import Verdict
+from evaluation.report.comparison import Verdict, compare_rows
 from experiments.config.places import options
+from experiments.config.request import read_request
+from experiments.paper.keep_results import KEPT_RESULTS
+from experiments.paper.kept_cells import KEPT, missing_of, read_kept
 from experiments.store.paths import RESULTS
 from experiments.studies import alpha_check
 from experiments.tiny import quality
 from experiments.verbs.compare import read_reasons
 
 BASELINES = RESULTS / "baselines"
+NEWER = KEPT_RESULTS / "baselines_2026"
 MODELS = {"tiny_mmdit", "tiny_flux", "tiny_unet"}
 
 
@@ -64,6 +69,44 @@ def test_every_row_that_is_worse_than_rtn_has_its_reason() -> None:
         assert any(_covers(reason, row) for reason in reasons), row
     used = [any(_covers(reason, row) for row in worse) for reason in reasons]
     assert all(used), "a reason that no row needs"
+
+
+@pytest.mark.parametrize("against", ["rtn", "svdquant"])
+def test_verdicts_on_the_rows_of_2026_are_those_of_what_is_kept(against: str) -> None:
+    """Ratios and verdicts made again from the kept scores, and a reason for each worse row."""
+    cells = read_kept(NEWER / KEPT)
+    found = rows(NEWER / f"compare_{against}.csv")
+    again = {
+        (c.record.model, c.record.bits_label, c.record.method_label): c
+        for c in compare_rows(cells, against=against, descriptions=[])
+    }
+    assert set(again) == {(r["model"], r["bits"], r["method"]) for r in found}
+    for row in found:
+        compared = again[row["model"], row["bits"], row["method"]]
+        assert row["verdict"] == compared.said, row
+        if compared.ratio is not None:
+            ratio = float(row["step_error_ratio"])
+            assert ratio == pytest.approx(compared.ratio.value, rel=1e-4)
+    reasons = read_reasons(NEWER / f"reasons_{against}.yaml")
+    worse = [row for row in found if row["verdict"].startswith(Verdict.worse.value)]
+    for row in worse:
+        assert any(_covers(reason, row) for reason in reasons), row
+    assert all(any(_covers(reason, row) for row in worse) for reason in reasons), "one for no row"
+
+
+def test_the_rows_of_2026_are_there_for_every_draw() -> None:
+    """Every cell of the sweep, done or skipped with its reason; verdicts hold for three draws."""
+    request = read_request(["+experiment=baselines_2026"], multirun=True)
+    cells = read_kept(NEWER / KEPT)
+    assert not missing_of(cells, request.cells)
+    assert {cell.record.status for cell in cells} == {"ok", "skipped"}
+    assert all(cell.record.reason for cell in cells if cell.record.status == "skipped")
+    models, methods, bits = experiment("baselines_2026")
+    assert models == MODELS
+    assert len(bits) == 6
+    verdicts = rows(NEWER / "compare_rtn.csv")
+    assert not [row for row in verdicts if "calibration draw" in row["verdict"]]
+    assert methods - {"rtn"} <= {row["method"] for row in verdicts}
 
 
 def _covers(reason, row) -> bool:
