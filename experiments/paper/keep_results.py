@@ -2,7 +2,7 @@
 
 `python -m experiments.paper.keep_results tiny_paper_main --out runs`, after `segbench table`. The
 tables are made from what is kept, not copied, so that a test can make them again and see that they
-are what it says. What `segbench compare` left beside them is copied, as layers' errors are not kept.
+are what it says. What `segbench compare` left beside them is copied: layers' errors are not kept.
 """
 
 from __future__ import annotations
