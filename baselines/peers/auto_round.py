@@ -47,7 +47,7 @@ class AutoRound:
     Cost: no forward; `iterations` passes, forward and backward, of each Linear over a minibatch.
     """
 
-    iterations: int = 200  # 0: to nearest, with its quantizers
+    iterations: int = 200  # 0, from Python alone: to nearest, with its quantizers
     learn_range: bool = True
     seed: int = 0  # of the minibatches
     sample_rows: int = 1024
