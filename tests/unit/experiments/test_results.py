@@ -90,9 +90,10 @@ def test_verdicts_on_the_rows_of_2026_are_those_of_what_is_kept(against: str) ->
             assert ratio == pytest.approx(compared.ratio.value, rel=1e-4)
 
 
-def test_every_row_of_2026_that_is_worse_than_rtn_has_its_reason() -> None:
-    reasons = read_reasons(NEWER / "reasons_rtn.yaml")
-    found = rows(NEWER / "compare_rtn.csv")
+@pytest.mark.parametrize("against", ["rtn", "svdquant"])
+def test_every_row_of_2026_that_is_worse_has_its_reason(against: str) -> None:
+    reasons = read_reasons(NEWER / f"reasons_{against}.yaml")
+    found = rows(NEWER / f"compare_{against}.csv")
     worse = [row for row in found if row["verdict"].startswith(Verdict.worse.value)]
     for row in worse:
         assert any(_covers(reason, row) for reason in reasons), row
