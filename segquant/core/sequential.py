@@ -85,14 +85,13 @@ def stages(
         )
     once, forwards = calls_of_one_forward(denoiser, calibration=calibration)
     order = [*once, *(name for name in calibration.statistics if name not in once)]
-    calls = {name: seen.calls for name, seen in calibration.statistics.items()}
+    calls, rows = _calls_and_rows(calibration.statistics, wanted=set(wanted))
     # the parts of several may be called with what others return
     steady = not isinstance(denoiser, Denoisers) and is_steady(once=once, calls=calls)
     plan = stage_layers(
         denoiser, order=order, calibration=calibration, sequential=sequential, wanted=set(wanted)
     )
     unquantized = copy.deepcopy(denoiser) if mismatch else None
-    rows = max(calibration.statistics[name].sample_TI.shape[0] for name in wanted)
     for number, layers in enumerate(plan):
         if number == 0:
             yield Stage(layers=layers, statistics=calibration.statistics, forwards=forwards)
@@ -119,6 +118,18 @@ def stages(
         }
         forwards = recorder.forwards * (1 if unquantized is None else 2)
         yield Stage(layers=layers, statistics=seen, forwards=forwards)
+
+
+def _calls_and_rows(
+    statistics: Mapping[str, LayerStatistics], *, wanted: set[str]
+) -> tuple[dict[str, int], int]:
+    """Calls of each layer, and the most sampled rows of a wanted one; each layer is read once."""
+    calls, rows = {}, 0
+    for name, seen in statistics.items():
+        calls[name] = seen.calls
+        if name in wanted:
+            rows = max(rows, seen.sample_TI.shape[0])
+    return calls, rows
 
 
 def calls_of_one_forward(

@@ -230,6 +230,12 @@ def test_forwards_that_leave_a_layer_out_run_to_their_ends() -> None:
     assert model.ended == 1 + 4 * 4
 
 
+def test_a_layer_that_one_forward_misses_makes_forwards_unsteady() -> None:
+    assert sequential.is_steady(once={"a": 1, "b": 2}, calls={"a": 10, "b": 20})
+    assert not sequential.is_steady(once={"a": 1, "b": 2}, calls={"a": 10, "b": 10})
+    assert not sequential.is_steady(once={"a": 1}, calls={"a": 10, "b": 1})
+
+
 def test_layers_that_are_kept_take_no_run() -> None:
     model, x = Residual(blocks=2), correlated(64, 32, seed=0)
     calibration = replayed(model, [x])
