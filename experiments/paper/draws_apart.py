@@ -10,7 +10,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from experiments.errors import UserError
-from experiments.paper.studies_of_stages import Measured, over_draws, text_table
+from experiments.paper.studies_of_stages import Measured, over_draws, said_of, text_table
 
 if TYPE_CHECKING:
     from evaluation.report.tables import Table
@@ -38,9 +38,7 @@ def measure(sweep: Sweep) -> Measured:
     """A cell without a finished record is a missing row."""
     measured = Measured(head=_HEAD)
     for cell in sweep.cells:
-        model, method, bits = cell.names
-        draw = cell.config.dataset.calibration_seed
-        said = {"model": model, "method": method, "bits": bits, "draw": draw}
+        said = said_of(cell)
         try:
             record = cell.read_record()
         except UserError as error:

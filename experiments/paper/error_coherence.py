@@ -9,6 +9,7 @@ that where its times are evenly spaced.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,9 @@ import torch
 from torch import Tensor
 
 from experiments.errors import UserError
-from experiments.paper.studies_of_stages import Measured, over_draws, text_table
+from experiments.paper.studies_of_stages import Measured, measure_cells, over_draws, text_table
 from experiments.sampling.threads import threads
-from experiments.sampling.trajectory import recorded_calls
-from segquant.core.predictions import said_by
-from segquant.core.several import part_of_call
+from experiments.sampling.trajectory import by_prompt, said_beside
 
 if TYPE_CHECKING:
     from evaluation.report.tables import Table
@@ -33,6 +32,7 @@ _HEAD = (
     *("model", "method", "bits", "draw", "prompt", "calls"),
     *("error", "gain", "coherence", "drift"),
 )
+_SCALES = {"error": 100, "gain": 1, "coherence": 1, "drift": 100}
 _TITLES = ("Model", "Bits", "Method", "Step error %", "Gain", "Coherence", "Drift %")
 _LEGEND = (
     "Mean over prompts, then over calibration draws, [95 % interval, Student's t]; every call gets "
@@ -48,17 +48,11 @@ _LEGEND = (
 def measure(sweep: Sweep) -> Measured:
     """Runs the quantized denoisers of the store on the reference's calls."""
     measured = Measured(head=_HEAD)
-    for group in sweep.groups():
-        for cell in group:
-            model, method, bits = cell.names
-            draw = cell.config.dataset.calibration_seed
-            said = {"model": model, "method": method, "bits": bits, "draw": draw}
-            try:
-                _measure(cell, said, measured)
-            except UserError as error:
-                measured.add(**said, missing=" ".join(str(error).split()))
-        group[0].around.release()
-    return measured
+
+    def measure_one(cell: Cell, said: dict[str, Any]) -> None:
+        _measure(cell, said, measured)
+
+    return measure_cells(sweep, measured, measure=measure_one)
 
 
 def _measure(cell: Cell, said: Mapping[str, Any], measured: Measured) -> None:
@@ -71,28 +65,22 @@ def _measure(cell: Cell, said: Mapping[str, Any], measured: Measured) -> None:
     model = cell.around.model
     module = cell.around.loaded(cell.denoiser).module
     assert module is not None
-    prompt = 0
-    with threads(stage.num_threads), model.placed(module) as denoiser, torch.no_grad():
-        for described, calls in recorded_calls(
-            trajectory.path, trajectory.notes, device=model.device
+    numbers = itertools.count()
+    with threads(stage.num_threads), model.placed(module) as denoiser:
+        for prompts, calls in said_beside(
+            denoiser, trajectory.path, trajectory.notes, device=model.device
         ):
-            given, exact = [], []
-            for arguments, reference in calls:
-                outputs = said_by(part_of_call(denoiser, arguments), denoiser(**arguments))
-                given.append(_by_prompt(outputs, described["prompts"]))
-                exact.append(_by_prompt(reference, described["prompts"]))
+            given, exact = zip(
+                *((_by_prompt(own, prompts), _by_prompt(theirs, prompts)) for own, theirs in calls),
+                strict=True,
+            )
             for values in summed(torch.stack(given), torch.stack(exact)):
-                measured.add(**said, prompt=prompt, calls=len(given), **values)
-                prompt += 1
+                measured.add(**said, prompt=next(numbers), calls=len(given), **values)
 
 
 def _by_prompt(outputs: Sequence[Tensor], prompts: int) -> Tensor:
-    """All that a call says of each prompt, guidance among it: [N, F] in float64."""
-    parts = [
-        x.detach().cpu().double().unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1)
-        for x in outputs
-    ]
-    return torch.cat(parts, 1)
+    """All that a call says of each prompt: [N, F] in float64."""
+    return torch.cat([by_prompt(x.detach().cpu().double(), prompts) for x in outputs], 1)
 
 
 def summed(given_TNF: Tensor, exact_TNF: Tensor) -> list[dict[str, float]]:
@@ -113,18 +101,21 @@ def summed(given_TNF: Tensor, exact_TNF: Tensor) -> list[dict[str, float]]:
     return [dict(zip(found, row, strict=True)) for row in rows]
 
 
+def _shown(own: Sequence[Mapping[str, Any]], name: str, scale: int) -> str:
+    """The mean over prompts of each draw, then over draws."""
+    by_draw: dict[Any, list[float]] = {}
+    for row in own:
+        by_draw.setdefault(row["draw"], []).append(scale * float(row[name]))
+    return over_draws([sum(values) / len(values) for values in by_draw.values()])
+
+
 def table(measured: Measured, *, asked: Asked, setup: PaperSetup) -> Table:
     body = []
     for key in dict.fromkeys((r["model"], r["bits"], r["method"]) for r in measured.there):
         own = [r for r in measured.there if (r["model"], r["bits"], r["method"]) == key]
-        draws = dict.fromkeys(r["draw"] for r in own)
-
-        def cell(name: str, times: float = 1, own: Any = own, draws: Any = draws) -> str:
-            by_draw = [[times * float(r[name]) for r in own if r["draw"] == draw] for draw in draws]
-            return over_draws([sum(values) / len(values) for values in by_draw])
-
-        shown = [cell("error", 100), cell("gain"), cell("coherence"), cell("drift", 100)]
-        body.append([*map(str, key), *shown])
+        body.append(
+            [*map(str, key), *(_shown(own, name, scale) for name, scale in _SCALES.items())]
+        )
     return text_table(
         _TITLES,
         body,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.errors import UserError
-from experiments.paper.studies_of_stages import Measured, over_draws, text_table
+from experiments.paper.studies_of_stages import Measured, over_draws, said_of, text_table
 
 if TYPE_CHECKING:
     from evaluation.report.tables import Table
@@ -28,9 +28,7 @@ def measure(sweep: Sweep) -> Measured:
     """A cell whose step errors are not in the store is a missing row."""
     measured = Measured(head=_HEAD)
     for cell in sweep.cells:
-        model, method, bits = cell.names
-        draw = cell.config.dataset.calibration_seed
-        said = {"model": model, "method": method, "bits": bits, "draw": draw}
+        said = said_of(cell)
         try:
             finished = None if cell.step_errors is None else cell.step_errors.find()
         except UserError as error:

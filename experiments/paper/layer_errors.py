@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from experiments.cell.calibration_pass import calibration_of
 from experiments.errors import UserError
 from experiments.paper.published_numbers import UNKNOWN
-from experiments.paper.studies_of_stages import Measured, over_draws, text_table
+from experiments.paper.studies_of_stages import (
+    Measured,
+    measure_cells,
+    over_draws,
+    said_of,
+    text_table,
+)
 from segquant.core.plain_linears import linear_layers
 
 if TYPE_CHECKING:
@@ -47,26 +53,15 @@ _LEGEND = (
 def measure(sweep: Sweep) -> Measured:
     """Reads calibrations and quantized denoisers; a stage that is not there is a missing row."""
     measured = Measured(head=_HEAD)
-    for group in sweep.groups():
-        for cell in group:
-            said = _said(cell.config, cell.names)
-            try:
-                _measure(cell, _inputs(cell, sweep), said, measured)
-            except UserError as error:
-                measured.add(**said, missing=" ".join(str(error).split()))
-        group[0].around.release()
-    return measured
+
+    def measure_one(cell: Cell, said: dict[str, Any]) -> None:
+        _measure(cell, _inputs(cell, sweep), said, measured)
+
+    return measure_cells(sweep, measured, measure=measure_one, said=_said)
 
 
-def _said(config: RunConfig, names: tuple[str, str, str]) -> dict[str, Any]:
-    return {
-        "model": names[0],
-        "method": names[1],
-        "bits": names[2],
-        "recipe": recipe_of(config),
-        "arm": arm_of(config),
-        "draw": config.dataset.calibration_seed,
-    }
+def _said(cell: Cell) -> dict[str, Any]:
+    return {**said_of(cell), "recipe": recipe_of(cell.config), "arm": arm_of(cell.config)}
 
 
 def recipe_of(config: RunConfig) -> str:

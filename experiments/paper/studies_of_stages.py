@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -25,6 +25,7 @@ from experiments.paper.joined_table import BLANK, Asked
 from experiments.paper.paper_setup import PaperSetup
 
 if TYPE_CHECKING:
+    from experiments.cell.cell import Cell as SweptCell
     from experiments.cell.sweep import Sweep
 
 STUDIES = (
@@ -143,6 +144,36 @@ def _row(cells: list[Cell]) -> Row:
         run_id="", status="ok", model=cells[0].text, method="", bits="", dataset="", seed=0
     )
     return Row(pooled=Pooled(record=record, cells=(Scored(record=record),)), kind="", cells=cells)
+
+
+def said_of(cell: SweptCell) -> dict[str, Any]:
+    """The columns that say which cell, and of which calibration draw."""
+    model, method, bits = cell.names
+    draw = cell.config.dataset.calibration_seed
+    return {"model": model, "method": method, "bits": bits, "draw": draw}
+
+
+def measure_cells(
+    sweep: Sweep,
+    measured: Measured,
+    *,
+    measure: Callable[[SweptCell, dict[str, Any]], None],
+    said: Callable[[SweptCell], dict[str, Any]] = said_of,
+) -> Measured:
+    """Measures cell by cell, a model at a time; what the store does not have is a missing row.
+
+    Args:
+        measure: adds a cell's rows, each with what `said` says of the cell.
+    """
+    for group in sweep.groups():
+        for cell in group:
+            columns = said(cell)
+            try:
+                measure(cell, columns)
+            except UserError as error:
+                measured.add(**columns, missing=" ".join(str(error).split()))
+        group[0].around.release()
+    return measured
 
 
 def over_draws(by_draw: Sequence[float]) -> str:

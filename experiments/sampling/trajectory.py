@@ -188,15 +188,41 @@ def replay_errors(
         float64 (N, T): per prompt and call ||q - r||^2 / ||r||^2, 0 where both are zero; what a
         call says of a prompt beyond one tensor (guidance, residuals) is summed.
     """
-    rows = []
-    for described, calls in recorded_calls(folder, notes, device=device or device_of(denoiser)):
-        steps = []
+    return torch.cat(
+        [
+            torch.stack([_per_prompt(*said, prompts) for said in calls], dim=1)
+            for prompts, calls in said_beside(denoiser, folder, notes, device=device)
+        ]
+    )
+
+
+def said_beside(
+    denoiser: nn.Module,
+    folder: Path,
+    notes: dict[str, Any],
+    *,
+    device: torch.device | None = None,
+) -> Iterator[tuple[int, Iterator[tuple[Said, Said]]]]:
+    """Batch by batch the number of prompts, and of each call what this denoiser and the one that
+    was recorded say to the same inputs.
+
+    Args:
+        device: where the denoiser runs; None is where it lies.
+    """
+
+    def both(calls: Iterator[Call]) -> Iterator[tuple[Said, Said]]:
         for arguments, said in calls:
             with torch.no_grad():
-                outputs = said_by(part_of_call(denoiser, arguments), denoiser(**arguments))
-            steps.append(_per_prompt(outputs, said, described["prompts"]))
-        rows.append(torch.stack(steps, dim=1))
-    return torch.cat(rows)
+                outputs = denoiser(**arguments)
+            yield said_by(part_of_call(denoiser, arguments), outputs), said
+
+    for described, calls in recorded_calls(folder, notes, device=device or device_of(denoiser)):
+        yield described["prompts"], both(calls)
+
+
+def by_prompt(output: torch.Tensor, prompts: int) -> torch.Tensor:
+    """[N, F]: all of a call's output that is of each prompt, guidance among it."""
+    return output.unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1)
 
 
 def device_of(denoiser: nn.Module) -> torch.device:
@@ -224,7 +250,7 @@ def recorded_calls(
 
 def _per_prompt(outputs: Said, references: Said, prompts: int) -> torch.Tensor:
     def energy(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1).square().sum(dim=1)
+        return by_prompt(x, prompts).square().sum(dim=1)
 
     noise = power = torch.zeros(prompts, dtype=torch.float64)
     for output, reference in zip(outputs, references, strict=True):
