@@ -263,7 +263,8 @@ def test_a_stale_table_is_seen(tmp_path: Path) -> None:
 
 def test_every_tiny_experiment_has_its_result() -> None:
     tiny = {name for name in options("experiment") if name.startswith("tiny_")}
-    assert tiny == {folder.name for folder in FOLDERS}
+    on_tiny_models = {"baselines_2026", "baselines_2026_why"}  # which are no twins
+    assert tiny | on_tiny_models == {folder.name for folder in FOLDERS}
 
 
 def test_a_figure_is_asked_for_and_there() -> None:
